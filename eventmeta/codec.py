@@ -1,0 +1,189 @@
+"""JSON as the store keeps it: validated, canonical, exact.
+
+Databases and JSON libraries disagree about the edges of JSON (NaN, large integers, surrogates, NUL,
+depth). What any of them would alter is refused here, before any I/O, so that every backend takes and
+returns the same values.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import orjson
+
+from eventmeta.errors import InvalidKey, InvalidValue, ValueTooLarge
+
+JSONValue = None | bool | int | float | str | list["JSONValue"] | dict[str, "JSONValue"]
+
+MAX_KEY_BYTES = 255
+MAX_DEPTH = 64
+MAX_INDEXED_BYTES = 64
+DEFAULT_MAX_VALUE_BYTES = 2**20
+
+Change = list[str | None]
+"""``[key, text]``, ``[key, text, indexed]``, or ``[key, None]`` where the key is removed."""
+
+
+def encode_changes(metadata: Mapping[str, Any], max_value_bytes: int) -> list[Change]:
+    """Each entry of ``metadata`` as the log keeps it.
+
+    Raises:
+        InvalidKey: A key is not a non-empty string of at most 255 bytes.
+        InvalidValue: A value is not JSON; the error names the path to it.
+        ValueTooLarge: A value is over ``max_value_bytes`` (a string's own quotes are not counted).
+    """
+    return [_change(key, value, max_value_bytes) for key, value in metadata.items()]
+
+
+def _change(key: object, value: object, max_value_bytes: int) -> Change:
+    name = check_key(key)
+    spelling_varies = _check(value, name, 0)
+    text = _dumps(value)
+    size = len(text) - 2 * isinstance(value, str)
+    if size > max_value_bytes:
+        raise ValueTooLarge(name, size, max_value_bytes)
+    indexed = _indexed(_dumps(_respelled(value)) if spelling_varies else text)
+    if indexed == text:
+        return [name, text.decode()]
+    return [name, text.decode(), indexed.decode()]
+
+
+def canonical(value: Any, path: str) -> str:
+    """The canonical JSON text of ``value``: keys sorted, no spaces.
+
+    Raises:
+        InvalidValue: It is not JSON; ``path`` is how the error calls it.
+    """
+    _check(value, path, 0)
+    return _dumps(value).decode()
+
+
+def indexed_value(value: Any, path: str) -> str:
+    """What the index holds for ``value``: the same text for values that JSON calls equal."""
+    _check(value, path, 0)
+    return _indexed(_dumps(_respelled(value))).decode()
+
+
+def parse(text: str) -> Any:
+    """The value of a canonical JSON text."""
+    return orjson.loads(text)
+
+
+def check_key(key: object) -> str:
+    """``key``, if it can name metadata.
+
+    Raises:
+        InvalidKey: It is not a non-empty string of at most 255 bytes without NUL.
+    """
+    if not isinstance(key, str):
+        raise InvalidKey(key, f"is a {type(key).__name__}; keys are strings")
+    if not key:
+        raise InvalidKey(key, "is empty; give it a name")
+    if problem := text_problem(key):
+        raise InvalidKey(key, problem)
+    if len(key) > MAX_KEY_BYTES or len(key.encode()) > MAX_KEY_BYTES:
+        raise InvalidKey(
+            key, f"has {len(key.encode())} bytes of UTF-8; at most {MAX_KEY_BYTES} are allowed"
+        )
+    return key
+
+
+def text_problem(text: str) -> str | None:
+    """Why not every database can hold ``text``, or None."""
+    if "\x00" in text:
+        return "contains NUL (U+0000), which PostgreSQL cannot store; remove it"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return f"contains a lone surrogate at index {error.start}, which is not Unicode text"
+    return None
+
+
+def _check(value: object, path: str, depth: int) -> bool:
+    """Refuse what is not JSON; tell whether JSON has another spelling of it (1.0 and 1)."""
+    if value is None or isinstance(value, bool):
+        return False
+    if isinstance(value, str):
+        if problem := text_problem(value):
+            raise InvalidValue(path, f"the text {problem}")
+        return False
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            raise InvalidValue(
+                path, f"the integer needs {value.bit_length()} bits, over 64; store it as a string"
+            )
+        return False
+    if type(value) is float:
+        if not math.isfinite(value):
+            raise InvalidValue(path, f"{value} is not a JSON number; use None or a string")
+        return value.is_integer()
+    if isinstance(value, dict | list) and depth == MAX_DEPTH:
+        raise InvalidValue(path, f"nested deeper than {MAX_DEPTH} levels; flatten it")
+    if isinstance(value, dict):
+        checked = [
+            _check(item, f"{path}.{_check_name(name, path)}", depth + 1)
+            for name, item in value.items()
+        ]
+        return any(checked)
+    if isinstance(value, list):
+        return any([_check(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)])
+    _refuse(value, path)
+
+
+def _check_name(name: object, path: str) -> str:
+    if not isinstance(name, str):
+        raise InvalidValue(
+            path, f"the object key {name!r} is a {type(name).__name__}; JSON keys are strings"
+        )
+    if problem := text_problem(name):
+        raise InvalidValue(path, f"an object key {problem}")
+    return name
+
+
+_ADVICE = {
+    "datetime": "value.isoformat()",
+    "date": "value.isoformat()",
+    "time": "value.isoformat()",
+    "set": "sorted(value)",
+    "frozenset": "sorted(value)",
+    "tuple": "list(value)",
+    "bytes": "a base64 string",
+    "Decimal": "str(value)",
+    "UUID": "str(value)",
+    "float64": "float(value)",
+}
+
+
+def _refuse(value: object, path: str) -> NoReturn:
+    kind = type(value).__name__
+    advice = _ADVICE.get(kind, "JSON types")
+    if hasattr(value, "model_dump"):
+        advice = "value.model_dump(mode='json')"
+    raise InvalidValue(path, f"a {kind} is not JSON; store {advice} instead")
+
+
+def _respelled(value: Any) -> Any:
+    """``value`` with every number that is whole spelled as an integer."""
+    if isinstance(value, float) and value.is_integer() and -(2**63) <= value < 2**64:
+        return int(value)
+    if isinstance(value, dict):
+        return {name: _respelled(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_respelled(item) for item in value]
+    return value
+
+
+def _indexed(text: bytes) -> bytes:
+    if len(text) <= MAX_INDEXED_BYTES:
+        return text
+    digest = hashlib.sha256(text).digest()
+    return b"sha256:" + base64.urlsafe_b64encode(digest).rstrip(b"=")
+
+
+def _dumps(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)

@@ -1,0 +1,158 @@
+"""One engine's store of events, shared by every session and store that uses the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.pool import StaticPool
+
+from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
+from eventmeta.commands import Command
+from eventmeta.dialects import dialect_of
+from eventmeta.dialects.statement import Query, Row
+from eventmeta.errors import EventMetaError
+from eventmeta.events import RecordedEvent
+from eventmeta.log import EventLog
+from eventmeta.queries import Queries
+from eventmeta.reader import Reader
+from eventmeta.schema import create_tables
+from eventmeta.tables import TableNames, define_tables
+from eventmeta.writer import Writer
+
+_ATTRIBUTE = "eventmeta_databases"
+
+
+class Database:
+    """The log, the writer and the reader of one engine and one set of tables.
+
+    An engine may serve several event loops, one after another; each has its own writer and reader.
+    """
+
+    def __init__(self, engine: AsyncEngine, names: TableNames, max_value_bytes: int) -> None:
+        self.engine = engine
+        self.max_value_bytes = max_value_bytes
+        self.dialect = dialect_of(engine)
+        self.tables = define_tables(names, self.dialect)
+        self.log = EventLog(self.dialect, self.tables)
+        self.queries = Queries(self.tables, self.dialect)
+        self._writers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Writer]
+        self._writers = weakref.WeakKeyDictionary()
+        self._readers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Reader]
+        self._readers = weakref.WeakKeyDictionary()
+        self._connected = False
+        self._created = False
+
+    @classmethod
+    def of(
+        cls,
+        engine: AsyncEngine,
+        names: TableNames | None = None,
+        max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
+    ) -> Database:
+        """The one database of ``engine`` with these settings, found or made.
+
+        It is kept by the engine itself, and goes with it.
+        """
+        names = names or TableNames()
+        found: dict[Any, Database] = vars(engine.sync_engine).setdefault(_ATTRIBUTE, {})
+        key = (names, max_value_bytes)
+        if key not in found:
+            found[key] = cls(engine, names, max_value_bytes)
+        return found[key]
+
+    async def connect(self, *, create: bool) -> None:
+        """Make the first connection, from which the statements learn what server this is.
+
+        Args:
+            create: Create missing tables as well.
+
+        Raises:
+            DatabaseFailure: The database cannot be reached, or does not let us create tables.
+        """
+        if create and not self._created:
+            await self.create_tables()
+        elif not self._connected:
+            await self.log.run(self._first_connection)
+        self._connected = True
+
+    async def _first_connection(self) -> None:
+        async with self.engine.connect():
+            pass
+
+    async def create_tables(self) -> None:
+        """Create the tables, indexes, triggers and the view that are missing."""
+        await self.log.run(lambda: create_tables(self.engine, self.dialect, self.tables))
+        self._connected = self._created = True
+
+    async def submit(
+        self, command: Command, connection: AsyncConnection | AsyncSession | None = None
+    ) -> RecordedEvent | None:
+        """Carry out ``command``: its event, or None if there was nothing to do.
+
+        Args:
+            command: What to do.
+            connection: Do it in this transaction of the caller's. It becomes durable and visible
+                with the caller's commit, and vanishes with a rollback.
+
+        Raises:
+            EventMetaError: It was rejected or failed; nothing was changed.
+        """
+        if isinstance(connection, AsyncSession):
+            connection = await connection.connection()
+        if connection is not None:
+            outcome = await self.log.commit_within(connection, command)
+        else:
+            outcome = await self._writer().submit(command)
+        if isinstance(outcome, EventMetaError):
+            raise outcome
+        return outcome
+
+    async def fetch(self, query: Query) -> tuple[Row, ...]:
+        """The rows of ``query``, which sees every write acknowledged before."""
+        return tuple(await self._reader().fetch(query))
+
+    async def close(self) -> None:
+        """Carry out what was submitted, then take no more. The engine is left open."""
+        vars(self.engine.sync_engine).get(_ATTRIBUTE, {}).pop(
+            (self.tables.names, self.max_value_bytes), None
+        )
+        await self._writer().close()
+
+    def _writer(self) -> Writer:
+        loop = asyncio.get_running_loop()
+        writer = self._writers.get(loop)
+        if writer is None:
+            writer = self._writers[loop] = Writer(self.log.commit)
+        return writer
+
+    def _reader(self) -> Reader:
+        loop = asyncio.get_running_loop()
+        reader = self._readers.get(loop)
+        if reader is None:
+            log = self.log
+            reader = self._readers[loop] = Reader(
+                lambda queries: log.run(lambda: log.dialect.read(queries))
+            )
+        return reader
+
+
+_engines: dict[tuple[int, str, str], AsyncEngine] = {}
+
+
+def shared_engine(url: str, engine_kwargs: dict[str, Any] | None) -> AsyncEngine:
+    """The engine for ``url``: one per thread and set of arguments, so that sessions share it.
+
+    An in-memory database is not shared: each engine of one is a database of its own.
+    """
+    arguments = engine_kwargs or {}
+    key = (threading.get_ident(), str(url), repr(sorted(arguments.items())))
+    engine = _engines.get(key)
+    if engine is None:
+        engine = create_async_engine(url, **arguments)
+        if not isinstance(engine.pool, StaticPool):
+            _engines[key] = engine
+    return engine

@@ -1,0 +1,87 @@
+"""Connections of the engine's pool, lent to the store for one batch at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.util import greenlet_spawn
+
+from eventmeta.settle import settle
+
+Configure = Callable[[Any], None]
+
+_KEY = "eventmeta"
+_configured: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def configure(engine: AsyncEngine, prepare: Configure, *, loop_bound: bool) -> None:
+    """Have every connection of ``engine`` prepared before its next use.
+
+    Also connections that the pool holds already, and only once per engine.
+
+    Args:
+        engine: The engine, the app's own included.
+        prepare: Runs the statements that set a DBAPI connection up.
+        loop_bound: The driver's connections belong to the event loop that opened them. One opened
+            in another loop is replaced, so that one engine serves several loops in turn.
+    """
+    if engine.sync_engine in _configured:
+        return
+    _configured.add(engine.sync_engine)
+
+    def checked_out(dbapi: Any, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
+        loop = asyncio.get_running_loop()
+        opened_in = entry.info.get(_KEY)
+        if opened_in is None:
+            prepare(dbapi)
+            entry.info[_KEY] = weakref.ref(loop)
+        elif loop_bound and opened_in() is not loop:
+            _abandon(entry.driver_connection)
+            raise DisconnectionError("opened in another event loop")
+
+    event.listen(engine.sync_engine, "checkout", checked_out)
+
+
+def _abandon(driver_connection: Any) -> None:
+    """Close the socket of a connection whose event loop is gone."""
+    transport = getattr(driver_connection, "_transport", None)
+    writer = getattr(driver_connection, "_writer", None)
+    transport = transport or getattr(writer, "transport", None)
+    try:
+        terminate = getattr(driver_connection, "terminate", driver_connection.close)
+        terminate()
+    except RuntimeError:  # the loop is closed, so the transport cannot schedule its farewell
+        pass
+    sock = transport.get_extra_info("socket") if transport else None
+    if sock is not None and sock.fileno() >= 0:
+        sock._sock.close()
+
+
+@asynccontextmanager
+async def checkout(
+    engine: AsyncEngine, is_lost: Callable[[BaseException], bool]
+) -> AsyncIterator[Any]:
+    """The driver's own connection, for work that leaves no transaction open.
+
+    After a failure the connection is reset as the pool does it; after a cancellation, or when
+    ``is_lost`` says that the connection is gone, it is thrown away.
+    """
+    lent = await greenlet_spawn(engine.sync_engine.raw_connection)
+    try:
+        yield lent.driver_connection
+    except BaseException as error:
+        if isinstance(error, asyncio.CancelledError) or is_lost(error):
+            await settle(greenlet_spawn(lent.invalidate))
+        await settle(greenlet_spawn(lent.close))
+        raise
+    # Nothing is open: the pool's own reset would cost SQLite a thread hop, and would roll back
+    # whatever someone else is doing on a shared in-memory connection.
+    await greenlet_spawn(lent._close_special, transaction_reset=True)  # type: ignore[attr-defined]

@@ -1,0 +1,128 @@
+"""The one statement that appends a batch on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eventmeta.tables import Tables
+
+
+def sequence_name(log: str) -> str:
+    """The sequence that positions are drawn from."""
+    return f'"{log}_position_seq"'
+
+
+def namespace(log: str) -> str:
+    """15 bits that tell the locks of this log from those of others in the database."""
+    return f"""'"{log}"'::regclass::oid::bigint & 32767"""
+
+
+def fence_key(log: str, last_value: str | None = None) -> str:
+    """The advisory lock that announces a bound: 16 bits of namespace, 48 of position."""
+    last_value = last_value or f"(SELECT last_value FROM {sequence_name(log)})"
+    return f"({namespace(log)}) << 48 | {last_value}"
+
+
+def append_at_once(tables: Tables, projected: Sequence[str], *, with_items: bool) -> str:
+    """Heads, events, session rows, items and read models of a whole batch.
+
+    Parameters: ``$1`` the events and, ``with_items``, ``$2`` the items, as JSON record sets.
+    Returns ``position, version, recorded_at, data`` of each event, in the order of ``n``.
+
+    The order of evaluation is forced by what each part reads: ``fence`` counts the heads, so it runs
+    when all of them are owned; positions and item ids are drawn from rows joined with ``fence``, so
+    after the bound is announced. Heads are taken in the order of their key, so that two batches
+    cannot deadlock.
+    """
+    log = tables.events.name
+    last_value = (
+        f"CASE WHEN (SELECT count(*) FROM heads) > 0 "
+        f"THEN (SELECT last_value FROM {sequence_name(log)}) END"
+    )
+    parts = [
+        _INPUT,
+        f"""heads AS (
+  INSERT INTO "{tables.streams.name}" AS head (stream_id, stream_type, version, recorded_at)
+  SELECT stream_id, stream_type, count(*), clock_timestamp()
+  FROM input GROUP BY stream_id, stream_type ORDER BY stream_id, stream_type
+  ON CONFLICT (stream_id, stream_type) DO UPDATE SET
+    version = head.version + excluded.version,
+    recorded_at = greatest(head.recorded_at, clock_timestamp())
+  RETURNING stream_id, stream_type, version, recorded_at
+)""",
+        f"""fence AS MATERIALIZED (
+  SELECT pg_advisory_xact_lock_shared({fence_key(log, last_value)})
+)""",
+        *(_items(tables) if with_items else []),
+        f"""numbered AS MATERIALIZED (
+  SELECT nextval('{sequence_name(log)}') AS position, ordered.* FROM (
+    SELECT input.*, heads.recorded_at, heads.version + 1
+      - row_number() OVER (PARTITION BY stream_id, stream_type ORDER BY n DESC) AS version
+    FROM input JOIN heads USING (stream_id, stream_type) CROSS JOIN fence ORDER BY n OFFSET 0
+  ) AS ordered
+)""",
+        _sessions(tables, with_items=with_items),
+        f"""appended AS (
+  INSERT INTO "{log}" (position, stream_type, stream_id, version, event_id, type, data, actor,
+    context, recorded_at)
+  SELECT position, stream_type, stream_id, version, event_id, type, {_data(with_items)}, actor,
+    context, recorded_at
+  FROM numbered
+  RETURNING position, stream_type, stream_id, version, event_id, type, data, actor, context,
+    recorded_at
+)""",
+        *(f"projected_{i} AS (\n{statement}\n)" for i, statement in enumerate(projected)),
+    ]
+    return (
+        "WITH " + ", ".join(parts) + "\nSELECT position, version, recorded_at, data "
+        "FROM appended ORDER BY position"
+    )
+
+
+_INPUT = """input AS MATERIALIZED (
+  SELECT * FROM json_to_recordset(CAST($1 AS json)) AS r (n int, stream_type varchar,
+    stream_id varchar, event_id uuid, type varchar, data text, actor varchar, context text,
+    creates boolean)
+)"""
+
+
+def _items(tables: Tables) -> list[str]:
+    """Items get ids in the order of ``n``, and the time of their stream, which never goes back."""
+    messages = f'"{tables.messages.name}"'
+    return [
+        f"""items AS MATERIALIZED (
+  SELECT nextval(pg_get_serial_sequence('{messages}', 'id')) AS id, ordered.* FROM (
+    SELECT r.*, heads.recorded_at FROM json_to_recordset(CAST($2 AS json))
+      AS r (n int, event int, session_id varchar, message_data text)
+    JOIN heads ON heads.stream_id = r.session_id AND heads.stream_type = 'session'
+    CROSS JOIN fence ORDER BY r.n OFFSET 0
+  ) AS ordered
+)""",
+        f"""added AS (
+  INSERT INTO {messages} (id, session_id, message_data, created_at)
+  SELECT id, session_id, message_data, CAST(recorded_at AS timestamp) FROM items
+)""",
+    ]
+
+
+def _data(with_items: bool) -> str:
+    if not with_items:
+        return "data"
+    ids = "(SELECT string_agg(CAST(id AS text), ',' ORDER BY id) FROM items WHERE event = n)"
+    return f"CASE type WHEN 'items_added' THEN '{{\"item_ids\":[' || {ids} || ']}}' ELSE data END"
+
+
+def _sessions(tables: Tables, *, with_items: bool) -> str:
+    sessions = f'"{tables.sessions.name}"'
+    touch = (
+        f"""DO UPDATE SET updated_at = excluded.updated_at
+  WHERE {sessions}.session_id IN (SELECT session_id FROM items)"""
+        if with_items
+        else "DO NOTHING"
+    )
+    return f"""created AS (
+  INSERT INTO {sessions} (session_id) SELECT DISTINCT stream_id FROM input WHERE creates
+  ORDER BY stream_id ON CONFLICT (session_id) {touch}
+)"""

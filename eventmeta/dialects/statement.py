@@ -1,0 +1,107 @@
+"""Statements compiled once, for the driver to run as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import orjson
+from sqlalchemy import Dialect as SQLDialect
+from sqlalchemy import Executable
+from sqlalchemy.sql.compiler import SQLCompiler
+
+T = TypeVar("T")
+
+Row = Sequence[Any]
+Convert = Callable[[Any], Any]
+
+
+class Statement:
+    """SQL text, the order of its parameters, and how to read its rows."""
+
+    def __init__(
+        self,
+        sql: str,
+        names: Sequence[str],
+        *,
+        constants: Mapping[str, Any] | None = None,
+        encoders: Mapping[str, Convert] | None = None,
+        decoders: Sequence[Convert | None] = (),
+    ) -> None:
+        self.sql = sql
+        self._names = tuple(names)
+        self._constants = constants or {}
+        self._encoders = encoders or {}
+        self._decoders = decoders
+        self._exact = not any(decoders)
+
+    @classmethod
+    def compile(cls, executable: Executable, dialect: SQLDialect) -> Statement:
+        """``executable`` as ``dialect`` spells it."""
+        compiled: SQLCompiler = executable.compile(dialect=dialect)  # type: ignore[attr-defined]
+        encoders = {
+            name: encode
+            for name, bind in compiled.binds.items()
+            if (encode := bind.type.dialect_impl(dialect).bind_processor(dialect))
+        }
+        required = {name: None for name, bind in compiled.binds.items() if bind.required}
+        columns = getattr(executable, "exported_columns", ())
+        return cls(
+            str(compiled),
+            compiled.positiontup or (),
+            constants=compiled.construct_params(required),
+            encoders=encoders,
+            decoders=[
+                column.type.dialect_impl(dialect).result_processor(dialect, None)
+                for column in columns
+            ],
+        )
+
+    def __call__(self, **values: Any) -> Query:
+        """This statement with its parameters; names that it does not have are ignored."""
+        return Query(self, tuple(self._value(name, values) for name in self._names))
+
+    def _value(self, name: str, values: Mapping[str, Any]) -> Any:
+        value = values[name] if name in values else self._constants[name]
+        encode = self._encoders.get(name)
+        return encode(value) if encode else value
+
+    def decode(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Rows as the driver gave them, with the types of the statement's columns."""
+        if self._exact:
+            return rows
+        return [
+            tuple(
+                decode(value) if decode else value
+                for decode, value in zip(self._decoders, row, strict=True)
+            )
+            for row in rows
+        ]
+
+
+class Query(NamedTuple):
+    """A statement with the values of its parameters."""
+
+    statement: Statement
+    values: tuple[Any, ...]
+
+
+Program = Generator[Query, Sequence[Row], T]
+"""A transaction without its I/O: yields queries, is sent their rows, returns its result.
+
+The dialect runs it: inside one thread hop on SQLite, with ``await`` elsewhere.
+"""
+
+
+def steps(statements: Sequence[Statement], **values: Any) -> Program[Sequence[Row]]:
+    """Run ``statements`` in order; the rows of the last."""
+    rows: Sequence[Row] = ()
+    for statement in statements:
+        rows = yield statement(**values)
+    return rows
+
+
+def recordset(rows: Sequence[dict[str, Any]]) -> str:
+    """``rows`` as the one parameter that a statement over a record set takes."""
+    return orjson.dumps(rows).decode()
+

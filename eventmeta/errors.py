@@ -1,0 +1,220 @@
+"""Every error that eventmeta raises.
+
+    EventMetaError
+    ├── InvalidInput (ValueError)         refused before any I/O
+    │   ├── InvalidIdentifier             a session id, actor, event id or table name
+    │   ├── InvalidKey                    a metadata key
+    │   ├── InvalidValue                  a value that is not JSON
+    │   │   └── ValueTooLarge
+    │   └── InvalidPoint                  an as-of that names no point in history
+    ├── AppendRejected                    the log said no; nothing was changed
+    │   ├── VersionConflict               the stream has moved on
+    │   ├── EventIdReused                 the id belongs to another change
+    │   └── ItemAlreadyPopped             the item went to an earlier attempt
+    ├── StoreClosed
+    ├── UnsupportedEngine                 no dialect for this database or driver
+    └── DatabaseFailure                   the database failed; `code` is its SQLSTATE or number
+        ├── TablesMissing
+        ├── DatabaseBusy                  still in conflict after all retries
+        └── OutcomeUnknown                the connection was lost; retry with the same event id
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "AppendRejected",
+    "DatabaseBusy",
+    "DatabaseFailure",
+    "EventIdReused",
+    "EventMetaError",
+    "InvalidIdentifier",
+    "InvalidInput",
+    "InvalidKey",
+    "InvalidPoint",
+    "InvalidValue",
+    "ItemAlreadyPopped",
+    "OutcomeUnknown",
+    "StoreClosed",
+    "TablesMissing",
+    "UnsupportedEngine",
+    "ValueTooLarge",
+    "VersionConflict",
+]
+
+
+class EventMetaError(Exception):
+    """Base of all errors raised by eventmeta."""
+
+
+class InvalidInput(EventMetaError, ValueError):
+    """An argument was refused before any I/O; nothing was changed."""
+
+
+class InvalidIdentifier(InvalidInput):
+    """A session id, actor, event id or table name cannot be used.
+
+    Attributes:
+        what: What the identifier names, such as ``"session id"``.
+        value: The identifier as given.
+    """
+
+    def __init__(self, what: str, value: object, problem: str) -> None:
+        self.what = what
+        self.value = value
+        super().__init__(f"{what} {_shown(value)} {problem}")
+
+
+class InvalidKey(InvalidInput):
+    """A metadata key cannot be used.
+
+    Attributes:
+        key: The key as given.
+    """
+
+    def __init__(self, key: object, problem: str) -> None:
+        self.key = key
+        super().__init__(f"metadata key {_shown(key)} {problem}")
+
+
+class InvalidValue(InvalidInput):
+    """A value is not JSON, or not JSON that every database keeps exactly.
+
+    Attributes:
+        path: Where in the metadata it is, such as ``prefs.when`` or ``tags[2]``.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        super().__init__(f"metadata value at {path}: {problem}")
+
+
+class ValueTooLarge(InvalidValue):
+    """A value is longer than the store's limit.
+
+    Attributes:
+        size: Its length in bytes of JSON.
+        limit: The store's ``max_value_bytes``.
+    """
+
+    def __init__(self, path: str, size: int, limit: int) -> None:
+        self.size = size
+        self.limit = limit
+        super().__init__(
+            path,
+            f"{size:,} bytes of JSON are over the limit of {limit:,}; keep large content elsewhere "
+            "and store a reference, or open the store with a larger max_value_bytes",
+        )
+
+
+class InvalidPoint(InvalidInput):
+    """An ``as_of``, or an end of a ``diff``, does not name a point in history."""
+
+
+class AppendRejected(EventMetaError):
+    """The log did not take the event; nothing was changed."""
+
+
+class VersionConflict(AppendRejected):
+    """The stream is not at the version that the caller expected; nothing was changed.
+
+    Attributes:
+        stream_id: The stream, which is the session's id for a session.
+        expected: The version given as ``expected_version``.
+        actual: The version the stream is at. Read again, decide again, and retry with this.
+    """
+
+    def __init__(self, stream_id: str, expected: int, actual: int) -> None:
+        self.stream_id = stream_id
+        self.expected = expected
+        self.actual = actual
+        super().__init__(
+            f"stream {stream_id!r} is at version {actual}, not at the expected {expected}: "
+            "someone wrote in between; read again and retry"
+        )
+
+
+class EventIdReused(AppendRejected):
+    """The event id is already recorded in this stream for another change; nothing was changed.
+
+    Attributes:
+        event_id: The id in question.
+        recorded_type: The type of the event that is recorded under it.
+    """
+
+    def __init__(self, event_id: str, recorded_type: str) -> None:
+        self.event_id = event_id
+        self.recorded_type = recorded_type
+        super().__init__(
+            f"event id {event_id} already stands for another {recorded_type!r} change of this "
+            "stream; an event id may be used again only to retry the very same change"
+        )
+
+
+class ItemAlreadyPopped(AppendRejected):
+    """An earlier attempt with this event id has removed the item, whose content is not kept.
+
+    Attributes:
+        event_id: The id in question.
+        item_id: The row id of the removed item.
+    """
+
+    def __init__(self, event_id: str, item_id: int) -> None:
+        self.event_id = event_id
+        self.item_id = item_id
+        super().__init__(
+            f"item {item_id} was already removed under event id {event_id}; its content is no "
+            "longer stored. To remove one more item, call pop_item() with a new event id"
+        )
+
+
+class StoreClosed(EventMetaError):
+    """The store was closed; open a new one."""
+
+    def __init__(self) -> None:
+        super().__init__("this store is closed: make a new MetadataStore to go on")
+
+
+class UnsupportedEngine(EventMetaError):
+    """There is no dialect for this engine's database or driver."""
+
+
+class DatabaseFailure(EventMetaError):
+    """The database or its driver failed.
+
+    Attributes:
+        code: The SQLSTATE (PostgreSQL) or error number (SQLite, MySQL), if there was one.
+    """
+
+    def __init__(self, message: str, code: Any = None) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class TablesMissing(DatabaseFailure):
+    """A table of the store does not exist in this database."""
+
+    def __init__(self, detail: str, code: Any = None) -> None:
+        super().__init__(
+            f"{detail}: create the tables once with `await store.create_tables()`, or open the "
+            "session with create_tables=True",
+            code,
+        )
+
+
+class DatabaseBusy(DatabaseFailure):
+    """Conflicts with other writers outlasted all retries; nothing was changed. Try again later."""
+
+
+class OutcomeUnknown(DatabaseFailure):
+    """The connection was lost and could not be had again: the change may or may not be recorded.
+
+    Calling again with the same ``event_id`` is safe: a recorded change is not made twice.
+    """
+
+
+def _shown(value: object) -> str:
+    """``value`` as a message may show it: one short line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,0 +1,120 @@
+"""Events before and after they are recorded, and the vocabulary of the built-in ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+import orjson
+
+StreamType = Literal["session", "user"]
+
+METADATA_SET = "metadata_set"
+METADATA_DELETED = "metadata_deleted"
+ITEMS_ADDED = "items_added"
+ITEM_POPPED = "item_popped"
+ITEMS_REPLACED = "items_replaced"
+SESSION_CLEARED = "session_cleared"
+
+BUILT_IN_TYPES = frozenset(
+    {
+        METADATA_SET,
+        METADATA_DELETED,
+        ITEMS_ADDED,
+        ITEM_POPPED,
+        ITEMS_REPLACED,
+        SESSION_CLEARED,
+    }
+)
+
+
+class Position(int):
+    """A place in the global order of the log.
+
+    A type of its own, so that ``as_of`` can tell it from a version of one stream.
+    """
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """What a caller may say of an event of its own.
+
+    Attributes:
+        type: What happened, in the past tense: lower case, digits, dots, underscores.
+        data: The facts, as a JSON object.
+        event_id: A UUID that makes a retry safe; generated when None.
+        actor: Who did it; the ambient actor (``acting_as``) when None.
+        context: Reason, trace id and the like; added to the ambient context.
+    """
+
+    type: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    event_id: str | None = None
+    actor: str | None = None
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEvent:
+    """An event as the log holds it, for ever.
+
+    Attributes:
+        position: Its place in the global order; strictly increasing, never reused, with gaps.
+        stream_type: ``"session"`` or ``"user"``.
+        stream_id: The stream; a session's stream has the session's id.
+        version: Its place in the stream: 1, 2, 3 … without holes.
+        event_id: The UUID under which it was recorded.
+        type: What happened.
+        data: The facts. Those of a metadata event hold ``changes``: ``[key, JSON text]``, with None
+            for the text where the key was removed.
+        actor: Who did it, if known.
+        context: Reason, trace id and the like.
+        recorded_at: When, in UTC; it never goes back within a stream. Order is by version and
+            position, never by time.
+    """
+
+    position: Position
+    stream_type: str
+    stream_id: str
+    version: int
+    event_id: str
+    type: str
+    data: Mapping[str, Any]
+    actor: str | None
+    context: Mapping[str, Any]
+    recorded_at: datetime
+
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+
+UPCASTERS: dict[str, list[Upcaster]] = {}
+"""Per event type, the steps from each older payload to the next; a payload says its format in
+``"v"``, and has none in the first."""
+
+
+def upcast(event_type: str, data: dict[str, Any]) -> dict[str, Any]:
+    """``data`` in the newest format of its type."""
+    for step in UPCASTERS.get(event_type, [])[data.get("v", 1) - 1 :]:
+        data = step(data)
+    return data
+
+
+def read_event(row: Sequence[Any]) -> RecordedEvent:
+    """A row of the log, whose columns are ``projections.EVENT_COLUMNS``."""
+    position, stream_type, stream_id, version, event_id, kind, data, actor, context, at = row
+    return RecordedEvent(
+        Position(position),
+        stream_type,
+        stream_id,
+        version,
+        str(event_id),
+        kind,
+        upcast(kind, orjson.loads(data)),
+        actor,
+        orjson.loads(context) if context else {},
+        at,
+    )

@@ -1,0 +1,176 @@
+"""The past of a session: its state at a point, its events in order, what changed between two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import bindparam, select
+
+from eventmeta.codec import check_key, indexed_value, parse
+from eventmeta.commands import StreamKey
+from eventmeta.database import Database
+from eventmeta.errors import InvalidPoint
+from eventmeta.events import Position, RecordedEvent, read_event
+from eventmeta.projector import rows_of
+from projections import EVENT_COLUMNS
+from projections.types import BigInt
+
+class Missing:
+    """The type of ``MISSING``."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+    def __bool__(self) -> bool:
+        return False
+
+
+MISSING: Final = Missing()
+"""Stands for a key that is not there, where None would mean a stored JSON null."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueChange:
+    """What happened to one key; ``MISSING`` where it was, or is, not there."""
+
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One event of a session, with the old and the new value of each key that it changed."""
+
+    event: RecordedEvent
+    changes: Mapping[str, ValueChange]
+
+    @property
+    def version(self) -> int:
+        """The version that the session had after it."""
+        return self.event.version
+
+    @property
+    def type(self) -> str:
+        """What happened."""
+        return self.event.type
+
+    @property
+    def actor(self) -> str | None:
+        """Who did it, if known."""
+        return self.event.actor
+
+    @property
+    def recorded_at(self) -> datetime:
+        """When, in UTC."""
+        return self.event.recorded_at
+
+
+class Bound(NamedTuple):
+    """The end of a part of a stream: a column of the log and its last value."""
+
+    column: str
+    value: int | datetime
+
+
+def bound_of(point: object) -> Bound:
+    """Up to where in the log ``point`` reaches.
+
+    Raises:
+        InvalidPoint: It is neither a version, a position nor an aware datetime.
+    """
+    if isinstance(point, datetime):
+        if point.utcoffset() is None:
+            raise InvalidPoint(
+                f"{point!r} has no time zone, so it names no moment: use an aware datetime, "
+                "such as datetime.now(UTC)"
+            )
+        return Bound("recorded_at", point.astimezone(UTC))
+    if not isinstance(point, int) or isinstance(point, bool) or point < 0:
+        raise InvalidPoint(
+            f"{point!r} is no point in history: give a version (0, 1, 2 …), a Position "
+            "or an aware datetime"
+        )
+    return Bound("position" if isinstance(point, Position) else "version", int(point))
+
+
+async def metadata_as_of(
+    database: Database, stream: StreamKey, bound: Bound, keys: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The metadata as it was at ``bound``: the fold of the events up to it."""
+    log = database.tables.events
+    column = log.c[bound.column]
+    events = database.log.events(
+        log.c.stream_id == stream.stream_id,
+        log.c.stream_type == stream.stream_type,
+        column <= bindparam("bound", type_=column.type),
+    )
+    fold = rows_of(database.tables.session_metadata, events).subquery("state")
+    rows = await database.log.read(select(fold.c.key, fold.c.value), bound=bound.value)
+    wanted = None if keys is None else frozenset(keys)
+    return {key: parse(text) for key, text in sorted(rows) if wanted is None or key in wanted}
+
+
+async def history(
+    database: Database, stream: StreamKey, key: str | None, limit: int | None, after: int | None
+) -> list[HistoryEntry]:
+    """The events of a stream in order, each with what it changed."""
+    after = after or 0
+    events = await _events(database, stream, key, limit, after)
+    before = Bound("version", events[0].version - 1 if events else 0)
+    state = await metadata_as_of(database, stream, before) if before.value else {}
+    entries = []
+    for event in events:
+        changes = {}
+        for name, text in (change[:2] for change in event.data.get("changes", ())):
+            new = MISSING if text is None else parse(text)
+            if key is None or name == key:
+                changes[name] = ValueChange(state.get(name, MISSING), new)
+            state[name] = new
+        entries.append(HistoryEntry(event, changes))
+    return entries
+
+
+async def _events(
+    database: Database, stream: StreamKey, key: str | None, limit: int | None, after: int
+) -> list[RecordedEvent]:
+    log = database.tables.events
+    of_stream = (
+        log.c.stream_id == stream.stream_id,
+        log.c.stream_type == stream.stream_type,
+        log.c.version > bindparam("after", type_=BigInt),
+    )
+    query = select(*(log.c[name] for name in EVENT_COLUMNS)).where(*of_stream)
+    if key is not None:
+        change = database.log.events(*of_stream).changes()
+        query = query.where(
+            log.c.version.in_(select(change.c.version).where(change.c.key == check_key(key)))
+        )
+    query = query.order_by(log.c.version)
+    if limit is not None:
+        query = query.limit(limit)
+    rows = await database.log.read(query, after=after)
+    return [read_event(row) for row in rows]
+
+
+async def diff(
+    database: Database, stream: StreamKey, a: Bound, b: Bound
+) -> dict[str, ValueChange]:
+    """What is different at ``b`` from how it was at ``a``, by key."""
+    before = await metadata_as_of(database, stream, a)
+    after = await metadata_as_of(database, stream, b)
+    changes = {
+        key: ValueChange(before.get(key, MISSING), after.get(key, MISSING))
+        for key in sorted(before.keys() | after.keys())
+    }
+    return {key: change for key, change in changes.items() if not _same(change)}
+
+
+def _same(change: ValueChange) -> bool:
+    """JSON's equality, in which True is not 1."""
+    if change.old is MISSING or change.new is MISSING:
+        return False
+    return indexed_value(change.old, "value") == indexed_value(change.new, "value")
+

@@ -1,0 +1,215 @@
+"""The log: append to it, read it, and know how far it can be read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from typing import Any, TypeVar, cast
+
+from sqlalchemy import Select, bindparam, false, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from eventmeta.batch import Outcome, append_at_once, append_in_steps, is_plain
+from eventmeta.commands import Append, Command, StreamKey
+from eventmeta.dialects import Dialect, Failure
+from eventmeta.dialects.statement import Row
+from eventmeta.errors import (
+    DatabaseBusy,
+    DatabaseFailure,
+    EventMetaError,
+    OutcomeUnknown,
+    TablesMissing,
+)
+from eventmeta.events import RecordedEvent, read_event
+from eventmeta.statements import Statements
+from eventmeta.tables import Tables
+from projections import EVENT_COLUMNS, Events
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 15.0
+PAGE = 1_000
+
+
+class EventLog:
+    """The append-only log of one database, and the tables that follow from it."""
+
+    def __init__(self, dialect: Dialect, tables: Tables) -> None:
+        self.dialect = dialect
+        self.tables = tables
+        self.statements = Statements(tables, dialect)
+
+    # --- Appending ------------------------------------------------------------------------------
+
+    async def commit(self, commands: Sequence[Command]) -> list[Outcome | EventMetaError]:
+        """Carry out ``commands`` in their order, in one transaction.
+
+        A command that is rejected, or that the database refuses, has no effect and leaves the
+        others alone. When this returns, the rest is durable and visible to every process.
+        Conflicts with other writers are retried for a bounded time; so are lost connections, for
+        the event ids tell whether an attempt had succeeded.
+        """
+        try:
+            return list(await self._retried(commands))
+        except EventMetaError as error:
+            if len(commands) == 1:
+                return [error]
+        # Together they failed, so one of them is bad: let each stand for itself.
+        return [(await self.commit([command]))[0] for command in commands]
+
+    async def commit_within(
+        self, connection: AsyncConnection, command: Command
+    ) -> Outcome | EventMetaError:
+        """Carry out ``command`` in the caller's transaction, whose commit makes it visible."""
+        try:
+            program = append_in_steps([command], self.statements)
+            outcomes = await self.dialect.write_within(connection, program)
+        except Exception as error:
+            return self._translated(error)
+        return outcomes[0]
+
+    async def _retried(self, commands: Sequence[Command]) -> list[Outcome]:
+        async def attempt() -> list[Outcome]:
+            try:
+                return await self._attempt(commands)
+            except Exception as error:
+                if self.dialect.diagnose(error)[0] in (Failure.DISCONNECTED, Failure.DUPLICATE):
+                    for command in commands:
+                        command.may_be_recorded = True
+                raise
+
+        return await self._with_retries(attempt, commit=True)
+
+    async def _attempt(self, commands: Sequence[Command]) -> list[Outcome]:
+        sql = self.statements
+        at_once = sql.append_at_once
+        if at_once and all(map(is_plain, commands)):
+            if not any(command.may_be_recorded for command in commands):
+                plain = cast(Sequence[Append], commands)
+                statement = at_once[any(hasattr(command, "items") for command in plain)]
+                return await self.dialect.write(append_at_once(plain, statement), single=True)
+        return await self.dialect.write(append_in_steps(commands, sql))
+
+    # --- Reading --------------------------------------------------------------------------------
+
+    async def read(self, query: Select[Any], **values: Any) -> Sequence[Row]:
+        """The rows of ``query``."""
+        statement = self.dialect.compile(query)
+        (rows,) = await self.run(lambda: self.dialect.read([statement(**values)]))
+        return rows
+
+    async def run(self, work: Callable[[], Awaitable[T]]) -> T:
+        """``work``, which changes nothing, with its failures translated and retried."""
+        return await self._with_retries(work, commit=False)
+
+    async def horizon(self) -> int:
+        """The highest position below which nothing can still appear.
+
+        A reader that takes only events up to it, and goes on from it, never skips one.
+        """
+        value = 0
+        for executable in self.dialect.horizon(self.tables):
+            statement = self.dialect.compile(executable)
+            query = statement(previous=value)
+            ((row,),) = await self.run(lambda query=query: self.dialect.read([query]))  # type: ignore[misc]
+            value = row[0]
+        return value
+
+    async def read_all(
+        self,
+        after: int = 0,
+        *,
+        until: int | None = None,
+        types: Collection[str] | None = None,
+        stream: StreamKey | None = None,
+    ) -> AsyncIterator[RecordedEvent]:
+        """The events after position ``after``, in order, up to the horizon as it is at the start.
+
+        Args:
+            after: The position of the last event already seen.
+            until: The last position to read.
+            types: Only events of these types.
+            stream: Only events of this stream.
+        """
+        end = await self.horizon()
+        if until is not None:
+            end = min(end, until)
+        statement = self.dialect.compile(self._page(types, stream))
+        while after < end:
+            query = statement(after=after, until=end)
+            (rows,) = await self.run(lambda query=query: self.dialect.read([query]))  # type: ignore[misc]
+            for row in rows:
+                yield read_event(row)
+            if len(rows) < PAGE:
+                return
+            after = rows[-1][0]
+
+    def _page(self, types: Collection[str] | None, stream: StreamKey | None) -> Select[Any]:
+        log = self.tables.events
+        query = (
+            select(*(log.c[name] for name in EVENT_COLUMNS))
+            .where(log.c.position > bindparam("after"), log.c.position <= bindparam("until"))
+            .order_by(log.c.position)
+            .limit(PAGE)
+        )
+        if types is not None:
+            query = query.where(or_(false(), *(log.c.type == name for name in sorted(types))))
+        if stream is not None:
+            query = query.where(
+                log.c.stream_id == stream.stream_id, log.c.stream_type == stream.stream_type
+            )
+        return query
+
+    def events(self, *conditions: Any) -> Events:
+        """The events that meet ``conditions``, as a relation."""
+        log = self.tables.events
+        rows = select(*(log.c[name] for name in EVENT_COLUMNS)).where(*conditions)
+        return self.dialect.relation(rows.subquery("events"))
+
+    # --- Failures -------------------------------------------------------------------------------
+
+    async def _with_retries(self, work: Callable[[], Awaitable[T]], *, commit: bool) -> T:
+        repeatable = {Failure.CONFLICT, Failure.DISCONNECTED}
+        if commit:
+            repeatable.add(Failure.DUPLICATE)
+
+        def is_repeatable(error: BaseException) -> bool:
+            return self.dialect.diagnose(error)[0] in repeatable
+
+        try:
+            try:
+                return await work()
+            except Exception as error:
+                if not is_repeatable(error):
+                    raise
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception(is_repeatable),
+                stop=stop_after_delay(RETRY_SECONDS),
+                wait=wait_random_exponential(multiplier=0.01, max=0.5),
+                reraise=True,
+            ):
+                with attempt:
+                    return await work()
+            raise AssertionError("the last attempt raises")
+        except Exception as error:
+            translated = self._translated(error)
+        raise translated from translated.__cause__
+
+    def _translated(self, error: Exception) -> EventMetaError:
+        """Our own error for ``error``, without the values that SQLAlchemy's would show."""
+        if isinstance(error, EventMetaError):
+            return error
+        failure, code = self.dialect.diagnose(error)
+        cause = getattr(error, "orig", None) or error
+        summary = f"{type(cause).__name__}: {cause}"
+        translated: DatabaseFailure
+        if failure is Failure.TABLE_MISSING:
+            translated = TablesMissing(str(cause).splitlines()[0], code)
+        elif failure is Failure.CONFLICT:
+            translated = DatabaseBusy(f"gave up after {RETRY_SECONDS:g} s: {summary}", code)
+        elif failure is Failure.DISCONNECTED:
+            translated = OutcomeUnknown(f"the connection was lost: {summary}", code)
+        else:
+            translated = DatabaseFailure(summary, code)
+        translated.__cause__ = cause
+        return translated

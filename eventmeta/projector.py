@@ -1,0 +1,101 @@
+"""Projections put to use: the one Select of each, as the statements that keep its table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Delete, Insert, Select, literal, or_, select, union_all
+
+from eventmeta.dialects import Dialect
+from eventmeta.events import RecordedEvent
+from projections import Events, Projection
+
+
+def remove_rows(projection: Projection, dialect: Dialect, events: Events) -> Delete:
+    """Remove the rows that ``events`` removed, including those they made anew since.
+
+    To run before `write_rows`; of no effect unless some event removes something.
+    """
+    fold = projection.select(events).subquery("fold")
+    keys = [fold.c[column.name] for column in projection.table.primary_key]
+    gone = select(*keys).where(fold.c.restarted).subquery("gone")
+    return dialect.delete_matching(projection.table, gone)
+
+
+def write_rows(projection: Projection, dialect: Dialect, events: Events) -> Insert:
+    """Write the rows that exist after ``events``."""
+    table = projection.table
+    fold = projection.select(events).subquery("fold")
+    columns = [column.name for column in table.columns]
+    keys = {column.name for column in table.primary_key}
+    source = select(*(fold.c[name] for name in columns)).where(fold.c.present)
+    # In the order of the key, so that two transactions cannot wait for each other.
+    source = source.order_by(*(fold.c[column.name] for column in table.primary_key))
+    update = [name for name in columns if name not in keys | projection.kept]
+    return dialect.upsert(table, columns, source, update)
+
+
+def rows_of(projection: Projection, events: Events) -> Select[Any]:
+    """The rows of the read model as they are after ``events``, read without its table."""
+    fold = projection.select(events).subquery("fold")
+    columns = [fold.c[column.name] for column in projection.table.columns]
+    return select(*columns).where(fold.c.present)
+
+
+def can_remove(event: RecordedEvent) -> bool:
+    """Whether ``event`` takes anything out of a read model."""
+    return any(change[1] is None for change in event.data.get("changes", ()))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row on which a read model and the log disagree.
+
+    Attributes:
+        projection: The read model.
+        key: The row's primary key.
+        problem: ``"missing"``: the log says that it exists; ``"surplus"``: the log says that it
+            does not; ``"different"``: its columns differ.
+    """
+
+    projection: str
+    key: tuple[Any, ...]
+    problem: str
+
+
+def differences(projection: Projection, events: Events) -> Select[Any]:
+    """Where the table and the fold of ``events`` disagree: problem and key.
+
+    One statement, so that both sides are of the same moment.
+    """
+    table = projection.table
+    fold = rows_of(projection, events).cte("expected")
+    same_key: list[ColumnElement[bool]] = [
+        table.c[column.name] == fold.c[column.name] for column in table.primary_key
+    ]
+    on = same_key[0]
+    for condition in same_key[1:]:
+        on = on & condition
+    first = list(table.primary_key)[0]
+    unequal = or_(
+        *(
+            table.c[column.name].is_distinct_from(fold.c[column.name])
+            for column in table.columns
+            if not column.primary_key
+        )
+    )
+
+    def keys(side: Any) -> list[ColumnElement[Any]]:
+        return [side.c[column.name] for column in table.primary_key]
+
+    found = union_all(
+        select(literal("missing").label("problem"), *keys(fold))
+        .select_from(fold.outerjoin(table, on))
+        .where(table.c[first.name].is_(None)),
+        select(literal("surplus"), *keys(table))
+        .select_from(table.outerjoin(fold, on))
+        .where(fold.c[first.name].is_(None)),
+        select(literal("different"), *keys(table)).select_from(table.join(fold, on)).where(unequal),
+    ).subquery("found")
+    return select(found)

@@ -1,0 +1,82 @@
+"""The statements of the hot reads, compiled once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import Select, String, bindparam, select
+
+from eventmeta.dialects import Dialect
+from eventmeta.dialects.statement import Statement
+from eventmeta.tables import Tables
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What sessions and stores read all the time."""
+
+    tables: Tables
+    dialect: Dialect
+
+    @cached_property
+    def metadata(self) -> Statement:
+        """``session_id`` → ``key, value`` of all its metadata."""
+        return self.dialect.compile(self._metadata())
+
+    @cached_property
+    def metadata_of_keys(self) -> Statement:
+        """``session_id``, ``keys`` → ``key, value`` of those keys that it has."""
+        current = self.tables.session_metadata.table
+        wanted = self.dialect.recordset("keys", {"key": String(255)})
+        return self.dialect.compile(self._metadata().where(current.c.key == wanted.c.key))
+
+    def _metadata(self) -> Select[Any]:
+        current = self.tables.session_metadata.table
+        return select(current.c.key, current.c.value).where(
+            current.c.session_id == bindparam("session_id")
+        )
+
+    @cached_property
+    def sessions_by_value(self) -> Statement:
+        """``key``, ``indexed_value``, ``after``, ``limit`` → ids of sessions, in order."""
+        return self.dialect.compile(self._sessions_by_value().limit(bindparam("limit")))
+
+    @cached_property
+    def all_sessions_by_value(self) -> Statement:
+        """``key``, ``indexed_value``, ``after`` → ids of sessions, in order."""
+        return self.dialect.compile(self._sessions_by_value())
+
+    def _sessions_by_value(self) -> Select[Any]:
+        current = self.tables.session_metadata.table
+        return (
+            select(current.c.session_id)
+            .where(
+                current.c.key == bindparam("key"),
+                current.c.indexed_value == bindparam("indexed_value"),
+                current.c.session_id > bindparam("after"),
+            )
+            .order_by(current.c.session_id)
+        )
+
+    @cached_property
+    def items(self) -> Statement:
+        """``session_id`` → ``message_data`` of its items, in order."""
+        messages = self.tables.messages
+        query = select(messages.c.message_data).where(
+            messages.c.session_id == bindparam("session_id")
+        )
+        return self.dialect.compile(query.order_by(messages.c.created_at, messages.c.id))
+
+    @cached_property
+    def last_items(self) -> Statement:
+        """``session_id``, ``limit`` → ``message_data, id`` of its last items, latest first."""
+        messages = self.tables.messages
+        query = (
+            select(messages.c.message_data, messages.c.id)
+            .where(messages.c.session_id == bindparam("session_id"))
+            .order_by(messages.c.created_at.desc(), messages.c.id.desc())
+            .limit(bindparam("limit"))
+        )
+        return self.dialect.compile(query)

@@ -1,0 +1,28 @@
+"""Creating what is missing in a database, and leaving the rest as it is."""
+
+from __future__ import annotations
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from eventmeta.dialects import Dialect
+from eventmeta.tables import Tables
+
+
+async def create_tables(engine: AsyncEngine, dialect: Dialect, tables: Tables) -> None:
+    """Create missing tables, indexes, triggers and the view of metadata changes.
+
+    Safe beside other processes that do the same. Existing tables, upstream's included, are not
+    altered, and no row is touched.
+    """
+    async with engine.begin() as connection:
+        await dialect.begin_schema_change(connection)
+        dialect.prepare_tables(tables)
+        await connection.run_sync(tables.metadata.create_all)
+        view = dialect.literal(dialect.relation(tables.events).select_changes())
+        statements = [
+            *dialect.guards(tables),
+            dialect.create_view(tables.names.metadata_changes, view),
+            *dialect.finish_schema_change(),
+        ]
+        for statement in statements:
+            await connection.exec_driver_sql(statement)

@@ -1,0 +1,117 @@
+"""Group commit: while one transaction commits, the commands for the next one gather.
+
+No timer and no added delay: a lone caller's batch has one command, and under load batches grow by
+themselves to what arrives during a commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from eventmeta.batch import Outcome
+from eventmeta.commands import Command
+from eventmeta.errors import EventMetaError, StoreClosed
+
+MAX_BATCH = 512
+MAX_BATCH_BYTES = 2 * 2**20
+MAX_WAITING = 4_096
+
+Commit = Callable[[Sequence[Command]], Awaitable[list[Outcome | EventMetaError]]]
+
+
+@dataclass(slots=True)
+class _Entry:
+    command: Command
+    outcome: asyncio.Future[Outcome | EventMetaError]
+
+
+class Writer:
+    """The one writer of an engine in an event loop.
+
+    Commands are carried out in the order in which they were submitted. There is a task only while
+    there is work, so that a program may end without closing anything.
+    """
+
+    def __init__(self, commit: Commit) -> None:
+        self._commit = commit
+        self._waiting: deque[_Entry] = deque()
+        self._places = asyncio.Semaphore(MAX_WAITING)
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def submit(self, command: Command) -> Outcome | EventMetaError:
+        """Carry out ``command`` with whatever else is waiting.
+
+        Waits for a place while too many commands are waiting. The caller of a cancelled call gets
+        its CancelledError only when the outcome is settled: the command was either withdrawn
+        before it began, or has been carried out to the end.
+
+        Raises:
+            StoreClosed: The writer was closed.
+        """
+        async with self._places:
+            if self._closed:
+                raise StoreClosed
+            entry = _Entry(command, asyncio.get_running_loop().create_future())
+            self._waiting.append(entry)
+            if self._task is None:
+                self._task = asyncio.create_task(self._work(), name="eventmeta-writer")
+            return await self._settled(entry)
+
+    async def _settled(self, entry: _Entry) -> Outcome | EventMetaError:
+        cancelled: asyncio.CancelledError | None = None
+        while not entry.outcome.done():
+            try:
+                await asyncio.wait([entry.outcome])
+            except asyncio.CancelledError as error:
+                cancelled = error
+                if entry in self._waiting:
+                    self._waiting.remove(entry)
+                    break
+        if cancelled is not None:
+            raise cancelled
+        return entry.outcome.result()
+
+    async def close(self) -> None:
+        """Take no more commands, and wait until those submitted are carried out."""
+        self._closed = True
+        while self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                await self._carry_out(self._take_batch())
+        finally:
+            self._task = None
+            # Only a task that was cancelled leaves anything: the loop is shutting down.
+            while self._waiting:
+                self._waiting.popleft().outcome.cancel()
+
+    def _take_batch(self) -> list[_Entry]:
+        batch = [self._waiting.popleft()]
+        size = batch[0].command.size
+        while self._waiting and len(batch) < MAX_BATCH:
+            size += self._waiting[0].command.size
+            if size > MAX_BATCH_BYTES:
+                break
+            batch.append(self._waiting.popleft())
+        return batch
+
+    async def _carry_out(self, batch: list[_Entry]) -> None:
+        try:
+            outcomes = await self._commit([entry.command for entry in batch])
+        except BaseException as error:
+            for entry in batch:
+                if isinstance(error, Exception):
+                    entry.outcome.set_exception(error)
+                else:
+                    entry.outcome.cancel()
+            if not isinstance(error, Exception):
+                raise
+        else:
+            for entry, outcome in zip(batch, outcomes, strict=True):
+                entry.outcome.set_result(outcome)

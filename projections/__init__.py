@@ -1,0 +1,12 @@
+"""Read models: tables, and the Select that folds a relation of events into their rows.
+
+A projection never asks where its events come from. It needs SQLAlchemy and the shape of an event,
+which it receives as an [`Events`][projections.relation.Events] relation; it does not know
+``eventmeta``, which imports this package and not the reverse.
+"""
+
+from projections.metadata import metadata_projection
+from projections.projection import Projection
+from projections.relation import EVENT_COLUMNS, Events
+
+__all__ = ["EVENT_COLUMNS", "Events", "Projection", "metadata_projection"]

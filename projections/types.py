@@ -1,0 +1,48 @@
+"""Column types that mean the same on every database."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import DateTime, Dialect, Integer, String, Text
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.types import BigInteger, TypeDecorator, TypeEngine
+
+MYSQL = ("mysql", "mariadb")
+
+SessionId: TypeEngine[str] = String().with_variant(mysql.VARCHAR(255), *MYSQL)
+"""Unbounded where upstream's is; MySQL and MariaDB want a length."""
+
+LongText: TypeEngine[str] = Text().with_variant(mysql.LONGTEXT(), *MYSQL)
+"""Text of any length: plain TEXT ends at 64 kB on MySQL."""
+
+BigInt: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
+"""64 bits. SQLite's are anyway, and only INTEGER may be its row id."""
+
+EventId: TypeEngine[str] = String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time with microseconds, kept as naive UTC where a database has no zones."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[datetime]:
+        return dialect.type_descriptor(
+            DateTime()
+            .with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
+            .with_variant(mysql.DATETIME(fsp=6), *MYSQL)
+        )
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        aware = value.astimezone(UTC)
+        takes_zone = getattr(self.dialect_impl(dialect), "timezone", False)
+        return aware if takes_zone else aware.replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

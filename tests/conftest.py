@@ -1,0 +1,150 @@
+"""Fixtures: a fresh database on each backend.
+
+``--backend NAME`` (repeatable) narrows the backends. One that cannot be had is skipped, and said so
+at the end; with ``EVENTMETA_REQUIRE_BACKENDS=1`` its tests fail instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from tests.backends import NAMES, PERSISTENT, SERVERS, Backend, Backends
+from tests.servers import Unavailable
+
+REQUIRE_VARIABLE = "EVENTMETA_REQUIRE_BACKENDS"
+PROFILE_VARIABLE = "EVENTMETA_HYPOTHESIS_PROFILE"
+
+settings.register_profile("default", max_examples=50, deadline=None, print_blob=True)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000)
+settings.load_profile(os.environ.get(PROFILE_VARIABLE, "default"))
+
+BACKENDS = pytest.StashKey[Backends]()
+NARROWING = {
+    "server_backend": SERVERS,
+    "persistent_backend": PERSISTENT,
+    "persistent_url": PERSISTENT,
+}
+"""The fixtures that leave only some of the backends to a test."""
+
+CHECK_IN_TURNS = 100
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        action="append",
+        choices=NAMES,
+        default=[],
+        help="run only the tests on this backend (may be repeated)",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that uses a database once on each backend that it is for."""
+    if "backend" not in metafunc.fixturenames:
+        return
+    allowed = set(metafunc.config.getoption("--backend") or NAMES)
+    for fixture in NARROWING.keys() & metafunc.fixturenames:
+        allowed.intersection_update(NARROWING[fixture])
+    metafunc.parametrize("backend", [name for name in NAMES if name in allowed], indirect=True)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    backends = config.stash.get(BACKENDS, None)
+    for name, reason in (backends.unavailable if backends else {}).items():
+        terminalreporter.write_line(f"SKIPPED BACKEND {name}: {reason}", red=True, bold=True)
+
+
+def backends_are_required() -> bool:
+    return os.environ.get(REQUIRE_VARIABLE, "") not in ("", "0")
+
+
+@pytest.fixture(scope="session")
+def backends(pytestconfig: pytest.Config) -> Iterator[Backends]:
+    """All backends, by name; their servers run until the end of the session."""
+    with Backends() as found:
+        pytestconfig.stash[BACKENDS] = found
+        yield found
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, backends: Backends) -> Backend:
+    """The backend of this test, which runs once on each."""
+    try:
+        return backends[request.param]
+    except Unavailable as error:
+        if backends_are_required():
+            pytest.fail(f"backend {request.param} is required: {error}", pytrace=False)
+        pytest.skip(f"backend {request.param}: {error}")
+
+
+@pytest.fixture
+def server_backend(backend: Backend) -> Backend:
+    """The backend of this test, which runs only on servers."""
+    return backend
+
+
+@pytest.fixture
+def persistent_backend(backend: Backend) -> Backend:
+    """The backend of this test, which runs only on those that several processes can reach."""
+    return backend
+
+
+@pytest.fixture
+async def url(backend: Backend) -> AsyncIterator[str]:
+    """The URL of a fresh empty database."""
+    async with backend.database() as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def persistent_url(url: str) -> str:
+    """The URL of a fresh empty database that several processes can reach."""
+    return url
+
+
+@pytest.fixture
+async def engine(url: str) -> AsyncIterator[AsyncEngine]:
+    """An engine on a fresh empty database; fails the test if it leaves a connection checked out."""
+    engine = create_async_engine(url)
+    checked_out = watch_connections(engine)
+    try:
+        yield engine
+        await all_returned(checked_out)
+    finally:
+        await engine.dispose()
+
+
+def watch_connections(engine: AsyncEngine) -> set[Any]:
+    """The set of pooled connections that are checked out, kept up to date."""
+    checked_out: set[Any] = set()
+
+    def taken(connection: Any, record: Any, proxy: Any) -> None:
+        checked_out.add(record)
+
+    def returned(connection: Any, record: Any) -> None:
+        checked_out.discard(record)
+
+    event.listen(engine.sync_engine, "checkout", taken)
+    event.listen(engine.sync_engine, "checkin", returned)
+    event.listen(engine.sync_engine, "detach", returned)
+    return checked_out
+
+
+async def all_returned(checked_out: set[Any]) -> None:
+    """Fail unless every connection is back in the pool, at once or after work that still ends."""
+    for _ in range(CHECK_IN_TURNS):
+        if not checked_out:
+            return
+        await asyncio.sleep(0.01)
+    assert not checked_out, f"{len(checked_out)} connections are still checked out"
