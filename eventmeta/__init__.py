@@ -4,14 +4,15 @@ Every change is appended to an immutable log in the transaction that updates the
 that the present is an index lookup and the past is a fold of the same log.
 """
 
-try:
-    from projections import EVENT_COLUMNS as _
-except ImportError as _error:
+import projections
+
+if not hasattr(projections, "EVENT_COLUMNS"):
     raise ImportError(
-        "eventmeta needs its own top-level package `projections`, but this app's environment has "
-        "another package or folder of that name, which hides it. Rename that one, or move it into a "
-        "package of the app."
-    ) from _error
+        "eventmeta needs its own top-level package `projections`, but this app has another package "
+        f"or folder of that name, which hides it: {projections.__path__}. Rename that one, or move "
+        "it into a package of the app."
+    )
+del projections
 
 from eventmeta.actor import acting_as
 from eventmeta.errors import (
@@ -44,7 +45,6 @@ from eventmeta.store import MetadataStore, verify_projection
 __version__ = "0.1.0"
 
 __all__ = [
-    "MISSING",
     "AppendRejected",
     "DatabaseBusy",
     "DatabaseFailure",
@@ -58,6 +58,7 @@ __all__ = [
     "InvalidPoint",
     "InvalidValue",
     "ItemAlreadyPopped",
+    "MISSING",
     "MetadataSession",
     "MetadataStore",
     "NewEvent",

@@ -18,15 +18,16 @@ class Actor(NamedTuple):
     context: Mapping[str, Any]
 
 
-_current: ContextVar[Actor] = ContextVar("eventmeta_actor", default=Actor(None, MappingProxyType({})))
+_NOBODY = Actor(None, MappingProxyType({}))
+_current: ContextVar[Actor] = ContextVar("eventmeta_actor", default=_NOBODY)
 
 
 @contextmanager
 def acting_as(actor: str, /, **context: Any) -> Iterator[None]:
     """Attribute every write inside the ``with`` block to ``actor``.
 
-    Follows the task, as context variables do: tasks started inside inherit it. Blocks nest; an inner
-    one adds to the context of the outer.
+    Follows the task, as context variables do: tasks started inside inherit it. Blocks nest; an
+    inner one adds to the context of the outer.
 
     Args:
         actor: Who acts, such as ``"support:bob"``; at most 255 bytes.

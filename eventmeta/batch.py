@@ -1,8 +1,8 @@
 """A batch of commands as one transaction, without its I/O.
 
 Two programs do the same. `append_at_once` is one statement, where the database has one and every
-command is plain. `append_in_steps` is for everything else: it owns the heads of all streams first, in
-the order of their keys, so that from then on versions and conflicts are known.
+command is plain. `append_in_steps` is for everything else: it owns the heads of all streams first,
+in the order of their keys, so that from then on versions and conflicts are known.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ Outcome = RecordedEvent | AppendRejected | None
 
 def is_plain(command: Command) -> bool:
     """Whether nothing need be known of the stream to record ``command``."""
-    return isinstance(command, Append) and command.expected_version is None
+    return (
+        isinstance(command, Append)
+        and command.expected_version is None
+        and not command.may_be_recorded
+    )
 
 
 def append_at_once(commands: Sequence[Append], statement: Statement) -> Program[list[Outcome]]:
@@ -56,9 +60,10 @@ def append_in_steps(commands: Sequence[Command], sql: Statements) -> Program[lis
     batch = _Batch(sql)
     yield from batch.lock({command.stream for command in commands})
     yield from batch.find_recorded(command for command in commands if command.may_be_recorded)
-    outcomes: list[_Draft | AppendRejected | RecordedEvent | None] = []
+    outcomes = []
     for command in commands:
-        outcomes.append((yield from batch.take(command)))
+        outcome = yield from batch.take(command)
+        outcomes.append(outcome)
     yield from batch.flush()
     yield from batch.save_heads()
     return [item.event() if isinstance(item, _Draft) else item for item in outcomes]
@@ -159,7 +164,7 @@ class _Batch:
         yield from self._write_items(drafts)
         numbers = recordset([{"n": n} for n in range(1, len(drafts) + 1)])
         positions = yield from steps(self.sql.allocate, numbers=numbers)
-        for draft, (position,) in zip(drafts, sorted(positions), strict=True):
+        for draft, (position,) in zip(drafts, sorted(map(tuple, positions)), strict=True):
             draft.position = position
         time_text = self.sql.dialect.time_text
         rows = recordset(
@@ -190,7 +195,7 @@ class _Batch:
         items = _item_rows((n, draft.command) for n, draft in enumerate(adding))
         rows = yield from steps(self.sql.insert_items, items=recordset(items))
         ids: dict[str, list[int]] = {}
-        for session_id, item_id in sorted(rows, reverse=True):
+        for session_id, item_id in sorted(map(tuple, rows), reverse=True):
             ids.setdefault(session_id, []).append(item_id)
         for draft in adding:
             own = ids[draft.command.stream.stream_id]
@@ -199,13 +204,13 @@ class _Batch:
             draft.fact = Fact(draft.fact.type, {"item_ids": item_ids})
 
     def _project(self, drafts: Sequence[_Draft], rows: str) -> Program[None]:
-        events = [draft.event() for draft in drafts]
+        first = drafts[0].position
         for projection, remove, write in self.sql.project:
-            concerned = [event for event in events if event.type in projection.event_types]
+            concerned = [d.fact.data for d in drafts if d.fact.type in projection.event_types]
             if any(map(can_remove, concerned)):
-                yield remove(events=rows)
+                yield remove(events=rows, first=first)
             if concerned:
-                yield write(events=rows)
+                yield write(events=rows, first=first)
 
     def save_heads(self) -> Program[None]:
         """Move the heads to their new versions."""

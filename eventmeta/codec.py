@@ -1,8 +1,8 @@
 """JSON as the store keeps it: validated, canonical, exact.
 
 Databases and JSON libraries disagree about the edges of JSON (NaN, large integers, surrogates, NUL,
-depth). What any of them would alter is refused here, before any I/O, so that every backend takes and
-returns the same values.
+depth). What any of them would alter is refused here, before any I/O, so that every backend takes
+and returns the same values.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 
@@ -108,6 +108,8 @@ def _check(value: object, path: str, depth: int) -> bool:
     """Refuse what is not JSON; tell whether JSON has another spelling of it (1.0 and 1)."""
     if value is None or isinstance(value, bool):
         return False
+    if isinstance(value, dict | list):
+        return _check_container(value, path, depth)
     if isinstance(value, str):
         if problem := text_problem(value):
             raise InvalidValue(path, f"the text {problem}")
@@ -122,23 +124,30 @@ def _check(value: object, path: str, depth: int) -> bool:
         if not math.isfinite(value):
             raise InvalidValue(path, f"{value} is not a JSON number; use None or a string")
         return value.is_integer()
-    if isinstance(value, dict | list) and depth == MAX_DEPTH:
+    raise InvalidValue(
+        path, f"a {type(value).__name__} is not JSON; store {_advice(value)} instead"
+    )
+
+
+def _check_container(value: dict[Any, Any] | list[Any], path: str, depth: int) -> bool:
+    if depth == MAX_DEPTH:
         raise InvalidValue(path, f"nested deeper than {MAX_DEPTH} levels; flatten it")
+    spelling_varies = False
     if isinstance(value, dict):
-        checked = [
-            _check(item, f"{path}.{_check_name(name, path)}", depth + 1)
-            for name, item in value.items()
-        ]
-        return any(checked)
-    if isinstance(value, list):
-        return any([_check(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)])
-    _refuse(value, path)
+        for name, item in value.items():
+            where = f"{path}.{_check_name(name, path)}"
+            spelling_varies |= _check(item, where, depth + 1)
+    else:
+        for index, item in enumerate(value):
+            spelling_varies |= _check(item, f"{path}[{index}]", depth + 1)
+    return spelling_varies
 
 
 def _check_name(name: object, path: str) -> str:
-    if not isinstance(name, str):
+    if type(name) is not str:
         raise InvalidValue(
-            path, f"the object key {name!r} is a {type(name).__name__}; JSON keys are strings"
+            path,
+            f"the object key {name!r} is a {type(name).__name__}; JSON keys are strings",
         )
     if problem := text_problem(name):
         raise InvalidValue(path, f"an object key {problem}")
@@ -159,12 +168,10 @@ _ADVICE = {
 }
 
 
-def _refuse(value: object, path: str) -> NoReturn:
-    kind = type(value).__name__
-    advice = _ADVICE.get(kind, "JSON types")
+def _advice(value: object) -> str:
     if hasattr(value, "model_dump"):
-        advice = "value.model_dump(mode='json')"
-    raise InvalidValue(path, f"a {kind} is not JSON; store {advice} instead")
+        return "value.model_dump(mode='json')"
+    return _ADVICE.get(type(value).__name__, "JSON types")
 
 
 def _respelled(value: Any) -> Any:

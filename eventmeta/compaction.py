@@ -1,13 +1,13 @@
 """What upstream's compaction asks of a session, so that it need not clear and rewrite it.
 
-`OpenAIResponsesCompactionSession` takes a snapshot of the latest items, lets a model write a shorter
-form of them, and puts that in their place if they are still the same.
+`OpenAIResponsesCompactionSession` takes a snapshot of the latest items, lets a model write a
+shorter form of them, and puts that in their place if they are still the same.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,7 @@ async def take_snapshot(
             stream=session._stream,
             expected=[(item_id, text) for text, item_id in suffix],
             expired=await _expired(session, suffix, prune) if prune else (),
-            items=[await session._serialize_item(item) for item in output],
+            items=await session._texts(output),
             **command_fields({}),
         )
         await session._submit(command, {})
@@ -70,7 +70,7 @@ async def take_snapshot(
 
 
 async def _expired(
-    session: MetadataSession, suffix: tuple[Row, ...], prune: Callable[[TResponseInputItem], bool]
+    session: MetadataSession, suffix: Sequence[Row], prune: Callable[[TResponseInputItem], bool]
 ) -> list[int]:
     """Ids of the expired items from the beginning up to the first that has not expired."""
     database = session._database

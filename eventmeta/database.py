@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
@@ -18,12 +19,13 @@ from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent
 from eventmeta.log import EventLog
 from eventmeta.queries import Queries
-from eventmeta.reader import Reader
+from eventmeta.reader import Lookup, Reader
 from eventmeta.schema import create_tables
 from eventmeta.tables import TableNames, define_tables
 from eventmeta.writer import Writer
 
 _ATTRIBUTE = "eventmeta_databases"
+_SCHEMA_LOCK = "eventmeta_schema_lock"
 
 
 class Database:
@@ -74,7 +76,7 @@ class Database:
             DatabaseFailure: The database cannot be reached, or does not let us create tables.
         """
         if create and not self._created:
-            await self.create_tables()
+            await self.create_tables(unless_done=True)
         elif not self._connected:
             await self.log.run(self._first_connection)
         self._connected = True
@@ -83,10 +85,17 @@ class Database:
         async with self.engine.connect():
             pass
 
-    async def create_tables(self) -> None:
+    async def create_tables(self, *, unless_done: bool = False) -> None:
         """Create the tables, indexes, triggers and the view that are missing."""
-        await self.log.run(lambda: create_tables(self.engine, self.dialect, self.tables))
-        self._connected = self._created = True
+        lock = vars(self.engine.sync_engine).setdefault(_SCHEMA_LOCK, threading.Lock())
+        while not lock.acquire(blocking=False):  # polls, as callers may be in several event loops
+            await asyncio.sleep(0.01)
+        try:
+            if not (unless_done and self._created):
+                await self.log.run(lambda: create_tables(self.engine, self.dialect, self.tables))
+                self._connected = self._created = True
+        finally:
+            lock.release()
 
     async def submit(
         self, command: Command, connection: AsyncConnection | AsyncSession | None = None
@@ -111,9 +120,9 @@ class Database:
             raise outcome
         return outcome
 
-    async def fetch(self, query: Query) -> tuple[Row, ...]:
-        """The rows of ``query``, which sees every write acknowledged before."""
-        return tuple(await self._reader().fetch(query))
+    async def fetch(self, read: Query | Lookup, *keys: dict[str, Any]) -> Sequence[Row]:
+        """The rows of ``read``, for ``keys``; it sees every write acknowledged before."""
+        return await self._reader().fetch(read, *keys)
 
     async def close(self) -> None:
         """Carry out what was submitted, then take no more. The engine is left open."""

@@ -1,22 +1,22 @@
 """Every error that eventmeta raises.
 
-    EventMetaError
-    ├── InvalidInput (ValueError)         refused before any I/O
-    │   ├── InvalidIdentifier             a session id, actor, event id or table name
-    │   ├── InvalidKey                    a metadata key
-    │   ├── InvalidValue                  a value that is not JSON
-    │   │   └── ValueTooLarge
-    │   └── InvalidPoint                  an as-of that names no point in history
-    ├── AppendRejected                    the log said no; nothing was changed
-    │   ├── VersionConflict               the stream has moved on
-    │   ├── EventIdReused                 the id belongs to another change
-    │   └── ItemAlreadyPopped             the item went to an earlier attempt
-    ├── StoreClosed
-    ├── UnsupportedEngine                 no dialect for this database or driver
-    └── DatabaseFailure                   the database failed; `code` is its SQLSTATE or number
-        ├── TablesMissing
-        ├── DatabaseBusy                  still in conflict after all retries
-        └── OutcomeUnknown                the connection was lost; retry with the same event id
+EventMetaError
+├── InvalidInput (ValueError)         refused before any I/O
+│   ├── InvalidIdentifier             a session id, actor, event id or table name
+│   ├── InvalidKey                    a metadata key
+│   ├── InvalidValue                  a value that is not JSON
+│   │   └── ValueTooLarge
+│   └── InvalidPoint                  an as-of that names no point in history
+├── AppendRejected                    the log said no; nothing was changed
+│   ├── VersionConflict               the stream has moved on
+│   ├── EventIdReused                 the id belongs to another change
+│   └── ItemAlreadyPopped             the item went to an earlier attempt
+├── StoreClosed
+├── UnsupportedEngine                 no dialect for this database or driver
+└── DatabaseFailure                   the database failed; `code` is its SQLSTATE or number
+    ├── TablesMissing
+    ├── DatabaseBusy                  still in conflict after all retries
+    └── OutcomeUnknown                the connection was lost; retry with the same event id
 """
 
 from __future__ import annotations

@@ -14,9 +14,11 @@ from eventmeta.commands import StreamKey
 from eventmeta.database import Database
 from eventmeta.errors import InvalidPoint
 from eventmeta.events import Position, RecordedEvent, read_event
+from eventmeta.identifiers import check_count
 from eventmeta.projector import rows_of
-from projections import EVENT_COLUMNS
+from projections import EVENT_COLUMNS, METADATA_EVENTS
 from projections.types import BigInt
+
 
 class Missing:
     """The type of ``MISSING``."""
@@ -88,7 +90,7 @@ def bound_of(point: object) -> Bound:
                 "such as datetime.now(UTC)"
             )
         return Bound("recorded_at", point.astimezone(UTC))
-    if not isinstance(point, int) or isinstance(point, bool) or point < 0:
+    if not isinstance(point, int) or isinstance(point, bool) or not 0 <= point < 2**63:
         raise InvalidPoint(
             f"{point!r} is no point in history: give a version (0, 1, 2 …), a Position "
             "or an aware datetime"
@@ -110,32 +112,53 @@ async def metadata_as_of(
     fold = rows_of(database.tables.session_metadata, events).subquery("state")
     rows = await database.log.read(select(fold.c.key, fold.c.value), bound=bound.value)
     wanted = None if keys is None else frozenset(keys)
-    return {key: parse(text) for key, text in sorted(rows) if wanted is None or key in wanted}
+    return {
+        key: parse(text)
+        for key, text in sorted(map(tuple, rows))
+        if wanted is None or key in wanted
+    }
 
 
-async def history(
-    database: Database, stream: StreamKey, key: str | None, limit: int | None, after: int | None
-) -> list[HistoryEntry]:
+class Page(NamedTuple):
+    """Which entries of a history to read."""
+
+    key: str | None
+    limit: int | None
+    after: int
+
+    @classmethod
+    def of(cls, key: object, limit: object, after: object) -> Page:
+        """The page that a caller asks for.
+
+        Raises:
+            InvalidInput: There is no such page.
+        """
+        return cls(
+            None if key is None else check_key(key),
+            None if limit is None else check_count("limit", limit),
+            0 if after is None else check_count("after", after),
+        )
+
+
+async def history(database: Database, stream: StreamKey, page: Page) -> list[HistoryEntry]:
     """The events of a stream in order, each with what it changed."""
-    after = after or 0
-    events = await _events(database, stream, key, limit, after)
+    events = await _events(database, stream, page)
     before = Bound("version", events[0].version - 1 if events else 0)
     state = await metadata_as_of(database, stream, before) if before.value else {}
     entries = []
     for event in events:
         changes = {}
-        for name, text in (change[:2] for change in event.data.get("changes", ())):
+        recorded = event.data["changes"] if event.type in METADATA_EVENTS else ()
+        for name, text in (change[:2] for change in recorded):
             new = MISSING if text is None else parse(text)
-            if key is None or name == key:
+            if page.key is None or name == page.key:
                 changes[name] = ValueChange(state.get(name, MISSING), new)
             state[name] = new
         entries.append(HistoryEntry(event, changes))
     return entries
 
 
-async def _events(
-    database: Database, stream: StreamKey, key: str | None, limit: int | None, after: int
-) -> list[RecordedEvent]:
+async def _events(database: Database, stream: StreamKey, page: Page) -> list[RecordedEvent]:
     log = database.tables.events
     of_stream = (
         log.c.stream_id == stream.stream_id,
@@ -143,21 +166,19 @@ async def _events(
         log.c.version > bindparam("after", type_=BigInt),
     )
     query = select(*(log.c[name] for name in EVENT_COLUMNS)).where(*of_stream)
-    if key is not None:
+    if page.key is not None:
         change = database.log.events(*of_stream).changes()
         query = query.where(
-            log.c.version.in_(select(change.c.version).where(change.c.key == check_key(key)))
+            log.c.version.in_(select(change.c.version).where(change.c.key == page.key))
         )
     query = query.order_by(log.c.version)
-    if limit is not None:
-        query = query.limit(limit)
-    rows = await database.log.read(query, after=after)
+    if page.limit is not None:
+        query = query.limit(page.limit)
+    rows = await database.log.read(query, after=page.after)
     return [read_event(row) for row in rows]
 
 
-async def diff(
-    database: Database, stream: StreamKey, a: Bound, b: Bound
-) -> dict[str, ValueChange]:
+async def diff(database: Database, stream: StreamKey, a: Bound, b: Bound) -> dict[str, ValueChange]:
     """What is different at ``b`` from how it was at ``a``, by key."""
     before = await metadata_as_of(database, stream, a)
     after = await metadata_as_of(database, stream, b)
@@ -173,4 +194,3 @@ def _same(change: ValueChange) -> bool:
     if change.old is MISSING or change.new is MISSING:
         return False
     return indexed_value(change.old, "value") == indexed_value(change.new, "value")
-

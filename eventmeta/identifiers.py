@@ -8,7 +8,7 @@ import time
 import uuid
 
 from eventmeta.codec import text_problem
-from eventmeta.errors import InvalidIdentifier
+from eventmeta.errors import InvalidIdentifier, InvalidInput
 
 MAX_BYTES = 255
 _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
@@ -63,9 +63,17 @@ def new_event_id() -> str:
     """A new UUIDv7: 48 bits of Unix milliseconds, then randomness (RFC 9562, section 5.7)."""
     milliseconds = time.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10), "big")
-    number = (milliseconds & (2**48 - 1)) << 80 | random
-    number = number & ~(0xF << 76) | 0x7 << 76
-    return str(uuid.UUID(int=number & ~(0x3 << 62) | 0x2 << 62))
+    version_and_variant = 0x7 << 76 | 0x2 << 62
+    bits = random & ~(0xF << 76 | 0x3 << 62) | version_and_variant
+    digits = f"{milliseconds << 80 | bits:032x}"
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def check_count(what: str, value: object) -> int:
+    """``value``, if it is a whole number from 0 on that every database can count to."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise InvalidInput(f"{what} {value!r} is not usable: give a whole number, 0 or more")
+    return value
 
 
 def _check_text(what: str, value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar, cast
 
@@ -10,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from eventmeta.batch import Outcome, append_at_once, append_in_steps, is_plain
-from eventmeta.commands import Append, Command, StreamKey
+from eventmeta.commands import AddItems, Append, Command, StreamKey
 from eventmeta.dialects import Dialect, Failure
 from eventmeta.dialects.statement import Row
 from eventmeta.errors import (
@@ -50,12 +51,25 @@ class EventLog:
         the event ids tell whether an attempt had succeeded.
         """
         try:
-            return list(await self._retried(commands))
+            return list(await self._retried(commands, RETRY_SECONDS))
         except EventMetaError as error:
             if len(commands) == 1:
                 return [error]
-        # Together they failed, so one of them is bad: let each stand for itself.
-        return [(await self.commit([command]))[0] for command in commands]
+            failure = error
+        # Together they failed, so one of them is bad: let each stand for itself. If it is rather
+        # the database that is out of reach, they share the time that one of them would have.
+        patience = 0.0 if isinstance(failure, DatabaseBusy | OutcomeUnknown) else RETRY_SECONDS
+        end = time.monotonic() + RETRY_SECONDS
+        outcomes: list[Outcome | EventMetaError] = []
+        for command in commands:
+            if not patience and time.monotonic() > end:
+                outcomes.append(failure)
+                continue
+            try:
+                outcomes += await self._retried([command], patience)
+            except EventMetaError as error:
+                outcomes.append(error)
+        return outcomes
 
     async def commit_within(
         self, connection: AsyncConnection, command: Command
@@ -68,7 +82,7 @@ class EventLog:
             return self._translated(error)
         return outcomes[0]
 
-    async def _retried(self, commands: Sequence[Command]) -> list[Outcome]:
+    async def _retried(self, commands: Sequence[Command], seconds: float) -> list[Outcome]:
         async def attempt() -> list[Outcome]:
             try:
                 return await self._attempt(commands)
@@ -78,16 +92,15 @@ class EventLog:
                         command.may_be_recorded = True
                 raise
 
-        return await self._with_retries(attempt, commit=True)
+        return await self._with_retries(attempt, commit=True, seconds=seconds)
 
     async def _attempt(self, commands: Sequence[Command]) -> list[Outcome]:
         sql = self.statements
-        at_once = sql.append_at_once
-        if at_once and all(map(is_plain, commands)):
-            if not any(command.may_be_recorded for command in commands):
-                plain = cast(Sequence[Append], commands)
-                statement = at_once[any(hasattr(command, "items") for command in plain)]
-                return await self.dialect.write(append_at_once(plain, statement), single=True)
+        if sql.append_at_once and all(map(is_plain, commands)):
+            plain = cast(Sequence[Append], commands)
+            with_items = any(isinstance(command, AddItems) for command in plain)
+            program = append_at_once(plain, sql.append_at_once[with_items])
+            return await self.dialect.write(program, single=True)
         return await self.dialect.write(append_in_steps(commands, sql))
 
     # --- Reading --------------------------------------------------------------------------------
@@ -100,7 +113,7 @@ class EventLog:
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
         """``work``, which changes nothing, with its failures translated and retried."""
-        return await self._with_retries(work, commit=False)
+        return await self._with_retries(work, commit=False, seconds=RETRY_SECONDS)
 
     async def horizon(self) -> int:
         """The highest position below which nothing can still appear.
@@ -168,7 +181,10 @@ class EventLog:
 
     # --- Failures -------------------------------------------------------------------------------
 
-    async def _with_retries(self, work: Callable[[], Awaitable[T]], *, commit: bool) -> T:
+    async def _with_retries(
+        self, work: Callable[[], Awaitable[T]], *, commit: bool, seconds: float
+    ) -> T:
+        """``work``, twice at least if it fails in a way that passes, and for ``seconds``."""
         repeatable = {Failure.CONFLICT, Failure.DISCONNECTED}
         if commit:
             repeatable.add(Failure.DUPLICATE)
@@ -184,7 +200,7 @@ class EventLog:
                     raise
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception(is_repeatable),
-                stop=stop_after_delay(RETRY_SECONDS),
+                stop=stop_after_delay(seconds),
                 wait=wait_random_exponential(multiplier=0.01, max=0.5),
                 reraise=True,
             ):

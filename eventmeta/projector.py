@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Delete, Insert, Select, literal, or_, select, union_all
 
 from eventmeta.dialects import Dialect
-from eventmeta.events import RecordedEvent
 from projections import Events, Projection
 
 
@@ -43,9 +43,9 @@ def rows_of(projection: Projection, events: Events) -> Select[Any]:
     return select(*columns).where(fold.c.present)
 
 
-def can_remove(event: RecordedEvent) -> bool:
-    """Whether ``event`` takes anything out of a read model."""
-    return any(change[1] is None for change in event.data.get("changes", ()))
+def can_remove(data: Mapping[str, Any]) -> bool:
+    """Whether an event with this payload takes anything out of a read model."""
+    return any(change[1] is None for change in data.get("changes", ()))
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def differences(projection: Projection, events: Events) -> Select[Any]:
     on = same_key[0]
     for condition in same_key[1:]:
         on = on & condition
-    first = list(table.primary_key)[0]
+    first = next(iter(table.primary_key))
     unequal = or_(
         *(
             table.c[column.name].is_distinct_from(fold.c[column.name])

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import Select, String, bindparam, select
+from sqlalchemy import Integer, Select, String, bindparam, select
 
 from eventmeta.dialects import Dialect
 from eventmeta.dialects.statement import Statement
+from eventmeta.reader import Lookup
 from eventmeta.tables import Tables
+from projections.types import SessionId
 
 
 @dataclass(frozen=True)
@@ -21,22 +23,33 @@ class Queries:
     dialect: Dialect
 
     @cached_property
-    def metadata(self) -> Statement:
-        """``session_id`` → ``key, value`` of all its metadata."""
-        return self.dialect.compile(self._metadata())
+    def metadata(self) -> Lookup:
+        """``session_id`` → ``n, key, value`` of all its metadata."""
+        current = self.tables.session_metadata.table
+        requests = self.dialect.recordset("requests", {"n": Integer(), "session_id": SessionId})
+        alone = select(bindparam("n", type_=Integer()), current.c.key, current.c.value)
+        return Lookup(
+            together=self.dialect.compile(
+                select(requests.c.n, current.c.key, current.c.value).where(
+                    current.c.session_id == requests.c.session_id
+                )
+            ),
+            alone=self.dialect.compile(
+                alone.where(current.c.session_id == bindparam("session_id"))
+            ),
+        )
 
     @cached_property
-    def metadata_of_keys(self) -> Statement:
-        """``session_id``, ``keys`` → ``key, value`` of those keys that it has."""
+    def metadata_of_keys(self) -> Lookup:
+        """``session_id, key`` → ``n, key, value`` of the key if the session has it."""
         current = self.tables.session_metadata.table
-        wanted = self.dialect.recordset("keys", {"key": String(255)})
-        return self.dialect.compile(self._metadata().where(current.c.key == wanted.c.key))
-
-    def _metadata(self) -> Select[Any]:
-        current = self.tables.session_metadata.table
-        return select(current.c.key, current.c.value).where(
-            current.c.session_id == bindparam("session_id")
+        requests = self.dialect.recordset(
+            "requests", {"n": Integer(), "session_id": SessionId, "key": String(255)}
         )
+        query = select(requests.c.n, current.c.key, current.c.value).where(
+            current.c.session_id == requests.c.session_id, current.c.key == requests.c.key
+        )
+        return Lookup(together=self.dialect.compile(query))
 
     @cached_property
     def sessions_by_value(self) -> Statement:

@@ -1,7 +1,7 @@
-"""Concurrent reads share a connection and, on SQLite, a thread hop.
+"""Concurrent reads share a connection; those of one kind share a query.
 
 As with writes, what arrives while one batch is being read makes the next. Every query runs after it
-was asked, so it sees all that was acknowledged before.
+was asked for, so it sees all that was acknowledged before.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from eventmeta.dialects.statement import Query, Row
+from eventmeta.dialects.statement import Query, Row, Statement, recordset
 
 MAX_BATCH = 64
 MAX_LANES = 2
@@ -19,9 +20,32 @@ MAX_LANES = 2
 Read = Callable[[Sequence[Query]], Awaitable[list[Sequence[Row]]]]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """A read that many callers make at once, each with keys of its own.
+
+    Attributes:
+        together: Takes ``requests``, a record set of keys with the number ``n`` of their caller,
+            and yields ``n`` before each row.
+        alone: The same for the one key of one caller, where that is faster.
+    """
+
+    together: Statement
+    alone: Statement | None = None
+
+    def query(self, callers: Sequence[Sequence[dict[str, Any]]]) -> Query:
+        """The query for the keys of all ``callers``."""
+        if self.alone is not None and len(callers) == 1:
+            (key,) = callers[0]
+            return self.alone(n=0, **key)
+        numbered = [{"n": n, **key} for n, keys in enumerate(callers) for key in keys]
+        return self.together(requests=recordset(numbered))
+
+
+@dataclass(slots=True, eq=False)
 class _Entry:
-    query: Query
+    read: Query | Lookup
+    keys: Sequence[dict[str, Any]]
     rows: asyncio.Future[Sequence[Row]]
 
 
@@ -34,9 +58,9 @@ class Reader:
         self._lanes = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def fetch(self, query: Query) -> Sequence[Row]:
-        """The rows of ``query``."""
-        entry = _Entry(query, asyncio.get_running_loop().create_future())
+    async def fetch(self, read: Query | Lookup, *keys: dict[str, Any]) -> Sequence[Row]:
+        """The rows of ``read``; those of a lookup, for ``keys``, begin with a number."""
+        entry = _Entry(read, keys, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         if self._lanes < MAX_LANES:
             self._lanes += 1
@@ -48,26 +72,41 @@ class Reader:
     async def _work(self) -> None:
         try:
             while self._waiting:
-                await self._read_batch()
+                count = min(MAX_BATCH, len(self._waiting))
+                await self._carry_out([self._waiting.popleft() for _ in range(count)])
         finally:
             self._lanes -= 1
 
-    async def _read_batch(self) -> None:
-        count = min(MAX_BATCH, len(self._waiting))
-        batch = [self._waiting.popleft() for _ in range(count)]
+    async def _carry_out(self, batch: Sequence[_Entry]) -> None:
+        groups: dict[Query | Lookup | _Entry, list[_Entry]] = {}
+        for entry in batch:
+            kind = entry.read if isinstance(entry.read, Lookup) else entry
+            groups.setdefault(kind, []).append(entry)
         try:
-            results = await self._read([entry.query for entry in batch])
-        except BaseException as error:
+            results = await self._read([_query(entries) for entries in groups.values()])
+            for entries, rows in zip(groups.values(), results, strict=True):
+                _deliver(entries, rows)
+        except Exception as error:
             for entry in batch:
-                if entry.rows.done():
-                    continue
-                if isinstance(error, Exception):
-                    entry.rows.set_exception(error)
-                else:
-                    entry.rows.cancel()
-            if not isinstance(error, Exception):
-                raise
-        else:
-            for entry, rows in zip(batch, results, strict=True):
                 if not entry.rows.done():
-                    entry.rows.set_result(rows)
+                    entry.rows.set_exception(error)
+        finally:
+            for entry in batch:
+                entry.rows.cancel()
+
+
+def _query(entries: Sequence[_Entry]) -> Query:
+    read = entries[0].read
+    return read.query([entry.keys for entry in entries]) if isinstance(read, Lookup) else read
+
+
+def _deliver(entries: Sequence[_Entry], rows: Sequence[Row]) -> None:
+    shares: list[Sequence[Row]] = [rows]
+    if len(entries) > 1:
+        dealt: list[list[Row]] = [[] for _ in entries]
+        for row in rows:
+            dealt[row[0]].append(row)
+        shares = list(dealt)
+    for entry, share in zip(entries, shares, strict=True):
+        if not entry.rows.done():
+            entry.rows.set_result(share)

@@ -6,26 +6,31 @@ from typing import Any
 
 from eventmeta.codec import check_key, indexed_value
 from eventmeta.database import Database
-from eventmeta.errors import InvalidInput
-from eventmeta.identifiers import check_session_id
+from eventmeta.identifiers import check_count, check_session_id
 
 
 async def find_sessions(
-    database: Database, key: str, value: Any, limit: int | None, after: str | None
+    database: Database,
+    key: str,
+    value: Any,
+    limit: int | None,
+    after: str | None,
+    *,
+    create_tables: bool = False,
 ) -> list[str]:
     """Ids of the sessions whose ``key`` equals ``value``, in a stable order, from the index.
 
     Raises:
         InvalidInput: The key, value, limit or cursor cannot be used.
     """
-    if limit is not None and (type(limit) is not int or limit < 0):
-        raise InvalidInput(f"limit {limit!r} is no number of sessions: give 0, 1, 2 … or None")
+    values = {
+        "key": check_key(key),
+        "indexed_value": indexed_value(value, key),
+        "after": "" if after is None else check_session_id(after),
+        "limit": None if limit is None else check_count("limit", limit),
+    }
+    await database.connect(create=create_tables)
     queries = database.queries
     statement = queries.all_sessions_by_value if limit is None else queries.sessions_by_value
-    query = statement(
-        key=check_key(key),
-        indexed_value=indexed_value(value, key),
-        after="" if after is None else check_session_id(after),
-        limit=limit,
-    )
+    query = statement(**values)
     return [row[0] for row in await database.fetch(query)]

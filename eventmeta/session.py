@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import history as past
-from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES, check_key, encode_changes, parse
+from eventmeta.codec import (
+    DEFAULT_MAX_VALUE_BYTES,
+    check_key,
+    encode_changes,
+    parse,
+    text_problem,
+)
 from eventmeta.commands import (
     AddItems,
     ClearSession,
@@ -23,7 +29,6 @@ from eventmeta.commands import (
 )
 from eventmeta.compaction import CompactionSnapshot, take_snapshot
 from eventmeta.database import Database, shared_engine
-from eventmeta.dialects.statement import recordset
 from eventmeta.errors import InvalidInput
 from eventmeta.events import Position, RecordedEvent
 from eventmeta.identifiers import check_session_id
@@ -40,8 +45,8 @@ class MetadataSession:
     """A conversation with its metadata, and the history of both.
 
     Takes the place of ``agents.extensions.memory.SQLAlchemySession``: same arguments, same tables,
-    same rows. Every write is durable and visible to all processes when its call returns; a call that
-    fails has changed nothing, and a cancelled one raises only when its outcome is settled. All
+    same rows. Every write is durable and visible to all processes when its call returns; a call
+    that fails has changed nothing, and a cancelled one raises only when its outcome is settled. All
     sessions of an engine share one writer, which commits what arrives together in one transaction.
     """
 
@@ -60,6 +65,7 @@ class MetadataSession:
         streams_table: str = "agent_streams",
         metadata_changes_view: str = "agent_metadata_changes",
         max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
+        clear_keeps_metadata: bool = False,
     ) -> None:
         """Open the session; no I/O is done before the first call.
 
@@ -78,6 +84,9 @@ class MetadataSession:
             streams_table: The heads of the log's streams.
             metadata_changes_view: The view of the log, one row per changed key.
             max_value_bytes: The largest metadata value, in bytes of JSON.
+            clear_keeps_metadata: What `clear_session` does by default. Say True where a wrapper
+                clears the session only to write it anew, such as a manual compaction by
+                ``OpenAIResponsesCompactionSession`` around an ``EncryptedSession``.
 
         Raises:
             InvalidIdentifier: The session id or a table name cannot be used.
@@ -96,7 +105,8 @@ class MetadataSession:
         self._stream = StreamKey(self.session_id)
         self._create_tables = create_tables
         self._ensure_ascii = ensure_ascii
-        self._session_settings = session_settings
+        self._clear_keeps_metadata = clear_keeps_metadata
+        self.session_settings = session_settings
 
     @classmethod
     def from_url(
@@ -131,14 +141,16 @@ class MetadataSession:
     @property
     def session_settings(self) -> SessionSettings | None:
         """Upstream's settings of this session."""
-        from agents.memory import SessionSettings
-
-        if not isinstance(self._session_settings, SessionSettings):
-            self._session_settings = SessionSettings(**(self._session_settings or {}))
+        if self._session_settings is None:
+            self.session_settings = {}
         return self._session_settings
 
     @session_settings.setter
     def session_settings(self, value: SessionSettings | dict[str, Any] | None) -> None:
+        if isinstance(value, Mapping):
+            from agents.memory import SessionSettings
+
+            value = SessionSettings(**value)
         self._session_settings = value
 
     async def _serialize_item(self, item: TResponseInputItem) -> str:
@@ -158,8 +170,8 @@ class MetadataSession:
             limit: How many; ``session_settings.limit`` if None, all if that is None too. Rows that
                 hold no item are skipped and do not count.
         """
-        if limit is None:
-            limit = self._default_limit()
+        if limit is None and self._session_settings is not None:
+            limit = self._session_settings.limit
         await self._connected()
         queries = self._database.queries
         if limit is None:
@@ -178,16 +190,17 @@ class MetadataSession:
 
     async def add_items(
         self, items: list[TResponseInputItem], **options: Unpack[WriteOptions]
-    ) -> RecordedEvent | None:
+    ) -> Any:
         """Add items to the end of the conversation, all or none, in this order.
 
         Returns:
-            The ``items_added`` event with the ids of their rows; None if there are no items.
+            The ``items_added`` `RecordedEvent` with the ids of their rows; None if there are no
+            items. (Typed as Any, as for upstream's protocol it would have to be None.)
         """
         fields = command_fields(options)
         if not items:
             return None
-        texts = [await self._serialize_item(item) for item in items]
+        texts = await self._texts(items)
         return await self._submit(AddItems(stream=self._stream, items=texts, **fields), options)
 
     async def pop_item(self, **options: Unpack[WriteOptions]) -> TResponseInputItem | None:
@@ -211,13 +224,20 @@ class MetadataSession:
                 fields = command_fields({**options, "event_id": None, "expected_version": None})
 
     async def clear_session(
-        self, *, keep_metadata: bool = False, **options: Unpack[WriteOptions]
-    ) -> RecordedEvent | None:
+        self, *, keep_metadata: bool | None = None, **options: Unpack[WriteOptions]
+    ) -> Any:
         """Remove all items, and the metadata unless ``keep_metadata``. The history stays.
 
+        Args:
+            keep_metadata: Whether the metadata stays; if None, as ``clear_keeps_metadata`` says.
+            **options: See `WriteOptions`.
+
         Returns:
-            The ``session_cleared`` event; None if there was nothing to clear.
+            The ``session_cleared`` `RecordedEvent`; None if there was nothing to clear. (Typed as
+            Any, as for `add_items`.)
         """
+        if keep_metadata is None:
+            keep_metadata = self._clear_keeps_metadata
         command = ClearSession(
             stream=self._stream, keep_metadata=keep_metadata, **command_fields(options)
         )
@@ -250,7 +270,7 @@ class MetadataSession:
         command = SetMetadata(
             stream=self._stream,
             fact=SetMetadata.fact_of(changes),
-            data_size=sum(len(text or "") for change in changes for text in change),
+            data_size=sum(len(text) for _, text, *_ in changes if text),
             **fields,
         )
         return await self._submit(command, options)
@@ -285,16 +305,15 @@ class MetadataSession:
         return {key: found.get(key, default) for key in wanted}
 
     async def _current_metadata(self, keys: Sequence[str] | None) -> dict[str, Any]:
-        queries = self._database.queries
+        queries, session_id = self._database.queries, self.session_id
         if keys is None:
-            query = queries.metadata(session_id=self.session_id)
+            rows = await self._database.fetch(queries.metadata, {"session_id": session_id})
         elif keys:
-            wanted = recordset([{"key": key} for key in keys])
-            query = queries.metadata_of_keys(session_id=self.session_id, keys=wanted)
+            wanted = [{"session_id": session_id, "key": key} for key in keys]
+            rows = await self._database.fetch(queries.metadata_of_keys, *wanted)
         else:
             return {}
-        rows = await self._database.fetch(query)
-        return {key: parse(text) for key, text in sorted(rows)}
+        return {key: parse(text) for key, text in sorted(tuple(row)[1:] for row in rows)}
 
     async def delete_metadata(
         self, keys: Sequence[str] | None = None, **options: Unpack[WriteOptions]
@@ -315,8 +334,9 @@ class MetadataSession:
 
         See `MetadataStore.find_sessions_by_metadata`.
         """
-        await self._connected()
-        return await find_sessions(self._database, key, value, limit, after)
+        return await find_sessions(
+            self._database, key, value, limit, after, create_tables=self._create_tables
+        )
 
     # --- The past -------------------------------------------------------------------------------
 
@@ -330,8 +350,9 @@ class MetadataSession:
             limit: At most so many.
             after: Only events after this version: the ``version`` of the last entry seen.
         """
+        page = past.Page.of(key, limit, after)
         await self._connected()
-        return await past.history(self._database, self._stream, key, limit, after)
+        return await past.history(self._database, self._stream, page)
 
     async def diff(
         self, a: int | Position | datetime, b: int | Position | datetime
@@ -349,7 +370,9 @@ class MetadataSession:
 
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
         """Upstream's compaction replaces the whole history through this, in one transaction."""
-        texts = [await self._serialize_item(item) for item in items]
+        if self._transforms_items():
+            return False
+        texts = await self._texts(items)
         command = ReplaceItems(
             stream=self._stream, expected=None, items=texts, **command_fields({})
         )
@@ -360,16 +383,20 @@ class MetadataSession:
         self, limit: int, *, prune_prefix: Any = None
     ) -> CompactionSnapshot | None:
         """Upstream's compaction replaces the end of the history through this."""
+        if self._transforms_items():
+            return None
         await self._connected()
         return await take_snapshot(self, limit, prune_prefix)
 
-    # --------------------------------------------------------------------------------------------
+    def _transforms_items(self) -> bool:
+        """Whether a subclass reads or adds items in its own way, which must not be bypassed."""
+        mine = type(self)
+        return (mine.get_items, mine.add_items) != (
+            MetadataSession.get_items,
+            MetadataSession.add_items,
+        )
 
-    def _default_limit(self) -> int | None:
-        settings = self._session_settings
-        if isinstance(settings, Mapping):
-            return settings.get("limit")
-        return settings.limit if settings is not None else None
+    # --------------------------------------------------------------------------------------------
 
     async def _connected(self) -> None:
         await self._database.connect(create=self._create_tables)
@@ -377,6 +404,20 @@ class MetadataSession:
     async def _submit(self, command: Command, options: WriteOptions) -> RecordedEvent | None:
         await self._connected()
         return await self._database.submit(command, options.get("connection"))
+
+    async def _texts(self, items: Sequence[TResponseInputItem]) -> list[str]:
+        """What is stored for ``items``.
+
+        Raises:
+            InvalidInput: A database would refuse or alter the text.
+        """
+        texts = []
+        for index, item in enumerate(items):
+            text = await self._serialize_item(item)
+            if problem := text_problem(text):
+                raise InvalidInput(f"items[{index}]: its text {problem}")
+            texts.append(text)
+        return texts
 
     async def _items(self, texts: Iterable[str]) -> list[TResponseInputItem]:
         items = []

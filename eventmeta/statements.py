@@ -15,13 +15,11 @@ from sqlalchemy import (
     FromClause,
     Integer,
     String,
-    Subquery,
     bindparam,
     column,
     delete,
     func,
     insert,
-    literal_column,
     select,
     table,
 )
@@ -32,7 +30,7 @@ from eventmeta.dialects.statement import Statement
 from eventmeta.projector import remove_rows, write_rows
 from eventmeta.tables import Tables
 from projections import EVENT_COLUMNS, Projection
-from projections.types import BigInt, LongText, SessionId
+from projections.types import LongText, SessionId
 
 _KEY: Mapping[str, TypeEngine[Any]] = {"stream_id": SessionId, "stream_type": String(16)}
 _SESSION: Mapping[str, TypeEngine[Any]] = {"session_id": SessionId}
@@ -192,8 +190,8 @@ class Statements:
 
     @cached_property
     def project(self) -> list[tuple[Projection, Statement, Statement]]:
-        """``events`` → each read model: the statement that removes rows, the one that writes them."""
-        events = self.dialect.relation(self._events())
+        """``events``, ``first`` → each read model: what removes rows, and what writes them."""
+        events = self.dialect.relation(self.dialect.appended(self.tables, self._events()))
         return [
             (
                 projection,

@@ -11,9 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES, canonical, parse
 from eventmeta.commands import Append, Fact, StreamKey
 from eventmeta.database import Database
-from eventmeta.errors import InvalidIdentifier
+from eventmeta.errors import InvalidIdentifier, InvalidInput
 from eventmeta.events import BUILT_IN_TYPES, NewEvent, RecordedEvent
-from eventmeta.identifiers import check_event_type, check_session_id
+from eventmeta.identifiers import check_count, check_event_type, check_session_id
 from eventmeta.options import command_fields
 from eventmeta.projector import Difference, differences
 from eventmeta.search import find_sessions
@@ -121,7 +121,6 @@ class MetadataStore:
             after: A cursor: only ids that come after this one in the database's order. Pass the
                 last id of a page to get the next.
         """
-        await self._connected()
         return await find_sessions(self._database, key, value, limit, after)
 
     async def append(
@@ -188,11 +187,14 @@ class MetadataStore:
             stream: Only events of this session.
             until: The last position to read.
         """
-        await self._connected()
         key = None if stream is None else StreamKey(check_session_id(stream))
-        async for event in self._database.log.read_all(
-            after, until=until, types=types, stream=key
-        ):
+        if isinstance(types, str):
+            raise InvalidInput(f"types is the string {types!r}; give a list: [{types!r}]")
+        check_count("after", after)
+        if until is not None:
+            check_count("until", until)
+        await self._connected()
+        async for event in self._database.log.read_all(after, until=until, types=types, stream=key):
             yield event
 
     async def horizon(self) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import (
     TIMESTAMP,
     Column,
+    Constraint,
     ForeignKey,
     Index,
     Integer,
@@ -24,7 +25,6 @@ from projections.types import BigInt, EventId, LongText, SessionId, UtcDateTime
 
 if TYPE_CHECKING:
     from eventmeta.dialects.base import Dialect
-
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _streams(metadata: MetaData, names: TableNames) -> Table:
 
 
 def _events(
-    metadata: MetaData, names: TableNames, keys: Callable[[str], tuple[Index, ...]]
+    metadata: MetaData, names: TableNames, keys: Callable[[str], tuple[Constraint | Index, ...]]
 ) -> Table:
     return Table(
         names.events,

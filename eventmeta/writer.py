@@ -22,10 +22,13 @@ MAX_WAITING = 4_096
 Commit = Callable[[Sequence[Command]], Awaitable[list[Outcome | EventMetaError]]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
+    """A command, what became of it, and the end of the batch that it is part of."""
+
     command: Command
     outcome: asyncio.Future[Outcome | EventMetaError]
+    batch_ended: asyncio.Future[None] | None = None
 
 
 class Writer:
@@ -62,18 +65,18 @@ class Writer:
             return await self._settled(entry)
 
     async def _settled(self, entry: _Entry) -> Outcome | EventMetaError:
-        cancelled: asyncio.CancelledError | None = None
-        while not entry.outcome.done():
-            try:
-                await asyncio.wait([entry.outcome])
-            except asyncio.CancelledError as error:
-                cancelled = error
-                if entry in self._waiting:
-                    self._waiting.remove(entry)
-                    break
-        if cancelled is not None:
-            raise cancelled
-        return entry.outcome.result()
+        try:
+            return await entry.outcome
+        except asyncio.CancelledError:
+            if entry.batch_ended is None:
+                self._waiting.remove(entry)
+                raise
+            while not entry.batch_ended.done():
+                try:
+                    await asyncio.wait([entry.batch_ended])
+                except asyncio.CancelledError:
+                    continue
+            raise
 
     async def close(self) -> None:
         """Take no more commands, and wait until those submitted are carried out."""
@@ -88,30 +91,33 @@ class Writer:
         finally:
             self._task = None
             # Only a task that was cancelled leaves anything: the loop is shutting down.
-            while self._waiting:
-                self._waiting.popleft().outcome.cancel()
+            for entry in self._waiting:
+                entry.outcome.cancel()
 
     def _take_batch(self) -> list[_Entry]:
-        batch = [self._waiting.popleft()]
-        size = batch[0].command.size
+        batch: list[_Entry] = []
+        size = 0
         while self._waiting and len(batch) < MAX_BATCH:
             size += self._waiting[0].command.size
-            if size > MAX_BATCH_BYTES:
+            if batch and size > MAX_BATCH_BYTES:
                 break
             batch.append(self._waiting.popleft())
         return batch
 
     async def _carry_out(self, batch: list[_Entry]) -> None:
+        ended = asyncio.get_running_loop().create_future()
+        for entry in batch:
+            entry.batch_ended = ended
         try:
             outcomes = await self._commit([entry.command for entry in batch])
-        except BaseException as error:
-            for entry in batch:
-                if isinstance(error, Exception):
-                    entry.outcome.set_exception(error)
-                else:
-                    entry.outcome.cancel()
-            if not isinstance(error, Exception):
-                raise
-        else:
             for entry, outcome in zip(batch, outcomes, strict=True):
-                entry.outcome.set_result(outcome)
+                if not entry.outcome.done():
+                    entry.outcome.set_result(outcome)
+        except Exception as error:
+            for entry in batch:
+                if not entry.outcome.done():
+                    entry.outcome.set_exception(error)
+        finally:
+            ended.set_result(None)
+            for entry in batch:
+                entry.outcome.cancel()

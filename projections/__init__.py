@@ -5,8 +5,8 @@ which it receives as an [`Events`][projections.relation.Events] relation; it doe
 ``eventmeta``, which imports this package and not the reverse.
 """
 
-from projections.metadata import metadata_projection
+from projections.metadata import METADATA_EVENTS, metadata_projection
 from projections.projection import Projection
 from projections.relation import EVENT_COLUMNS, Events
 
-__all__ = ["EVENT_COLUMNS", "Events", "Projection", "metadata_projection"]
+__all__ = ["EVENT_COLUMNS", "METADATA_EVENTS", "Events", "Projection", "metadata_projection"]

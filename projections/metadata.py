@@ -1,8 +1,8 @@
 """The current metadata of every session: entity, attribute, value.
 
-``value`` is the canonical JSON text of the value. ``indexed_value`` is what equality is asked of, in
-an index of fixed width: the same text with numbers in one spelling (``1.0`` as ``1``) when that is
-short, else a hash of it.
+``value`` is the canonical JSON text of the value. ``indexed_value`` is what equality is asked of,
+in an index of fixed width: the same text with numbers in one spelling (``1.0`` as ``1``) when that
+is short, else a hash of it.
 
 The table has no foreign key to the sessions: a cascade would change it behind the log's back.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, Index, MetaData, Select, String, Table, case, func, or_, select
+from sqlalchemy import Column, Index, MetaData, Select, String, Table, case, func, select
 
 from projections.projection import Projection
 from projections.relation import Events
@@ -59,10 +59,7 @@ def fold_metadata(events: Events) -> Select[Any]:
             .label("recency"),
             func.max(removal).over(partition_by=same_key).label("removed"),
         )
-        .where(
-            change.c.stream_type == "session",
-            or_(*(change.c.type == name for name in sorted(METADATA_EVENTS))),
-        )
+        .where(change.c.stream_type == "session")
         .subquery("ranked")
     )
     row = ranked.c

@@ -29,6 +29,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[datetime]:
+        """The widest type for a time that the database has."""
         return dialect.type_descriptor(
             DateTime()
             .with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
@@ -36,6 +37,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         )
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To UTC, without the zone where the database keeps none."""
         if value is None:
             return None
         aware = value.astimezone(UTC)
@@ -43,6 +45,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return aware if takes_zone else aware.replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """From UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

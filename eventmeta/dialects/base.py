@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -25,12 +26,14 @@ from sqlalchemy import (
     UniqueConstraint,
     delete,
     insert,
+    or_,
     select,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.statement import Program, Query, Row, Statement, T
+from projections import METADATA_EVENTS
 from projections.types import UtcDateTime
 
 if TYPE_CHECKING:
@@ -67,7 +70,9 @@ class EventRelation:
         """The same, as a statement of its own."""
         events = self.rows.c
         about = [events[name] for name in _ABOUT if name in events]
-        return self.dialect.select_changes(self.rows, about)
+        # What an app's own event calls "changes" is its own affair.
+        ours = or_(*(events.type == name for name in sorted(METADATA_EVENTS)))
+        return self.dialect.select_changes(self.rows, about).where(ours)
 
 
 _ABOUT = (
@@ -101,9 +106,19 @@ class Dialect(ABC):
 
     def time_text(self, value: datetime) -> str:
         """``value`` as a record set holds it."""
+        return self._time_text(value)
+
+    @cached_property
+    def _time_text(self) -> Callable[[datetime], str]:
         sql = self.engine.dialect
         encode = UtcDateTime().dialect_impl(sql).bind_processor(sql)
-        return str(encode(value) if encode else value)
+
+        # A whole batch has the same time, or nearly so.
+        @lru_cache(maxsize=16)
+        def time_text(value: datetime) -> str:
+            return str(encode(value) if encode else value)
+
+        return time_text
 
     def relation(self, rows: FromClause) -> EventRelation:
         """``rows``, which have the columns of the log, as a relation of events."""
@@ -145,7 +160,9 @@ class Dialect(ABC):
         """The rows that the JSON parameter called ``name`` holds, an object each."""
 
     @abstractmethod
-    def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> Select[Any]:
+    def select_changes(
+        self, events: FromClause, about: Iterable[ColumnElement[Any]]
+    ) -> Select[Any]:
         """``about`` and ``key``, ``value``, ``indexed_value`` of each change in ``events.data``."""
 
     @abstractmethod
@@ -175,6 +192,16 @@ class Dialect(ABC):
     @abstractmethod
     def allocate(self, tables: Tables, numbers: FromClause) -> Sequence[Executable]:
         """Draw a position for each of ``numbers`` (``n`` = 1, 2, …), fenced for the horizon."""
+
+    def appended(self, tables: Tables, events: FromClause) -> FromClause:
+        """The events that this transaction has just inserted, for the read models to fold.
+
+        Args:
+            tables: The store's tables.
+            events: The record set from which they were inserted. Where positions are drawn under a
+                lock, the end of the log from the parameter ``first`` on is the same, and cheaper.
+        """
+        return events
 
     def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
         """Insert ``items`` in the order of ``n``; the last statement yields their ids."""
@@ -230,4 +257,3 @@ class Dialect(ABC):
     def is_lost(self, error: BaseException) -> bool:
         """Whether the connection on which ``error`` came up is of no further use."""
         return self.diagnose(error)[0] is Failure.DISCONNECTED
-

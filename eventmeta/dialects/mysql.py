@@ -80,9 +80,10 @@ class MySQL(Dialect):
         """Triggers. TRUNCATE fires none, but a foreign key makes InnoDB refuse it."""
         name = tables.events.name
         key = "(stream_id, stream_type, version)"
+        refuse = f"SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = '{name} is append-only'"
         triggers = (
-            f"CREATE TRIGGER IF NOT EXISTS `{name}_no_{attack.lower()}` BEFORE {attack} ON `{name}` "
-            f"FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = '{name} is append-only'"
+            f"CREATE TRIGGER IF NOT EXISTS `{name}_no_{attack.lower()}` "
+            f"BEFORE {attack} ON `{name}` FOR EACH ROW {refuse}"
             for attack in ("UPDATE", "DELETE")
         )
         return (
@@ -122,7 +123,9 @@ class MySQL(Dialect):
         fields = {field: (kind, f"$.{field}") for field, kind in columns.items()}
         return self._json_table(bindparam(name), "$[*]", fields, name)
 
-    def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> Select[Any]:
+    def select_changes(
+        self, events: FromClause, about: Iterable[ColumnElement[Any]]
+    ) -> Select[Any]:
         change = self._json_table(
             events.c.data,
             "$.changes[*]",
@@ -156,7 +159,10 @@ class MySQL(Dialect):
     def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
         """Insert first: locking rows that do not exist yet would deadlock on their gaps."""
         missing = select(
-            keys.c.stream_id, keys.c.stream_type, literal(0), func.utc_timestamp(literal_column("6"))
+            keys.c.stream_id,
+            keys.c.stream_type,
+            literal(0),
+            func.utc_timestamp(literal_column("6")),
         ).order_by(keys.c.stream_id, keys.c.stream_type)
         own = self.upsert(
             streams, ["stream_id", "stream_type", "version", "recorded_at"], missing, ()
@@ -233,8 +239,17 @@ class MySQL(Dialect):
 
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         async def work() -> T:
-            async with connection.begin_nested():
-                return await _run(connection, program)
+            savepoint = await connection.begin_nested()
+            try:
+                result = await _run(connection, program)
+            except BaseException as error:
+                # The victim of a deadlock has lost its whole transaction, savepoints included. To
+                # go on in it must fail, or the caller would commit only what comes later.
+                whole = self.diagnose(error)[1] == _DEADLOCK and connection.get_transaction()
+                await (whole or savepoint).rollback()
+                raise
+            await savepoint.commit()
+            return result
 
         return await settle(work())
 
@@ -251,8 +266,9 @@ class MySQL(Dialect):
         return _FAILURES.get(number, Failure.OTHER), number
 
 
+_DEADLOCK = 1213
 _FAILURES = {
-    1213: Failure.CONFLICT,  # deadlock
+    _DEADLOCK: Failure.CONFLICT,
     1205: Failure.CONFLICT,  # lock wait timeout
     1020: Failure.CONFLICT,  # record has changed since last read
     1452: Failure.CONFLICT,  # the session's row was deleted meanwhile

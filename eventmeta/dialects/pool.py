@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, StaticPool
 from sqlalchemy.util import greenlet_spawn
 
 from eventmeta.settle import settle
@@ -71,7 +71,8 @@ async def checkout(
 ) -> AsyncIterator[Any]:
     """The driver's own connection, for work that leaves no transaction open.
 
-    After a failure the connection is reset as the pool does it; after a cancellation, or when
+    After a failure the connection is reset as the pool does it, unless the engine has only one,
+    on which the work itself rolls back what it began; after a cancellation, or when
     ``is_lost`` says that the connection is gone, it is thrown away.
     """
     lent = await greenlet_spawn(engine.sync_engine.raw_connection)
@@ -80,8 +81,9 @@ async def checkout(
     except BaseException as error:
         if isinstance(error, asyncio.CancelledError) or is_lost(error):
             await settle(greenlet_spawn(lent.invalidate))
-        await settle(greenlet_spawn(lent.close))
+        # A reset would roll back what someone else is doing on a shared in-memory connection.
+        as_it_is = isinstance(engine.pool, StaticPool)
+        await settle(greenlet_spawn(lent._close_special, transaction_reset=as_it_is))
         raise
-    # Nothing is open: the pool's own reset would cost SQLite a thread hop, and would roll back
-    # whatever someone else is doing on a shared in-memory connection.
-    await greenlet_spawn(lent._close_special, transaction_reset=True)  # type: ignore[attr-defined]
+    # Nothing is open: the pool's own reset would cost SQLite a thread hop.
+    await greenlet_spawn(lent._close_special, transaction_reset=True)

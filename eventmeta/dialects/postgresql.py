@@ -13,7 +13,6 @@ from sqlalchemy import (
     FromClause,
     Insert,
     Select,
-    Sequence as SQLSequence,
     Table,
     Text,
     bindparam,
@@ -25,6 +24,9 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy import (
+    Sequence as SQLSequence,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import TypeEngine
@@ -34,6 +36,7 @@ from eventmeta.dialects.pool import checkout, configure
 from eventmeta.dialects.postgresql_append import (
     append_at_once,
     fence_key,
+    last_position,
     namespace,
     sequence_name,
 )
@@ -91,7 +94,9 @@ class PostgreSQL(Dialect):
             .render_derived(with_types=True)
         )
 
-    def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> Select[Any]:
+    def select_changes(
+        self, events: FromClause, about: Iterable[ColumnElement[Any]]
+    ) -> Select[Any]:
         pair = func.json_array_elements(
             cast(events.c.data, JSON).op("->")(literal_column("'changes'"))
         ).table_valued("value", name="change", joins_implicitly=True)
@@ -160,8 +165,7 @@ class PostgreSQL(Dialect):
         either is evaluated.
         """
         log = tables.events.name
-        last = text(f"SELECT CASE WHEN is_called THEN last_value ELSE 0 END "
-                    f"FROM {sequence_name(log)}").columns(column("last", BigInteger))
+        last = text(last_position(log)).columns(column("last", BigInteger))
         bound = text(
             "SELECT least(CAST(:previous AS bigint), min((classid::bigint & 65535) << 32 | "
             "objid::bigint)) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 "
@@ -200,7 +204,8 @@ class PostgreSQL(Dialect):
             getattr(error, "orig", None), "sqlstate", None
         )
         if code is None:
-            lost = isinstance(error, OSError | asyncpg.InterfaceError)
+            # InternalClientError: the server's farewell came between two of our messages.
+            lost = isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
             return (Failure.DISCONNECTED if lost else Failure.OTHER), None
         return _FAILURES.get(code, _FAILURES.get(code[:2], Failure.OTHER)), code
 

@@ -19,9 +19,14 @@ def namespace(log: str) -> str:
     return f"""'"{log}"'::regclass::oid::bigint & 32767"""
 
 
+def last_position(log: str) -> str:
+    """The last position drawn: of a new sequence, `last_value` is the one that comes next."""
+    return f"SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence_name(log)}"
+
+
 def fence_key(log: str, last_value: str | None = None) -> str:
     """The advisory lock that announces a bound: 16 bits of namespace, 48 of position."""
-    last_value = last_value or f"(SELECT last_value FROM {sequence_name(log)})"
+    last_value = last_value or f"({last_position(log)})"
     return f"({namespace(log)}) << 48 | {last_value}"
 
 
@@ -31,16 +36,13 @@ def append_at_once(tables: Tables, projected: Sequence[str], *, with_items: bool
     Parameters: ``$1`` the events and, ``with_items``, ``$2`` the items, as JSON record sets.
     Returns ``position, version, recorded_at, data`` of each event, in the order of ``n``.
 
-    The order of evaluation is forced by what each part reads: ``fence`` counts the heads, so it runs
-    when all of them are owned; positions and item ids are drawn from rows joined with ``fence``, so
-    after the bound is announced. Heads are taken in the order of their key, so that two batches
-    cannot deadlock.
+    The order of evaluation is forced by what each part reads: ``fence`` counts the heads, so it
+    runs when all of them are owned; positions and item ids are drawn from rows joined with
+    ``fence``, so after the bound is announced. Heads are taken in the order of their key, so that
+    two batches cannot deadlock.
     """
     log = tables.events.name
-    last_value = (
-        f"CASE WHEN (SELECT count(*) FROM heads) > 0 "
-        f"THEN (SELECT last_value FROM {sequence_name(log)}) END"
-    )
+    last_value = f"CASE WHEN (SELECT count(*) FROM heads) > 0 THEN ({last_position(log)}) END"
     parts = [
         _INPUT,
         f"""heads AS (
@@ -110,8 +112,9 @@ def _items(tables: Tables) -> list[str]:
 def _data(with_items: bool) -> str:
     if not with_items:
         return "data"
-    ids = "(SELECT string_agg(CAST(id AS text), ',' ORDER BY id) FROM items WHERE event = n)"
-    return f"CASE type WHEN 'items_added' THEN '{{\"item_ids\":[' || {ids} || ']}}' ELSE data END"
+    own = "FROM items WHERE items.event = numbered.n"
+    ids = f"(SELECT string_agg(CAST(id AS text), ',' ORDER BY id) {own})"
+    return f"""CASE type WHEN 'items_added' THEN '{{"item_ids":[' || {ids} || ']}}' ELSE data END"""
 
 
 def _sessions(tables: Tables, *, with_items: bool) -> str:

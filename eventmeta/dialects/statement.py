@@ -104,4 +104,3 @@ def steps(statements: Sequence[Statement], **values: Any) -> Program[Sequence[Ro
 def recordset(rows: Sequence[dict[str, Any]]) -> str:
     """``rows`` as the one parameter that a statement over a record set takes."""
     return orjson.dumps(rows).decode()
-

@@ -1,121 +1,27 @@
-"""What a caller may ask of a stream, and how each is carried out inside a transaction.
-
-A command becomes one event, or none if there was nothing to do. Plain commands need to know nothing
-of the stream, so a whole batch of them is set-based; the others look before they write.
-"""
+"""What may be asked of a session's items, and of the session as a whole."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
-from eventmeta.codec import Change
+from eventmeta.commands.base import Append, Command, Fact
+from eventmeta.commands.metadata import keys_of, removals
 from eventmeta.dialects.statement import Program, recordset
 from eventmeta.errors import AppendRejected, EventIdReused, ItemAlreadyPopped
 from eventmeta.events import (
     ITEM_POPPED,
     ITEMS_ADDED,
     ITEMS_REPLACED,
-    METADATA_DELETED,
-    METADATA_SET,
     SESSION_CLEARED,
     RecordedEvent,
-    StreamType,
 )
 
 if TYPE_CHECKING:
     from eventmeta.statements import Statements
 
-
-class StreamKey(NamedTuple):
-    """The identity of a stream, in the order of its key."""
-
-    stream_id: str
-    stream_type: StreamType = "session"
-
-
-class Fact(NamedTuple):
-    """What a command has to record."""
-
-    type: str
-    data: dict[str, Any]
-
-
-@dataclass(kw_only=True)
-class Command:
-    """A request to append to one stream.
-
-    Attributes:
-        stream: The stream.
-        event_id: The id of the event it becomes.
-        may_be_recorded: It may have been carried out before: the caller gave the id, or the outcome
-            of an attempt is unknown.
-        expected_version: The version the stream must be at.
-        actor: Who asks.
-        context: JSON text of the context.
-    """
-
-    stream: StreamKey
-    event_id: str
-    may_be_recorded: bool = False
-    expected_version: int | None = None
-    actor: str | None = None
-    context: str | None = None
-
-    creates_session: ClassVar[bool] = False
-    type: ClassVar[str]
-
-    def carry_out(self, sql: Statements) -> Program[Fact | None]:
-        """Do what there is to do, and say what to record."""
-        raise NotImplementedError
-
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """Why ``recorded``, found under this command's event id, is not its earlier outcome."""
-        if recorded.type != self.type:
-            return EventIdReused(self.event_id, recorded.type)
-        return None
-
-    @property
-    def size(self) -> int:
-        """About how many bytes it adds to the parameters of a batch."""
-        return 512
-
-
-@dataclass(kw_only=True)
-class Append(Command):
-    """Append what is known beforehand: an event of the caller's own making, for example."""
-
-    fact: Fact
-    data_size: int = 0
-
-    def carry_out(self, sql: Statements) -> Program[Fact | None]:
-        """Record it."""
-        yield from ()
-        return self.fact
-
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """The very same facts must be recorded."""
-        if (recorded.type, recorded.data) != self.fact:
-            return EventIdReused(self.event_id, recorded.type)
-        return None
-
-    @property
-    def size(self) -> int:
-        """The data's, and some."""
-        return self.data_size + 512
-
-
-@dataclass(kw_only=True)
-class SetMetadata(Append):
-    """Merge metadata into a session, which is created if need be."""
-
-    creates_session: ClassVar[bool] = True
-
-    @classmethod
-    def fact_of(cls, changes: list[Change]) -> Fact:
-        """What it records."""
-        return Fact(METADATA_SET, {"changes": changes})
+_ITEMS_ADDED = Fact(ITEMS_ADDED, {})
 
 
 @dataclass(kw_only=True)
@@ -126,7 +32,7 @@ class AddItems(Append):
     """
 
     items: Sequence[str]
-    fact: Fact = Fact(ITEMS_ADDED, {})
+    fact: Fact = _ITEMS_ADDED
 
     creates_session: ClassVar[bool] = True
 
@@ -140,20 +46,6 @@ class AddItems(Append):
     def size(self) -> int:
         """The items', and some."""
         return sum(map(len, self.items)) + 512
-
-
-@dataclass(kw_only=True)
-class DeleteMetadata(Command):
-    """Remove keys of a session: the given ones, or all."""
-
-    keys: Sequence[str] | None
-
-    type: ClassVar[str] = METADATA_DELETED
-
-    def carry_out(self, sql: Statements) -> Program[Fact | None]:
-        """Name in the event exactly what was there to remove."""
-        removed = yield from _keys(sql, self.stream.stream_id, self.keys)
-        return Fact(METADATA_DELETED, {"changes": _removals(removed)}) if removed else None
 
 
 @dataclass(kw_only=True)
@@ -207,14 +99,14 @@ class ClearSession(Command):
         item_ids = [row[0] for row in rows]
         keys: list[str] = []
         if not self.keep_metadata:
-            keys = yield from _keys(sql, session_id, None)
+            keys = yield from keys_of(sql, session_id, None)
         if item_ids:
             yield sql.delete_items(items=recordset([{"id": item_id} for item_id in item_ids]))
         if not self.keep_metadata:
             yield sql.delete_session(session_id=session_id)
         if not item_ids and not keys and (self.keep_metadata or not exists):
             return None
-        return Fact(SESSION_CLEARED, {"item_ids": item_ids, "changes": _removals(keys)})
+        return Fact(SESSION_CLEARED, {"item_ids": item_ids, "changes": removals(keys)})
 
 
 @dataclass(kw_only=True)
@@ -248,6 +140,8 @@ class ReplaceItems(Command):
             if [tuple(row) for row in reversed(rows)] != [tuple(item) for item in self.expected]:
                 return None
             gone = [*self.expired, *(item_id for item_id, _ in self.expected)]
+        if gone or self.items:
+            yield sql.touch_sessions(sessions=recordset([{"session_id": session_id}]))
         added = yield from self._insert(sql, at=gone[-1] if self.expected else None)
         if gone:
             yield sql.delete_items(items=recordset([{"id": item_id} for item_id in gone]))
@@ -258,7 +152,6 @@ class ReplaceItems(Command):
         if not self.items:
             return []
         session_id = self.stream.stream_id
-        yield sql.create_sessions(sessions=recordset([{"session_id": session_id}]))
         before = yield sql.item_ids(session_id=session_id)
         rows = recordset(
             [
@@ -276,16 +169,3 @@ class ReplaceItems(Command):
         """It was done."""
         self.replaced = recorded.type == self.type
         return super().repetition(recorded)
-
-
-def _keys(sql: Statements, session_id: str, keys: Sequence[str] | None) -> Program[list[str]]:
-    if keys is None:
-        rows = yield sql.all_keys(session_id=session_id)
-    else:
-        wanted = recordset([{"key": key} for key in keys])
-        rows = yield sql.present_keys(session_id=session_id, keys=wanted)
-    return sorted(row[0] for row in rows)
-
-
-def _removals(keys: Sequence[str]) -> list[Change]:
-    return [[key, None] for key in keys]

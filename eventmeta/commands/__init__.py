@@ -1,0 +1,22 @@
+"""What a caller may ask of a stream, and how each is carried out inside a transaction.
+
+A command becomes one event, or none if there was nothing to do. Plain commands need to know nothing
+of the stream, so a whole batch of them is set-based; the others look before they write.
+"""
+
+from eventmeta.commands.base import Append, Command, Fact, StreamKey
+from eventmeta.commands.items import AddItems, ClearSession, PopItem, ReplaceItems
+from eventmeta.commands.metadata import DeleteMetadata, SetMetadata
+
+__all__ = [
+    "AddItems",
+    "Append",
+    "ClearSession",
+    "Command",
+    "DeleteMetadata",
+    "Fact",
+    "PopItem",
+    "ReplaceItems",
+    "SetMetadata",
+    "StreamKey",
+]

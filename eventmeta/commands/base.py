@@ -1,0 +1,98 @@
+"""What any command is: a request to append to one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from eventmeta.codec import canonical
+from eventmeta.dialects.statement import Program
+from eventmeta.errors import AppendRejected, EventIdReused
+from eventmeta.events import RecordedEvent, StreamType
+
+if TYPE_CHECKING:
+    from eventmeta.statements import Statements
+
+
+class StreamKey(NamedTuple):
+    """The identity of a stream, in the order of its key."""
+
+    stream_id: str
+    stream_type: StreamType = "session"
+
+
+class Fact(NamedTuple):
+    """What a command has to record."""
+
+    type: str
+    data: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Command:
+    """A request to append to one stream.
+
+    Attributes:
+        stream: The stream.
+        event_id: The id of the event it becomes.
+        may_be_recorded: It may have been carried out before: the caller gave the id, or the outcome
+            of an attempt is unknown.
+        expected_version: The version the stream must be at.
+        actor: Who asks.
+        context: JSON text of the context.
+    """
+
+    stream: StreamKey
+    event_id: str
+    may_be_recorded: bool = False
+    expected_version: int | None = None
+    actor: str | None = None
+    context: str | None = None
+
+    creates_session: ClassVar[bool] = False
+    type: ClassVar[str]
+
+    def carry_out(self, sql: Statements) -> Program[Fact | None]:
+        """Do what there is to do, and say what to record."""
+        raise NotImplementedError
+
+    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+        """Why ``recorded``, found under this command's event id, is not its earlier outcome."""
+        if recorded.type != self.type:
+            return EventIdReused(self.event_id, recorded.type)
+        return None
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it adds to the parameters of a batch."""
+        return 512
+
+
+@dataclass(kw_only=True)
+class Append(Command):
+    """Append what is known beforehand: an event of the caller's own making, for example."""
+
+    fact: Fact
+    data_size: int = 0
+
+    def carry_out(self, sql: Statements) -> Program[Fact | None]:
+        """Record it."""
+        yield from ()
+        return self.fact
+
+    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+        """The very same facts must be recorded."""
+        if recorded.type != self.fact.type or _differ(recorded.data, self.fact.data):
+            return EventIdReused(self.event_id, recorded.type)
+        return None
+
+    @property
+    def size(self) -> int:
+        """The data's, and some."""
+        return self.data_size + 512
+
+
+def _differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """As JSON, where True is not 1."""
+    return canonical(a, "data") != canonical(b, "data")

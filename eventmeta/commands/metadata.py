@@ -1,0 +1,56 @@
+"""What may be asked of a session's metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from eventmeta.codec import Change
+from eventmeta.commands.base import Append, Command, Fact
+from eventmeta.dialects.statement import Program, recordset
+from eventmeta.events import METADATA_DELETED, METADATA_SET
+
+if TYPE_CHECKING:
+    from eventmeta.statements import Statements
+
+
+@dataclass(kw_only=True)
+class SetMetadata(Append):
+    """Merge metadata into a session, which is created if need be."""
+
+    creates_session: ClassVar[bool] = True
+
+    @classmethod
+    def fact_of(cls, changes: list[Change]) -> Fact:
+        """What it records."""
+        return Fact(METADATA_SET, {"changes": changes})
+
+
+@dataclass(kw_only=True)
+class DeleteMetadata(Command):
+    """Remove keys of a session: the given ones, or all."""
+
+    keys: Sequence[str] | None
+
+    type: ClassVar[str] = METADATA_DELETED
+
+    def carry_out(self, sql: Statements) -> Program[Fact | None]:
+        """Name in the event exactly what was there to remove."""
+        removed = yield from keys_of(sql, self.stream.stream_id, self.keys)
+        return Fact(METADATA_DELETED, {"changes": removals(removed)}) if removed else None
+
+
+def keys_of(sql: Statements, session_id: str, keys: Sequence[str] | None) -> Program[list[str]]:
+    """Those of ``keys`` that the session has; of all keys if None."""
+    if keys is None:
+        rows = yield sql.all_keys(session_id=session_id)
+    else:
+        wanted = recordset([{"key": key} for key in keys])
+        rows = yield sql.present_keys(session_id=session_id, keys=wanted)
+    return sorted(row[0] for row in rows)
+
+
+def removals(keys: Sequence[str]) -> list[Change]:
+    """That ``keys`` are removed."""
+    return [[key, None] for key in keys]
