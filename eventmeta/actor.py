@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -23,7 +23,7 @@ _current: ContextVar[Actor] = ContextVar("eventmeta_actor", default=_NOBODY)
 
 
 @contextmanager
-def acting_as(actor: str, /, **context: Any) -> Iterator[None]:
+def acting_as(actor: str, /, **context: Any) -> Generator[None]:
     """Attribute every write inside the ``with`` block to ``actor``.
 
     Follows the task, as context variables do: tasks started inside inherit it. Blocks nest; an

@@ -60,7 +60,7 @@ def append_in_steps(commands: Sequence[Command], sql: Statements) -> Program[lis
     batch = _Batch(sql)
     yield from batch.lock({command.stream for command in commands})
     yield from batch.find_recorded(command for command in commands if command.may_be_recorded)
-    outcomes = []
+    outcomes: list[_Draft | AppendRejected | RecordedEvent | None] = []
     for command in commands:
         outcome = yield from batch.take(command)
         outcomes.append(outcome)
@@ -107,9 +107,11 @@ class _Batch:
     """The state of a transaction between its queries."""
 
     sql: Statements
-    heads: dict[StreamKey, _Head] = field(default_factory=dict)
-    recorded: dict[tuple[StreamKey, str], RecordedEvent | _Draft] = field(default_factory=dict)
-    pending: list[_Draft] = field(default_factory=list)
+    heads: dict[StreamKey, _Head] = field(default_factory=dict[StreamKey, _Head])
+    recorded: dict[tuple[StreamKey, str], RecordedEvent | _Draft] = field(
+        default_factory=dict[tuple[StreamKey, str], RecordedEvent | _Draft]
+    )
+    pending: list[_Draft] = field(default_factory=list[_Draft])
 
     def lock(self, streams: Iterable[StreamKey]) -> Program[None]:
         """Own the heads. No event is recorded before its stream's last one, whatever the clock."""

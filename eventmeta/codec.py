@@ -11,11 +11,11 @@ import base64
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
-from eventmeta.errors import InvalidKey, InvalidValue, ValueTooLarge
+from eventmeta.errors import InvalidInput, InvalidKey, InvalidValue, ValueTooLarge
 
 JSONValue = None | bool | int | float | str | list["JSONValue"] | dict[str, "JSONValue"]
 
@@ -28,18 +28,22 @@ Change = list[str | None]
 """``[key, text]``, ``[key, text, indexed]``, or ``[key, None]`` where the key is removed."""
 
 
-def encode_changes(metadata: Mapping[str, Any], max_value_bytes: int) -> list[Change]:
+def encode_changes(metadata: object, max_value_bytes: int) -> list[Change]:
     """Each entry of ``metadata`` as the log keeps it.
 
     Raises:
+        InvalidInput: ``metadata`` is not a mapping.
         InvalidKey: A key is not a non-empty string of at most 255 bytes.
         InvalidValue: A value is not JSON; the error names the path to it.
         ValueTooLarge: A value is over ``max_value_bytes`` (a string's own quotes are not counted).
     """
-    return [_change(key, value, max_value_bytes) for key, value in metadata.items()]
+    if not isinstance(metadata, Mapping):
+        raise InvalidInput(f"metadata is a {type(metadata).__name__}; give a dict")
+    entries = cast("Mapping[object, object]", metadata)
+    return [_change(key, value, max_value_bytes) for key, value in entries.items()]
 
 
-def _change(key: object, value: object, max_value_bytes: int) -> Change:
+def _change(key: object, value: Any, max_value_bytes: int) -> Change:
     name = check_key(key)
     spelling_varies = _check(value, name, 0)
     text = _dumps(value)
@@ -109,7 +113,7 @@ def _check(value: object, path: str, depth: int) -> bool:
     if value is None or isinstance(value, bool):
         return False
     if isinstance(value, dict | list):
-        return _check_container(value, path, depth)
+        return _check_container(cast("dict[Any, Any] | list[Any]", value), path, depth)
     if isinstance(value, str):
         if problem := text_problem(value):
             raise InvalidValue(path, f"the text {problem}")
@@ -174,7 +178,7 @@ def _advice(value: object) -> str:
     return _ADVICE.get(type(value).__name__, "JSON types")
 
 
-def _respelled(value: Any) -> Any:
+def _respelled(value: JSONValue) -> JSONValue:
     """``value`` with every number that is whole spelled as an integer."""
     if isinstance(value, float) and value.is_integer() and -(2**63) <= value < 2**64:
         return int(value)

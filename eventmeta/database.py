@@ -21,6 +21,7 @@ from eventmeta.log import EventLog
 from eventmeta.queries import Queries
 from eventmeta.reader import Lookup, Reader
 from eventmeta.schema import create_tables
+from eventmeta.settle import settle
 from eventmeta.tables import TableNames, define_tables
 from eventmeta.writer import Writer
 
@@ -78,7 +79,7 @@ class Database:
         if create and not self._created:
             await self.create_tables(unless_done=True)
         elif not self._connected:
-            await self.log.run(self._first_connection)
+            await settle(self.log.run(self._first_connection))
         self._connected = True
 
     async def _first_connection(self) -> None:
@@ -92,7 +93,10 @@ class Database:
             await asyncio.sleep(0.01)
         try:
             if not (unless_done and self._created):
-                await self.log.run(lambda: create_tables(self.engine, self.dialect, self.tables))
+                # Drivers leave connections behind that are cancelled as they are made.
+                await settle(
+                    self.log.run(lambda: create_tables(self.engine, self.dialect, self.tables))
+                )
                 self._connected = self._created = True
         finally:
             lock.release()

@@ -145,9 +145,9 @@ async def history(database: Database, stream: StreamKey, page: Page) -> list[His
     events = await _events(database, stream, page)
     before = Bound("version", events[0].version - 1 if events else 0)
     state = await metadata_as_of(database, stream, before) if before.value else {}
-    entries = []
+    entries: list[HistoryEntry] = []
     for event in events:
-        changes = {}
+        changes: dict[str, ValueChange] = {}
         recorded = event.data["changes"] if event.type in METADATA_EVENTS else ()
         for name, text in (change[:2] for change in recorded):
             new = MISSING if text is None else parse(text)

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Select, bindparam, false, or_, select
+from sqlalchemy import bindparam, false, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
@@ -24,7 +24,7 @@ from eventmeta.errors import (
 from eventmeta.events import RecordedEvent, read_event
 from eventmeta.statements import Statements
 from eventmeta.tables import Tables
-from projections import EVENT_COLUMNS, Events
+from projections import EVENT_COLUMNS, AnySelect, Events
 
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ class EventLog:
 
     # --- Reading --------------------------------------------------------------------------------
 
-    async def read(self, query: Select[Any], **values: Any) -> Sequence[Row]:
+    async def read(self, query: AnySelect, **values: Any) -> Sequence[Row]:
         """The rows of ``query``."""
         statement = self.dialect.compile(query)
         (rows,) = await self.run(lambda: self.dialect.read([statement(**values)]))
@@ -157,7 +157,7 @@ class EventLog:
                 return
             after = rows[-1][0]
 
-    def _page(self, types: Collection[str] | None, stream: StreamKey | None) -> Select[Any]:
+    def _page(self, types: Collection[str] | None, stream: StreamKey | None) -> AnySelect:
         log = self.tables.events
         query = (
             select(*(log.c[name] for name in EVENT_COLUMNS))

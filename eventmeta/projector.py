@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Delete, Insert, Select, literal, or_, select, union_all
+from sqlalchemy import ColumnElement, Delete, Insert, literal, or_, select, union_all
 
 from eventmeta.dialects import Dialect
-from projections import Events, Projection
+from projections import AnySelect, Events, Projection
 
 
 def remove_rows(projection: Projection, dialect: Dialect, events: Events) -> Delete:
@@ -36,7 +36,7 @@ def write_rows(projection: Projection, dialect: Dialect, events: Events) -> Inse
     return dialect.upsert(table, columns, source, update)
 
 
-def rows_of(projection: Projection, events: Events) -> Select[Any]:
+def rows_of(projection: Projection, events: Events) -> AnySelect:
     """The rows of the read model as they are after ``events``, read without its table."""
     fold = projection.select(events).subquery("fold")
     columns = [fold.c[column.name] for column in projection.table.columns]
@@ -64,7 +64,7 @@ class Difference:
     problem: str
 
 
-def differences(projection: Projection, events: Events) -> Select[Any]:
+def differences(projection: Projection, events: Events) -> AnySelect:
     """Where the table and the fold of ``events`` disagree: problem and key.
 
     One statement, so that both sides are of the same moment.

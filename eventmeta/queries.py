@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from sqlalchemy import Integer, Select, String, bindparam, select
+from sqlalchemy import Integer, String, bindparam, select
 
 from eventmeta.dialects import Dialect
 from eventmeta.dialects.statement import Statement
 from eventmeta.reader import Lookup
 from eventmeta.tables import Tables
+from projections import AnySelect
 from projections.types import SessionId
 
 
@@ -61,7 +61,7 @@ class Queries:
         """``key``, ``indexed_value``, ``after`` → ids of sessions, in order."""
         return self.dialect.compile(self._sessions_by_value())
 
-    def _sessions_by_value(self) -> Select[Any]:
+    def _sessions_by_value(self) -> AnySelect:
         current = self.tables.session_metadata.table
         return (
             select(current.c.session_id)

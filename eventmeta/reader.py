@@ -103,10 +103,10 @@ def _query(entries: Sequence[_Entry]) -> Query:
 def _deliver(entries: Sequence[_Entry], rows: Sequence[Row]) -> None:
     shares: list[Sequence[Row]] = [rows]
     if len(entries) > 1:
-        dealt: list[list[Row]] = [[] for _ in entries]
+        dealt: dict[int, list[Row]] = {n: [] for n in range(len(entries))}
         for row in rows:
             dealt[row[0]].append(row)
-        shares = list(dealt)
+        shares = list(dealt.values())
     for entry, share in zip(entries, shares, strict=True):
         if not entry.rows.done():
             entry.rows.set_result(share)

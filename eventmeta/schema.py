@@ -16,13 +16,13 @@ async def create_tables(engine: AsyncEngine, dialect: Dialect, tables: Tables) -
     """
     async with engine.begin() as connection:
         await dialect.begin_schema_change(connection)
-        dialect.prepare_tables(tables)
-        await connection.run_sync(tables.metadata.create_all)
-        view = dialect.literal(dialect.relation(tables.events).select_changes())
-        statements = [
-            *dialect.guards(tables),
-            dialect.create_view(tables.names.metadata_changes, view),
-            *dialect.finish_schema_change(),
-        ]
-        for statement in statements:
-            await connection.exec_driver_sql(statement)
+        try:
+            dialect.prepare_tables(tables)
+            await connection.run_sync(tables.metadata.create_all)
+            view = dialect.literal(dialect.relation(tables.events).select_changes())
+            view = dialect.create_view(tables.names.metadata_changes, view)
+            for statement in (*dialect.guards(tables), view):
+                await connection.exec_driver_sql(statement)
+        finally:
+            for statement in dialect.finish_schema_change():
+                await connection.exec_driver_sql(statement)

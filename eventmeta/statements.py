@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
+    ColumnClause,
     Executable,
     FromClause,
     Integer,
@@ -204,12 +205,13 @@ class Statements:
     @cached_property
     def append_at_once(self) -> dict[bool, Statement] | None:
         """The one statement for a batch of plain appends: without and with items."""
-        appended = table("appended", *(column(name) for name in EVENT_COLUMNS))
+        columns: list[ColumnClause[Any]] = [column(name) for name in EVENT_COLUMNS]
+        appended = table("appended", *columns)
         events = self.dialect.relation(appended)
         projected = [
             write_rows(projection, self.dialect, events) for projection in self.tables.projections
         ]
-        statements = {}
+        statements: dict[bool, Statement] = {}
         for with_items, names in ((False, ["events"]), (True, ["events", "items"])):
             sql = self.dialect.append_at_once(self.tables, projected, with_items=with_items)
             if sql is None:

@@ -86,6 +86,11 @@ class MetadataStore:
         """The engine, for the app's own statements."""
         return self._database.engine
 
+    @property
+    def database(self) -> Database:
+        """What this store shares with its sessions: tables, log, writer and reader."""
+        return self._database
+
     async def create_tables(self) -> None:
         """Create the tables, indexes, triggers and the view that are missing.
 
@@ -235,9 +240,9 @@ async def verify_projection(store: MetadataStore) -> list[Difference]:
     Returns:
         The rows on which they disagree, which is none unless someone wrote to a table by hand.
     """
-    database = store._database
+    database = store.database
     await database.connect(create=False)
-    found = []
+    found: list[Difference] = []
     for projection in database.tables.projections:
         query = differences(projection, database.log.events())
         for problem, *key in await database.log.read(query):

@@ -7,6 +7,13 @@ which it receives as an [`Events`][projections.relation.Events] relation; it doe
 
 from projections.metadata import METADATA_EVENTS, metadata_projection
 from projections.projection import Projection
-from projections.relation import EVENT_COLUMNS, Events
+from projections.relation import EVENT_COLUMNS, AnySelect, Events
 
-__all__ = ["EVENT_COLUMNS", "METADATA_EVENTS", "Events", "Projection", "metadata_projection"]
+__all__ = [
+    "EVENT_COLUMNS",
+    "METADATA_EVENTS",
+    "AnySelect",
+    "Events",
+    "Projection",
+    "metadata_projection",
+]

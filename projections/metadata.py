@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Column, Index, MetaData, Select, String, Table, case, func, select
+from sqlalchemy import Column, Index, MetaData, String, Table, case, func, select
 
 from projections.projection import Projection
-from projections.relation import Events
+from projections.relation import AnySelect, Events
 from projections.types import LongText, SessionId, UtcDateTime
 
 METADATA_EVENTS = frozenset({"metadata_set", "metadata_deleted", "session_cleared"})
@@ -46,7 +46,7 @@ def _table(metadata: MetaData, name: str) -> Table:
     )
 
 
-def fold_metadata(events: Events) -> Select[Any]:
+def fold_metadata(events: Events) -> AnySelect:
     """The last value of every key; ``created_at`` is of the first one since its last removal."""
     change = events.changes()
     same_key = (change.c.stream_id, change.c.key)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Select, Table
+from sqlalchemy import Table
 
-from projections.relation import Events
+from projections.relation import AnySelect, Events
 
 
 @dataclass(frozen=True)
@@ -31,5 +30,5 @@ class Projection:
     version: int
     event_types: frozenset[str]
     table: Table
-    select: Callable[[Events], Select[Any]]
+    select: Callable[[Events], AnySelect]
     kept: frozenset[str] = frozenset()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-from sqlalchemy import ColumnCollection, Subquery
+from sqlalchemy import ColumnCollection, Select, Subquery
+
+AnySelect: TypeAlias = "Select[*tuple[Any, ...]]"
+"""A Select of any columns."""
 
 EVENT_COLUMNS: tuple[str, ...] = (
     "position",

@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import (
+    ClauseElement,
     ColumnCollection,
     ColumnElement,
     Constraint,
@@ -20,7 +21,6 @@ from sqlalchemy import (
     Index,
     Insert,
     PrimaryKeyConstraint,
-    Select,
     Subquery,
     Table,
     UniqueConstraint,
@@ -33,7 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.statement import Program, Query, Row, Statement, T
-from projections import METADATA_EVENTS
+from projections import METADATA_EVENTS, AnySelect
 from projections.types import UtcDateTime
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class EventRelation:
         """One row per changed key."""
         return self.select_changes().subquery("changes")
 
-    def select_changes(self) -> Select[Any]:
+    def select_changes(self) -> AnySelect:
         """The same, as a statement of its own."""
         events = self.rows.c
         about = [events[name] for name in _ABOUT if name in events]
@@ -99,10 +99,10 @@ class Dialect(ABC):
 
     def literal(self, executable: Executable) -> str:
         """``executable`` as text without parameters, for DDL and for parts of other statements."""
-        compiled = executable.compile(  # type: ignore[attr-defined]
-            dialect=self.engine.dialect, compile_kwargs={"literal_binds": True}
+        clause = cast(ClauseElement, executable)
+        return str(
+            clause.compile(dialect=self.engine.dialect, compile_kwargs={"literal_binds": True})
         )
-        return str(compiled)
 
     def time_text(self, value: datetime) -> str:
         """``value`` as a record set holds it."""
@@ -160,14 +160,16 @@ class Dialect(ABC):
         """The rows that the JSON parameter called ``name`` holds, an object each."""
 
     @abstractmethod
-    def select_changes(
-        self, events: FromClause, about: Iterable[ColumnElement[Any]]
-    ) -> Select[Any]:
+    def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         """``about`` and ``key``, ``value``, ``indexed_value`` of each change in ``events.data``."""
 
     @abstractmethod
     def upsert(
-        self, table: Table, columns: Sequence[str], source: Select[Any], update: Collection[str]
+        self,
+        table: Table,
+        columns: Sequence[str],
+        source: AnySelect,
+        update: Collection[str],
     ) -> Insert:
         """Insert ``source`` into ``table``; where a row exists, overwrite ``update`` in it."""
 
@@ -176,7 +178,7 @@ class Dialect(ABC):
         same = [column == keys.c[column.name] for column in table.primary_key]
         return delete(table).where(*same)
 
-    def current(self, query: Select[Any]) -> Select[Any]:
+    def current(self, query: AnySelect) -> AnySelect:
         """``query``, reading what is committed now even where the transaction began earlier."""
         return query
 

@@ -11,7 +11,6 @@ from sqlalchemy import (
     Executable,
     FromClause,
     Insert,
-    Select,
     String,
     Table,
     and_,
@@ -31,6 +30,7 @@ from eventmeta.dialects.base import Dialect, Failure
 from eventmeta.dialects.pool import configure
 from eventmeta.dialects.statement import Program, Query, Row, T
 from eventmeta.settle import settle
+from projections import AnySelect
 from projections.types import LongText, UtcDateTime
 
 if TYPE_CHECKING:
@@ -66,9 +66,11 @@ class MySQL(Dialect):
     async def begin_schema_change(self, connection: AsyncConnection) -> None:
         """DDL commits by itself here, so a named lock stands in for the transaction's."""
         await connection.exec_driver_sql(f"SELECT GET_LOCK('{_SCHEMA_LOCK}', 60)")
+        # The driver would print a line for whatever exists already.
+        await connection.exec_driver_sql("SET sql_notes = 0")
 
     def finish_schema_change(self) -> Sequence[str]:
-        return (f"SELECT RELEASE_LOCK('{_SCHEMA_LOCK}')",)
+        return ("SET sql_notes = DEFAULT", f"SELECT RELEASE_LOCK('{_SCHEMA_LOCK}')")
 
     def prepare_tables(self, tables: Tables) -> None:
         """Give every table the collation that tells all texts apart."""
@@ -123,9 +125,7 @@ class MySQL(Dialect):
         fields = {field: (kind, f"$.{field}") for field, kind in columns.items()}
         return self._json_table(bindparam(name), "$[*]", fields, name)
 
-    def select_changes(
-        self, events: FromClause, about: Iterable[ColumnElement[Any]]
-    ) -> Select[Any]:
+    def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         change = self._json_table(
             events.c.data,
             "$.changes[*]",
@@ -144,7 +144,11 @@ class MySQL(Dialect):
         ).select_from(events, change)
 
     def upsert(
-        self, table: Table, columns: Sequence[str], source: Select[Any], update: Collection[str]
+        self,
+        table: Table,
+        columns: Sequence[str],
+        source: AnySelect,
+        update: Collection[str],
     ) -> Insert:
         statement = insert(table).from_select(list(columns), source)
         same = {key.name: table.c[key.name] for key in list(table.primary_key)[:1]}
@@ -152,7 +156,7 @@ class MySQL(Dialect):
             {name: statement.inserted[name] for name in update} or same
         )
 
-    def current(self, query: Select[Any]) -> Select[Any]:
+    def current(self, query: AnySelect) -> AnySelect:
         """A plain SELECT would read the snapshot of the transaction's first one."""
         return query.with_for_update(read=True)
 
@@ -263,7 +267,7 @@ class MySQL(Dialect):
         number = _number(error)
         if number is None and isinstance(error, OSError | EOFError):
             return Failure.DISCONNECTED, None
-        return _FAILURES.get(number, Failure.OTHER), number
+        return _FAILURES.get(number or 0, Failure.OTHER), number
 
 
 _DEADLOCK = 1213
@@ -283,7 +287,7 @@ _FAILURES = {
 }
 
 
-def _number(error: BaseException | None) -> Any:
+def _number(error: BaseException | None) -> int | None:
     first = error.args[0] if error is not None and error.args else None
     return first if isinstance(first, int) and not isinstance(error, OSError) else None
 

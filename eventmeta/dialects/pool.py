@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -68,22 +68,22 @@ def _abandon(driver_connection: Any) -> None:
 @asynccontextmanager
 async def checkout(
     engine: AsyncEngine, is_lost: Callable[[BaseException], bool]
-) -> AsyncIterator[Any]:
+) -> AsyncGenerator[Any]:
     """The driver's own connection, for work that leaves no transaction open.
 
-    After a failure the connection is reset as the pool does it, unless the engine has only one,
-    on which the work itself rolls back what it began; after a cancellation, or when
-    ``is_lost`` says that the connection is gone, it is thrown away.
+    After a failure the connection is reset as the pool does it; after a cancellation, or when
+    ``is_lost`` says that the connection is gone, it is thrown away. But one that is shared, because
+    it is all that holds an in-memory database, is left as it is: what its thread has begun, it
+    carries out or rolls back by itself before the next work.
     """
+    shared = isinstance(engine.pool, StaticPool)
     lent = await greenlet_spawn(engine.sync_engine.raw_connection)
     try:
         yield lent.driver_connection
     except BaseException as error:
-        if isinstance(error, asyncio.CancelledError) or is_lost(error):
+        if is_lost(error) or (isinstance(error, asyncio.CancelledError) and not shared):
             await settle(greenlet_spawn(lent.invalidate))
-        # A reset would roll back what someone else is doing on a shared in-memory connection.
-        as_it_is = isinstance(engine.pool, StaticPool)
-        await settle(greenlet_spawn(lent._close_special, transaction_reset=as_it_is))
+        await settle(greenlet_spawn(lent._close_special, transaction_reset=shared))
         raise
     # Nothing is open: the pool's own reset would cost SQLite a thread hop.
     await greenlet_spawn(lent._close_special, transaction_reset=True)

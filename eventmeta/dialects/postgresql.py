@@ -12,7 +12,6 @@ from sqlalchemy import (
     Executable,
     FromClause,
     Insert,
-    Select,
     Table,
     Text,
     bindparam,
@@ -43,6 +42,7 @@ from eventmeta.dialects.postgresql_append import (
 from eventmeta.dialects.statement import Program, Query, Row, T
 from eventmeta.errors import UnsupportedEngine
 from eventmeta.settle import settle
+from projections import AnySelect
 from projections.types import UtcDateTime
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ class PostgreSQL(Dialect):
             .render_derived(with_types=True)
         )
 
-    def select_changes(
-        self, events: FromClause, about: Iterable[ColumnElement[Any]]
-    ) -> Select[Any]:
+    def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         pair = func.json_array_elements(
             cast(events.c.data, JSON).op("->")(literal_column("'changes'"))
         ).table_valued("value", name="change", joins_implicitly=True)
@@ -112,7 +110,11 @@ class PostgreSQL(Dialect):
         ).select_from(events, pair)
 
     def upsert(
-        self, table: Table, columns: Sequence[str], source: Select[Any], update: Collection[str]
+        self,
+        table: Table,
+        columns: Sequence[str],
+        source: AnySelect,
+        update: Collection[str],
     ) -> Insert:
         statement = insert(table).from_select(list(columns), source)
         if not update:

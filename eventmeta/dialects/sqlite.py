@@ -15,7 +15,6 @@ from sqlalchemy import (
     Index,
     Insert,
     PrimaryKeyConstraint,
-    Select,
     Subquery,
     Table,
     UniqueConstraint,
@@ -36,6 +35,7 @@ from eventmeta.dialects.base import Dialect, Failure
 from eventmeta.dialects.pool import checkout, configure
 from eventmeta.dialects.statement import Program, Query, Row, T
 from eventmeta.settle import settle
+from projections import AnySelect
 from projections.types import UtcDateTime
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ class SQLite(Dialect):
         ]
         return select(*fields).subquery(name)
 
-    def select_changes(
-        self, events: FromClause, about: Iterable[ColumnElement[Any]]
-    ) -> Select[Any]:
+    def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         pair = func.json_each(events.c.data, literal_column("'$.changes'")).table_valued(
             "value", name="change", joins_implicitly=True
         )
@@ -130,7 +128,11 @@ class SQLite(Dialect):
         ).select_from(events, pair)
 
     def upsert(
-        self, table: Table, columns: Sequence[str], source: Select[Any], update: Collection[str]
+        self,
+        table: Table,
+        columns: Sequence[str],
+        source: AnySelect,
+        update: Collection[str],
     ) -> Insert:
         # Without a WHERE, SQLite would take ON CONFLICT for a join condition.
         statement = insert(table).from_select(list(columns), source.where(true()))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import orjson
+from sqlalchemy import ClauseElement, Executable
 from sqlalchemy import Dialect as SQLDialect
-from sqlalchemy import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 
 T = TypeVar("T")
@@ -38,18 +38,19 @@ class Statement:
     @classmethod
     def compile(cls, executable: Executable, dialect: SQLDialect) -> Statement:
         """``executable`` as ``dialect`` spells it."""
-        compiled: SQLCompiler = executable.compile(dialect=dialect)  # type: ignore[attr-defined]
+        compiled = cast(SQLCompiler, cast(ClauseElement, executable).compile(dialect=dialect))
+        binds = compiled.binds
         encoders = {
             name: encode
-            for name, bind in compiled.binds.items()
+            for name, bind in binds.items()
             if (encode := bind.type.dialect_impl(dialect).bind_processor(dialect))
         }
-        required = {name: None for name, bind in compiled.binds.items() if bind.required}
+        required = {name: None for name, bind in binds.items() if bind.required}
         columns = getattr(executable, "exported_columns", ())
         return cls(
             str(compiled),
             compiled.positiontup or (),
-            constants=compiled.construct_params(required),
+            constants=cast("dict[str, Any]", compiled.construct_params(required)),
             encoders=encoders,
             decoders=[
                 column.type.dialect_impl(dialect).result_processor(dialect, None)

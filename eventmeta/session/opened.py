@@ -1,0 +1,133 @@
+"""Which session, in which database: what every part of a session starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
+from eventmeta.commands import Command, StreamKey
+from eventmeta.database import Database, shared_engine
+from eventmeta.events import RecordedEvent
+from eventmeta.identifiers import check_session_id
+from eventmeta.options import WriteOptions
+from eventmeta.tables import TableNames
+
+if TYPE_CHECKING:
+    from agents.memory import SessionSettings
+
+
+class OpenedSession:
+    """A session by its id, opened on an engine."""
+
+    def __init__(
+        self,
+        session_id: str,
+        *,
+        engine: AsyncEngine,
+        create_tables: bool = False,
+        sessions_table: str = "agent_sessions",
+        messages_table: str = "agent_messages",
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+        ensure_ascii: bool = True,
+        session_metadata_table: str = "agent_sessions_metadata",
+        events_table: str = "agent_events",
+        streams_table: str = "agent_streams",
+        metadata_changes_view: str = "agent_metadata_changes",
+        max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
+        clear_keeps_metadata: bool = False,
+    ) -> None:
+        """Open the session; no I/O is done before the first call.
+
+        Args:
+            session_id: Which conversation; at most 255 bytes.
+            engine: An async engine on aiosqlite, asyncpg, asyncmy or aiomysql. It is configured on
+                its next connections: WAL, full durability and foreign keys on SQLite, a binary
+                collation on MySQL.
+            create_tables: Create missing tables at the first call.
+            sessions_table: Upstream's table of sessions.
+            messages_table: Upstream's table of items.
+            session_settings: Upstream's settings: the default ``limit`` of `get_items`.
+            ensure_ascii: Escape non-ASCII text in stored items, as upstream does by default.
+            session_metadata_table: The table of current metadata.
+            events_table: The log.
+            streams_table: The heads of the log's streams.
+            metadata_changes_view: The view of the log, one row per changed key.
+            max_value_bytes: The largest metadata value, in bytes of JSON.
+            clear_keeps_metadata: What `clear_session` does by default. Say True where a wrapper
+                clears the session only to write it anew, such as a manual compaction by
+                ``OpenAIResponsesCompactionSession`` around an ``EncryptedSession``.
+
+        Raises:
+            InvalidIdentifier: The session id or a table name cannot be used.
+            UnsupportedEngine: There is no dialect for the engine.
+        """
+        self.session_id = check_session_id(session_id)
+        names = TableNames(
+            sessions=sessions_table,
+            messages=messages_table,
+            session_metadata=session_metadata_table,
+            events=events_table,
+            streams=streams_table,
+            metadata_changes=metadata_changes_view,
+        )
+        self._database = Database.of(engine, names, max_value_bytes)
+        self._stream = StreamKey(self.session_id)
+        self._create_tables = create_tables
+        self._ensure_ascii = ensure_ascii
+        self._clear_keeps_metadata = clear_keeps_metadata
+        self.session_settings = session_settings
+
+    @classmethod
+    def from_url(
+        cls,
+        session_id: str,
+        *,
+        url: str,
+        engine_kwargs: dict[str, Any] | None = None,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Open the session in the database at ``url``.
+
+        Sessions of one URL, one thread and the same ``engine_kwargs`` share an engine, except for
+        in-memory databases, of which each session gets its own, as upstream does it.
+
+        Args:
+            session_id: Which conversation.
+            url: Such as ``"postgresql+asyncpg://user:password@host/database"``.
+            engine_kwargs: Passed to ``create_async_engine``.
+            session_settings: As for the constructor.
+            **kwargs: Passed to the constructor.
+        """
+        engine = shared_engine(url, engine_kwargs)
+        return cls(session_id, engine=engine, session_settings=session_settings, **kwargs)
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine, for the app's own statements."""
+        return self._database.engine
+
+    @property
+    def session_settings(self) -> SessionSettings | None:
+        """Upstream's settings of this session."""
+        if self._session_settings is None:
+            self.session_settings = {}
+        return self._session_settings
+
+    @session_settings.setter
+    def session_settings(self, value: SessionSettings | dict[str, Any] | None) -> None:
+        if isinstance(value, Mapping):
+            from agents.memory import SessionSettings
+
+            value = SessionSettings(**value)
+        self._session_settings = value
+
+    async def _connected(self) -> None:
+        await self._database.connect(create=self._create_tables)
+
+    async def _submit(self, command: Command, options: WriteOptions) -> RecordedEvent | None:
+        await self._connected()
+        return await self._database.submit(command, options.get("connection"))

@@ -1,0 +1,58 @@
+"""What several tests of writing need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from eventmeta import MetadataSession, MetadataStore
+from tests.backends import Backend
+
+
+def item(content: str) -> Any:
+    return {"role": "user", "content": content}
+
+
+async def versions(session: MetadataSession) -> list[int]:
+    return [entry.event.version for entry in await session.history()]
+
+
+def count_transactions(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """A list that grows by one with every transaction that the store begins."""
+    begun: list[None] = []
+    write = store._database.dialect.write
+
+    async def counted(*arguments: Any, **options: Any) -> Any:
+        begun.append(None)
+        return await write(*arguments, **options)
+
+    monkeypatch.setattr(store._database.dialect, "write", counted)
+    return begun
+
+
+async def refuse(engine: AsyncEngine, backend: Backend) -> None:
+    """Let the database itself refuse all events of the type ``refused``."""
+    match backend.name:
+        case "postgresql":
+            statements = [
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$BEGIN RAISE EXCEPTION 'not in this database'; END$$",
+                "CREATE TRIGGER refuse BEFORE INSERT ON agent_events FOR EACH ROW "
+                "WHEN (NEW.type = 'refused') EXECUTE FUNCTION refuse()",
+            ]
+        case "mariadb":
+            statements = [
+                "CREATE TRIGGER refuse BEFORE INSERT ON agent_events FOR EACH ROW "
+                "IF NEW.type = 'refused' THEN "
+                "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'not in this database'; END IF"
+            ]
+        case _:
+            statements = [
+                "CREATE TRIGGER refuse BEFORE INSERT ON agent_events WHEN NEW.type = 'refused' "
+                "BEGIN SELECT RAISE(ABORT, 'not in this database'); END"
+            ]
+    async with engine.begin() as connection:
+        for statement in statements:
+            await connection.exec_driver_sql(statement)

@@ -1,0 +1,136 @@
+"""The documents name everything there is, and what their examples print is what they say."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import eventmeta
+from benchmarks.__main__ import parser
+from benchmarks.peers import PEERS
+from benchmarks.scenarios import SCENARIOS
+from eventmeta import MetadataSession, MetadataStore, WriteOptions, errors
+from tests.test_examples import blocks_of, run_python
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+ALL = "\n".join([README, *DOCS.values()])
+
+MAKE_TARGETS = re.findall(
+    r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+)
+MODULES = sorted(
+    path.relative_to(ROOT)
+    for package in ("eventmeta", "projections")
+    for path in (ROOT / package).rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+
+def options(function: Callable[..., Any]) -> set[str]:
+    named = inspect.signature(function).parameters.values()
+    return {each.name for each in named if each.kind is not each.VAR_KEYWORD} - {"self"}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        MetadataSession,
+        MetadataSession.from_url,
+        MetadataStore,
+        MetadataStore.from_url,
+    ],
+    ids=lambda function: function.__qualname__,
+)
+def test_options_are_documented(function: Callable[..., Any]) -> None:
+    listed = set(re.findall(r"`(\w+)`|\b(\w+)=None", README.partition("## Options")[2]))
+    names = {name for pair in listed for name in pair} | {"url"}
+    assert options(function) <= names
+
+
+@pytest.mark.parametrize("option", sorted(WriteOptions.__annotations__))
+def test_write_option_is_documented(option: str) -> None:
+    assert f"| `{option}` |" in README
+
+
+def test_defaults_are_as_documented() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", README, re.MULTILINE)
+    parameters = inspect.signature(MetadataSession).parameters
+    assert rows
+    assert [row for row in rows if str(parameters[row[0]].default) != row[1]] == []
+
+
+@pytest.mark.parametrize("name", eventmeta.__all__)
+def test_public_name_is_documented(name: str) -> None:
+    assert re.search(rf"\b{name}\b", ALL)
+
+
+@pytest.mark.parametrize("cls", [MetadataSession, MetadataStore], ids=lambda cls: cls.__name__)
+def test_public_methods_are_documented(cls: type) -> None:
+    assert [name for name in dir(cls) if not name.startswith("_") and name not in ALL] == []
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_error_is_in_the_tree(name: str) -> None:
+    assert re.search(rf"^[│├└─ ]*{name}\b", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("target", MAKE_TARGETS)
+def test_make_target_is_documented(target: str) -> None:
+    assert f"make {target}" in ALL
+
+
+def test_benchmark_options_are_documented() -> None:
+    found = [flag for action in parser()._actions for flag in action.option_strings]
+    assert {"--backend", "--callers"} <= set(found)
+    assert [flag for flag in found if flag not in ("-h", "--help") and flag not in ALL] == []
+
+
+@pytest.mark.parametrize("name", [*SCENARIOS, *PEERS])
+def test_what_the_benchmarks_compare_is_documented(name: str) -> None:
+    assert name in README
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_module_is_in_the_file_tree(module: Path) -> None:
+    assert re.search(rf"\b{module.name}\b", DOCS["architecture.md"])
+
+
+@pytest.mark.parametrize("name", ["README.md", *(f"docs/{name}" for name in DOCS)])
+def test_links_lead_somewhere(name: str) -> None:
+    file = ROOT / name
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", file.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (file.parent / target).exists()] == []
+
+
+def test_examples_print_what_they_say(tmp_path: Path) -> None:
+    """Each is a program of its own, in one folder.
+
+    A comment after ``print(…)`` is its output; comment lines below it are the output of a loop.
+    """
+    for number, block in enumerate(blocks_of(README)):
+        script = tmp_path / f"block_{number}.py"
+        script.write_text(block.code, encoding="utf-8")
+        output = run_python(script.name, cwd=tmp_path)
+        assert output.splitlines() == shown_output(block.code), f"README.md, line {block.line}"
+
+
+def shown_output(code: str) -> list[str]:
+    shown = []
+    lines = code.splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if match := re.search(r"\bprint\(.*\)  # (.*)$", line):
+            shown.append(match[1])
+        elif "print(" in line and following.lstrip().startswith("# "):
+            start = lines.index(line) + 1
+            for comment in lines[start:]:
+                if not comment.lstrip().startswith("# "):
+                    break
+                shown.append(comment.lstrip()[2:])
+    return shown
