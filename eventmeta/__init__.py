@@ -9,8 +9,8 @@ import projections
 if not hasattr(projections, "EVENT_COLUMNS"):
     raise ImportError(
         "eventmeta needs its own top-level package `projections`, but this app has another package "
-        f"or folder of that name, which hides it: {projections.__file__ or projections.__path__}. Rename that one, "
-        "or move it into a package of the app."
+        f"or folder of that name, which hides it: {projections.__file__ or projections.__path__}. "
+        "Rename that one, or move it into a package of the app."
     )
 del projections
 

@@ -87,7 +87,7 @@ class InvalidValue(InvalidInput):
 
     def __init__(self, path: str, problem: str) -> None:
         self.path = path
-        super().__init__(f"metadata value at {path}: {problem}")
+        super().__init__(f"value at {path}: {problem}")
 
 
 class ValueTooLarge(InvalidValue):
@@ -131,7 +131,7 @@ class VersionConflict(AppendRejected):
         self.actual = actual
         super().__init__(
             f"stream {stream_id!r} is at version {actual}, not at the expected {expected}: "
-            "someone wrote in between; read again and retry"
+            "read the session again, decide again, and retry with its version"
         )
 
 

@@ -169,8 +169,10 @@ class Statements:
         """``session_id``, ``keys`` → those of the keys that it has."""
         metadata = self.tables.session_metadata.table
         wanted = self.dialect.recordset("keys", {"key": String(255)})
+        # Not a join: SQLite would go through all wanted keys for each key of the session.
         query = select(metadata.c.key).where(
-            metadata.c.session_id == bindparam("session_id"), metadata.c.key == wanted.c.key
+            metadata.c.session_id == bindparam("session_id"),
+            metadata.c.key.in_(select(wanted.c.key)),
         )
         return self._one(self.dialect.current(query))
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES, canonical, parse
 from eventmeta.commands import Append, Fact, StreamKey
 from eventmeta.database import Database
-from eventmeta.errors import InvalidIdentifier, InvalidInput
+from eventmeta.errors import InvalidIdentifier, ValueTooLarge, InvalidInput
 from eventmeta.events import BUILT_IN_TYPES, NewEvent, RecordedEvent
 from eventmeta.identifiers import check_count, check_event_type, check_session_id
 from eventmeta.options import command_fields
@@ -154,6 +154,9 @@ class MetadataStore:
                 "event type", kind, "is built in: use the method of the session that records it"
             )
         data = canonical(dict(event.data), "data")
+        limit = self._database.max_value_bytes
+        if len(data) > limit:
+            raise ValueTooLarge("data", len(data.encode()), limit)
         fields = command_fields(
             {
                 "expected_version": expected_version,

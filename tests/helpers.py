@@ -32,25 +32,25 @@ def count_transactions(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) ->
     return begun
 
 
-async def refuse(engine: AsyncEngine, backend: Backend) -> None:
-    """Let the database itself refuse all events of the type ``refused``."""
+async def refuse(engine: AsyncEngine, backend: Backend, kind: str = "refused") -> None:
+    """Let the database itself refuse all events of the type ``kind``."""
     match backend.name:
         case "postgresql":
             statements = [
                 "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
                 "$$BEGIN RAISE EXCEPTION 'not in this database'; END$$",
                 "CREATE TRIGGER refuse BEFORE INSERT ON agent_events FOR EACH ROW "
-                "WHEN (NEW.type = 'refused') EXECUTE FUNCTION refuse()",
+                f"WHEN (NEW.type = '{kind}') EXECUTE FUNCTION refuse()",
             ]
         case "mariadb":
             statements = [
                 "CREATE TRIGGER refuse BEFORE INSERT ON agent_events FOR EACH ROW "
-                "IF NEW.type = 'refused' THEN "
+                f"IF NEW.type = '{kind}' THEN "
                 "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'not in this database'; END IF"
             ]
         case _:
             statements = [
-                "CREATE TRIGGER refuse BEFORE INSERT ON agent_events WHEN NEW.type = 'refused' "
+                f"CREATE TRIGGER refuse BEFORE INSERT ON agent_events WHEN NEW.type = '{kind}' "
                 "BEGIN SELECT RAISE(ABORT, 'not in this database'); END"
             ]
     async with engine.begin() as connection:

@@ -408,23 +408,23 @@ async def test_a_string_is_no_list_of_types(unreachable: AsyncEngine) -> None:
 # --- Missing tables -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda session: session.set_metadata({"k": 1}),
-        lambda session: session.set_metadata({"k": 1}, event_id=new_event_id()),
-        lambda session: session.get_metadata(),
-        lambda session: session.get_metadata(as_of=1),
-        lambda session: session.delete_metadata(),
-        lambda session: session.find_sessions_by_metadata("k", 1),
-        lambda session: session.history(),
-        lambda session: session.add_items([{"role": "user"}]),
-        lambda session: session.get_items(),
-        lambda session: session.pop_item(),
-        lambda session: session.clear_session(),
-        lambda session: anext(MetadataStore(session.engine).events()),
-    ],
-)
+CALLS: dict[str, Callable[[MetadataSession], Awaitable[Any]]] = {
+    "set": lambda session: session.set_metadata({"k": 1}),
+    "set once": lambda session: session.set_metadata({"k": 1}, event_id=new_event_id()),
+    "get": lambda session: session.get_metadata(),
+    "as of": lambda session: session.get_metadata(as_of=1),
+    "delete": lambda session: session.delete_metadata(),
+    "find": lambda session: session.find_sessions_by_metadata("k", 1),
+    "history": lambda session: session.history(),
+    "add": lambda session: session.add_items([{"role": "user", "content": "x"}]),
+    "items": lambda session: session.get_items(),
+    "pop": lambda session: session.pop_item(),
+    "clear": lambda session: session.clear_session(),
+    "events": lambda session: anext(MetadataStore(session.engine).events()),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
 async def test_a_missing_table_says_what_creates_it(
     engine: AsyncEngine, call: Callable[[MetadataSession], Awaitable[Any]]
 ) -> None:

@@ -101,7 +101,7 @@ async def test_it_is_committed_with_the_apps_rows(
 async def test_it_is_rolled_back_with_the_apps_rows(
     engine: AsyncEngine, store: MetadataStore, session: MetadataSession, name: str, first: str
 ) -> None:
-    with pytest.raises(Rollback):
+    with pytest.raises(Rollback):  # noqa: PT012
         async with engine.begin() as connection:
             if first == "the app":
                 await order(connection)
@@ -132,6 +132,20 @@ async def test_a_rejected_write_leaves_the_transaction_usable(
     assert await versions(session) == [1, 2, 3, 4]
     assert await orders(engine) == 2
     assert await verify_projection(store) == []
+
+
+async def test_a_write_that_fails_midway_leaves_nothing_in_the_transaction(
+    backend: Backend, engine: AsyncEngine, store: MetadataStore, session: MetadataSession
+) -> None:
+    """The items are there already when the database refuses their event."""
+    await refuse(engine, backend, "items_added")
+    async with engine.begin() as connection:
+        with pytest.raises(DatabaseFailure, match="not in this database"):
+            await session.add_items([item("c")], connection=connection)
+        await order(connection)
+    assert await state(session) == (["a", "b"], {"k": 1})
+    assert await versions(session) == [1, 2]
+    assert await orders(engine) == 1
 
 
 async def test_several_writes_in_one_transaction(
@@ -169,7 +183,7 @@ async def test_a_savepoint_of_the_callers_undoes_it(
 ) -> None:
     async with engine.begin() as connection:
         await order(connection)
-        with pytest.raises(Rollback):
+        with pytest.raises(Rollback):  # noqa: PT012
             async with connection.begin_nested():
                 await session.set_metadata({"k": 2}, connection=connection)
                 raise Rollback

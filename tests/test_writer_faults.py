@@ -77,7 +77,7 @@ async def test_connections_lost_at_any_moment_lose_and_repeat_nothing(
             await session.add_items([item(n)])
             await session.set_metadata({f"k{n}": n})
         for _ in texts[:6]:
-            popped.append(await session.pop_item())
+            popped.append(await session.pop_item())  # noqa: PERF401 (each as it comes)
 
     tasks = [asyncio.create_task(work(session)) for session in sessions]
     killed = 0
@@ -114,7 +114,8 @@ async def test_an_answer_lost_after_the_commit_repeats_nothing(
     session = store.session("s")
     await session.set_metadata({"k": 1})
     await session.add_items([item("a"), item("b")])
-    write, lost = store._database.dialect.write, []
+    write = store._database.dialect.write
+    lost: list[Any] = []
 
     async def loses_the_answer(*arguments: Any, **options: Any) -> Any:
         result = await write(*arguments, **options)

@@ -108,6 +108,13 @@ class ClearSession(Command):
             return None
         return Fact(SESSION_CLEARED, {"item_ids": item_ids, "changes": removals(keys)})
 
+    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+        """It must not have removed metadata that was to be kept."""
+        kept = not recorded.data.get("changes")
+        if recorded.type != self.type or (self.keep_metadata and not kept):
+            return EventIdReused(self.event_id, recorded.type)
+        return None
+
 
 @dataclass(kw_only=True)
 class ReplaceItems(Command):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from eventmeta.codec import Change
 from eventmeta.commands.base import Append, Command, Fact
 from eventmeta.dialects.statement import Program, recordset
-from eventmeta.events import METADATA_DELETED, METADATA_SET
+from eventmeta.errors import AppendRejected, EventIdReused
+from eventmeta.events import METADATA_DELETED, METADATA_SET, RecordedEvent
 
 if TYPE_CHECKING:
     from eventmeta.statements import Statements
@@ -39,6 +40,13 @@ class DeleteMetadata(Command):
         """Name in the event exactly what was there to remove."""
         removed = yield from keys_of(sql, self.stream.stream_id, self.keys)
         return Fact(METADATA_DELETED, {"changes": removals(removed)}) if removed else None
+
+    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+        """It must have removed none but the keys asked for."""
+        removed = {change[0] for change in recorded.data.get("changes", ())}
+        if recorded.type != self.type or (self.keys is not None and not removed <= {*self.keys}):
+            return EventIdReused(self.event_id, recorded.type)
+        return None
 
 
 def keys_of(sql: Statements, session_id: str, keys: Sequence[str] | None) -> Program[list[str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -234,12 +236,27 @@ class MySQL(Dialect):
     # --- Running --------------------------------------------------------------------------------
 
     async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        async with self.engine.connect() as connection:
+        async with self._lent() as connection:
             return [await _execute(connection, query) for query in queries]
 
     async def write(self, program: Program[T], *, single: bool = False) -> T:
-        async with self.engine.begin() as connection:
-            return await _run(connection, program)
+        async with self._lent() as connection:
+            result = await _run(connection, program)
+            await connection.commit()
+            return result
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncGenerator[AsyncConnection]:
+        """A connection; thrown away on cancellation, when the driver is in the midst of something.
+
+        The pool would try to roll back on it, and print that it cannot.
+        """
+        async with self.engine.connect() as connection:
+            try:
+                yield connection
+            except asyncio.CancelledError:
+                await settle(connection.invalidate())
+                raise
 
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         async def work() -> T:

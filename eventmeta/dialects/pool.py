@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from sqlalchemy import event
@@ -47,7 +47,20 @@ def configure(engine: AsyncEngine, prepare: Configure, *, loop_bound: bool) -> N
             _abandon(entry.driver_connection)
             raise DisconnectionError("opened in another event loop")
 
+    def closing(dbapi: Any, entry: ConnectionPoolEntry) -> None:
+        opened_in = entry.info.get(_KEY)
+        if loop_bound and opened_in is not None and opened_in() is not _running_loop():
+            _abandon(dbapi.driver_connection)
+
     event.listen(engine.sync_engine, "checkout", checked_out)
+    event.listen(engine.sync_engine, "close", closing)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _abandon(driver_connection: Any) -> None:
@@ -60,9 +73,10 @@ def _abandon(driver_connection: Any) -> None:
         terminate()
     except RuntimeError:  # the loop is closed, so the transport cannot schedule its farewell
         pass
-    sock = transport.get_extra_info("socket") if transport else None
-    if sock is not None and sock.fileno() >= 0:
-        sock._sock.close()
+    # What the loop would have done soon after: tell the protocol, and close the socket.
+    if transport is not None and getattr(transport, "_sock", None) is not None:
+        with suppress(RuntimeError):
+            transport._call_connection_lost(None)
 
 
 @asynccontextmanager
