@@ -15,7 +15,7 @@ from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
 from eventmeta.commands import Command
 from eventmeta.dialects import dialect_of
 from eventmeta.dialects.statement import Query, Row
-from eventmeta.errors import EventMetaError
+from eventmeta.errors import EventMetaError, StoreClosed
 from eventmeta.events import RecordedEvent
 from eventmeta.log import EventLog
 from eventmeta.queries import Queries
@@ -48,6 +48,7 @@ class Database:
         self._readers = weakref.WeakKeyDictionary()
         self._connected = False
         self._created = False
+        self._closed = False
 
     @classmethod
     def of(
@@ -133,9 +134,13 @@ class Database:
         vars(self.engine.sync_engine).get(_ATTRIBUTE, {}).pop(
             (self.tables.names, self.max_value_bytes), None
         )
-        await self._writer().close()
+        self._closed = True
+        for writer in self._writers.values():
+            await writer.close()
 
     def _writer(self) -> Writer:
+        if self._closed:
+            raise StoreClosed
         loop = asyncio.get_running_loop()
         writer = self._writers.get(loop)
         if writer is None:

@@ -204,7 +204,11 @@ class TablesMissing(DatabaseFailure):
 
 
 class DatabaseBusy(DatabaseFailure):
-    """Conflicts with other writers outlasted all retries; nothing was changed. Try again later."""
+    """In conflict with other writers; nothing was changed. Try again later.
+
+    It was retried for some seconds, except inside a transaction of the caller's: there the caller
+    repeats the whole transaction.
+    """
 
 
 class OutcomeUnknown(DatabaseFailure):

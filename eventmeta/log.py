@@ -13,7 +13,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_r
 from eventmeta.batch import Outcome, append_at_once, append_in_steps, is_plain
 from eventmeta.commands import AddItems, Append, Command, StreamKey
 from eventmeta.dialects import Dialect, Failure
-from eventmeta.dialects.statement import Row
+from eventmeta.dialects.statement import Query, Row
 from eventmeta.errors import (
     DatabaseBusy,
     DatabaseFailure,
@@ -22,6 +22,7 @@ from eventmeta.errors import (
     TablesMissing,
 )
 from eventmeta.events import RecordedEvent, read_event
+from eventmeta.settle import settle
 from eventmeta.statements import Statements
 from eventmeta.tables import Tables
 from projections import EVENT_COLUMNS, AnySelect, Events
@@ -86,10 +87,10 @@ class EventLog:
         async def attempt() -> list[Outcome]:
             try:
                 return await self._attempt(commands)
-            except Exception as error:
-                if self.dialect.diagnose(error)[0] in (Failure.DISCONNECTED, Failure.DUPLICATE):
-                    for command in commands:
-                        command.may_be_recorded = True
+            except Exception:
+                # Whatever it was, the commit may have gone through before.
+                for command in commands:
+                    command.may_be_recorded = True
                 raise
 
         return await self._with_retries(attempt, commit=True, seconds=seconds)
@@ -108,7 +109,11 @@ class EventLog:
     async def read(self, query: AnySelect, **values: Any) -> Sequence[Row]:
         """The rows of ``query``."""
         statement = self.dialect.compile(query)
-        (rows,) = await self.run(lambda: self.dialect.read([statement(**values)]))
+        return await self._fetch(statement(**values))
+
+    async def _fetch(self, query: Query) -> Sequence[Row]:
+        """The rows of one query. A cancelled caller waits for the end, lest a connection leaks."""
+        (rows,) = await settle(self.run(lambda: self.dialect.read([query])))
         return rows
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -123,9 +128,7 @@ class EventLog:
         value = 0
         for executable in self.dialect.horizon(self.tables):
             statement = self.dialect.compile(executable)
-            query = statement(previous=value)
-            ((row,),) = await self.run(lambda query=query: self.dialect.read([query]))  # type: ignore[misc]
-            value = row[0]
+            ((value,),) = await self._fetch(statement(previous=value))
         return value
 
     async def read_all(
@@ -149,8 +152,7 @@ class EventLog:
             end = min(end, until)
         statement = self.dialect.compile(self._page(types, stream))
         while after < end:
-            query = statement(after=after, until=end)
-            (rows,) = await self.run(lambda query=query: self.dialect.read([query]))  # type: ignore[misc]
+            rows = await self._fetch(statement(after=after, until=end))
             for row in rows:
                 yield read_event(row)
             if len(rows) < PAGE:
@@ -222,7 +224,7 @@ class EventLog:
         if failure is Failure.TABLE_MISSING:
             translated = TablesMissing(str(cause).splitlines()[0], code)
         elif failure is Failure.CONFLICT:
-            translated = DatabaseBusy(f"gave up after {RETRY_SECONDS:g} s: {summary}", code)
+            translated = DatabaseBusy(f"in conflict with other writers: {summary}", code)
         elif failure is Failure.DISCONNECTED:
             translated = OutcomeUnknown(f"the connection was lost: {summary}", code)
         else:

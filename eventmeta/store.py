@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES, canonical, parse
 from eventmeta.commands import Append, Fact, StreamKey
 from eventmeta.database import Database
-from eventmeta.errors import InvalidIdentifier, ValueTooLarge, InvalidInput
+from eventmeta.errors import InvalidIdentifier, InvalidInput, ValueTooLarge
 from eventmeta.events import BUILT_IN_TYPES, NewEvent, RecordedEvent
 from eventmeta.identifiers import check_count, check_event_type, check_session_id
 from eventmeta.options import command_fields

@@ -205,7 +205,7 @@ async def test_a_conflict_changes_nothing(
 ) -> None:
     await session.set_metadata({"a": 1})
     await session.add_items([item("one")])
-    with pytest.raises(VersionConflict, match=r"at version 2, .* read again") as caught:
+    with pytest.raises(VersionConflict, match=r"at version 2, .* read the session again") as caught:
         await write(session, expected_version=expected)
     assert (caught.value.expected, caught.value.actual) == (expected, 2)
     assert await session.get_metadata() == {"a": 1}

@@ -10,12 +10,23 @@ from eventmeta.errors import UnsupportedEngine
 __all__ = ["Dialect", "EventRelation", "Failure", "dialect_of"]
 
 
+_ATTRIBUTE = "eventmeta_dialect"
+
+
 def dialect_of(engine: AsyncEngine) -> Dialect:
-    """The dialect for ``engine``, whose connections it configures.
+    """The one dialect of ``engine``, which configures the engine's connections.
 
     Raises:
         UnsupportedEngine: There is none for its database or driver.
     """
+    kept = vars(engine.sync_engine)
+    if _ATTRIBUTE not in kept:
+        kept[_ATTRIBUTE] = _make_dialect(engine)
+    dialect: Dialect = kept[_ATTRIBUTE]
+    return dialect
+
+
+def _make_dialect(engine: AsyncEngine) -> Dialect:
     name = engine.dialect.name
     if name == "sqlite":
         from eventmeta.dialects.sqlite import SQLite

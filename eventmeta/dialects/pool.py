@@ -19,13 +19,12 @@ from eventmeta.settle import settle
 Configure = Callable[[Any], None]
 
 _KEY = "eventmeta"
-_configured: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def configure(engine: AsyncEngine, prepare: Configure, *, loop_bound: bool) -> None:
     """Have every connection of ``engine`` prepared before its next use.
 
-    Also connections that the pool holds already, and only once per engine.
+    Also connections that the pool holds already. To be called once per engine.
 
     Args:
         engine: The engine, the app's own included.
@@ -33,9 +32,6 @@ def configure(engine: AsyncEngine, prepare: Configure, *, loop_bound: bool) -> N
         loop_bound: The driver's connections belong to the event loop that opened them. One opened
             in another loop is replaced, so that one engine serves several loops in turn.
     """
-    if engine.sync_engine in _configured:
-        return
-    _configured.add(engine.sync_engine)
 
     def checked_out(dbapi: Any, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
         loop = asyncio.get_running_loop()

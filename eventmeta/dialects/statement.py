@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import orjson
@@ -92,6 +92,28 @@ Program = Generator[Query, Sequence[Row], T]
 
 The dialect runs it: inside one thread hop on SQLite, with ``await`` elsewhere.
 """
+
+
+async def run(program: Program[T], execute: Callable[[Query], Awaitable[Sequence[Row]]]) -> T:
+    """Run ``program``, each query by ``execute``."""
+    try:
+        query = next(program)
+        while True:
+            query = program.send(await execute(query))
+    except StopIteration as done:
+        result: T = done.value
+        return result
+
+
+def run_in_thread(program: Program[T], execute: Callable[[Query], Sequence[Row]]) -> T:
+    """Run ``program`` where there is nothing to await."""
+    try:
+        query = next(program)
+        while True:
+            query = program.send(execute(query))
+    except StopIteration as done:
+        result: T = done.value
+        return result
 
 
 def steps(statements: Sequence[Statement], **values: Any) -> Program[Sequence[Row]]:

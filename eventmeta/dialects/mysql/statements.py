@@ -1,10 +1,8 @@
-"""MySQL and MariaDB, through SQLAlchemy's own execution: asyncmy and aiomysql alike."""
+"""MySQL and MariaDB as SQL: JSON tables, a counter row, and no comparison of texts but by bytes."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -24,14 +22,10 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects.mysql import insert
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
-from eventmeta.dialects.base import Dialect, Failure
-from eventmeta.dialects.pool import configure
-from eventmeta.dialects.statement import Program, Query, Row, T
-from eventmeta.settle import settle
+from eventmeta.dialects.base import Dialect
 from projections import AnySelect
 from projections.types import LongText, UtcDateTime
 
@@ -42,12 +36,8 @@ _SCHEMA_LOCK = "eventmeta_schema"
 _COUNTER = "$log"
 
 
-class MySQL(Dialect):
-    """InnoDB. Positions come from a counter row, locked from the draw to the commit."""
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        super().__init__(engine)
-        configure(engine, self._prepare_connection, loop_bound=True)
+class MySQLStatements(Dialect):
+    """What MySQL is told."""
 
     @property
     def collation(self) -> str:
@@ -57,11 +47,6 @@ class MySQL(Dialect):
     @property
     def _is_mariadb(self) -> bool:
         return bool(getattr(self.engine.dialect, "is_mariadb", False))
-
-    def _prepare_connection(self, dbapi_connection: Any) -> None:
-        cursor = dbapi_connection.cursor()
-        cursor.execute(f"SET NAMES utf8mb4 COLLATE {self.collation}")
-        cursor.close()
 
     # --- Schema ---------------------------------------------------------------------------------
 
@@ -232,93 +217,3 @@ class MySQL(Dialect):
             streams.c.stream_id == "", streams.c.stream_type == _COUNTER
         )
         return (counter,)
-
-    # --- Running --------------------------------------------------------------------------------
-
-    async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        async with self._lent() as connection:
-            return [await _execute(connection, query) for query in queries]
-
-    async def write(self, program: Program[T], *, single: bool = False) -> T:
-        async with self._lent() as connection:
-            result = await _run(connection, program)
-            await connection.commit()
-            return result
-
-    @asynccontextmanager
-    async def _lent(self) -> AsyncGenerator[AsyncConnection]:
-        """A connection; thrown away on cancellation, when the driver is in the midst of something.
-
-        The pool would try to roll back on it, and print that it cannot.
-        """
-        async with self.engine.connect() as connection:
-            try:
-                yield connection
-            except asyncio.CancelledError:
-                await settle(connection.invalidate())
-                raise
-
-    async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
-        async def work() -> T:
-            savepoint = await connection.begin_nested()
-            try:
-                result = await _run(connection, program)
-            except BaseException as error:
-                # The victim of a deadlock has lost its whole transaction, savepoints included. To
-                # go on in it must fail, or the caller would commit only what comes later.
-                whole = self.diagnose(error)[1] == _DEADLOCK and connection.get_transaction()
-                await (whole or savepoint).rollback()
-                raise
-            await savepoint.commit()
-            return result
-
-        return await settle(work())
-
-    # --- Errors ---------------------------------------------------------------------------------
-
-    def diagnose(self, error: BaseException) -> tuple[Failure, Any]:
-        if isinstance(error, DBAPIError):
-            if error.connection_invalidated:
-                return Failure.DISCONNECTED, _number(error.orig)
-            return self.diagnose(error.orig) if error.orig else (Failure.OTHER, None)
-        number = _number(error)
-        if number is None and isinstance(error, OSError | EOFError):
-            return Failure.DISCONNECTED, None
-        return _FAILURES.get(number or 0, Failure.OTHER), number
-
-
-_DEADLOCK = 1213
-_FAILURES = {
-    _DEADLOCK: Failure.CONFLICT,
-    1205: Failure.CONFLICT,  # lock wait timeout
-    1020: Failure.CONFLICT,  # record has changed since last read
-    1452: Failure.CONFLICT,  # the session's row was deleted meanwhile
-    1062: Failure.DUPLICATE,
-    1146: Failure.TABLE_MISSING,
-    1053: Failure.DISCONNECTED,  # server shutdown
-    1927: Failure.DISCONNECTED,  # connection was killed
-    2003: Failure.DISCONNECTED,
-    2006: Failure.DISCONNECTED,
-    2013: Failure.DISCONNECTED,
-    4031: Failure.DISCONNECTED,  # closed for inactivity
-}
-
-
-def _number(error: BaseException | None) -> int | None:
-    first = error.args[0] if error is not None and error.args else None
-    return first if isinstance(first, int) and not isinstance(error, OSError) else None
-
-
-async def _run(connection: AsyncConnection, program: Program[T]) -> T:
-    try:
-        query = next(program)
-        while True:
-            query = program.send(await _execute(connection, query))
-    except StopIteration as done:
-        result: T = done.value
-        return result
-
-
-async def _execute(connection: AsyncConnection, query: Query) -> Sequence[Row]:
-    result = await connection.exec_driver_sql(query.statement.sql, query.values)
-    return query.statement.decode(result.fetchall()) if result.returns_rows else ()

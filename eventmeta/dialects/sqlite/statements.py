@@ -1,9 +1,8 @@
-"""SQLite, through aiosqlite: a whole transaction in one hop to the connection's thread."""
+"""SQLite as SQL: JSON record sets, triggers, and row ids for positions."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -28,40 +27,19 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
-from eventmeta.dialects.base import Dialect, Failure
-from eventmeta.dialects.pool import checkout, configure
-from eventmeta.dialects.statement import Program, Query, Row, T
-from eventmeta.settle import settle
+from eventmeta.dialects.base import Dialect
 from projections import AnySelect
 from projections.types import UtcDateTime
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
-BUSY_TIMEOUT_MS = 5_000
-_SETTINGS = (
-    f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",
-    "PRAGMA foreign_keys = ON",
-)
 
-
-class SharedConnectionBusy(sqlite3.OperationalError):
-    """Someone else has a transaction open on the one connection of an in-memory database."""
-
-    sqlite_errorcode = sqlite3.SQLITE_BUSY
-
-
-class SQLite(Dialect):
-    """The embedded database: one writer at a time, so positions are in commit order."""
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        super().__init__(engine)
-        configure(engine, _prepare, loop_bound=False)
+class SQLiteStatements(Dialect):
+    """What SQLite is told."""
 
     # --- Schema ---------------------------------------------------------------------------------
 
@@ -181,99 +159,3 @@ class SQLite(Dialect):
     def horizon(self, tables: Tables) -> Sequence[Executable]:
         """One writer, so what is not committed has a higher position than all that is."""
         return (select(func.coalesce(func.max(tables.events.c.position), 0)),)
-
-    # --- Running --------------------------------------------------------------------------------
-
-    async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        def work(connection: sqlite3.Connection) -> list[Sequence[Row]]:
-            return [_execute(connection, query) for query in queries]
-
-        return await self._in_thread(work)
-
-    async def write(self, program: Program[T], *, single: bool = False) -> T:
-        def work(connection: sqlite3.Connection) -> T:
-            if connection.in_transaction:
-                raise SharedConnectionBusy("a transaction is open on the shared connection")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                result = _run(connection, program)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            return result
-
-        return await self._in_thread(work)
-
-    async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
-        def work(raw: sqlite3.Connection) -> T:
-            if not raw.in_transaction:
-                raw.execute("BEGIN IMMEDIATE")
-            raw.execute("SAVEPOINT eventmeta")
-            try:
-                return _run(raw, program)
-            except BaseException:
-                raw.execute("ROLLBACK TO eventmeta")
-                raise
-            finally:
-                raw.execute("RELEASE eventmeta")
-
-        # SQLAlchemy must know that there is something to commit.
-        await connection.exec_driver_sql("SELECT 1")
-        lent = await connection.get_raw_connection()
-        return await settle(_hop(lent.driver_connection, work))
-
-    async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        async with checkout(self.engine, self.is_lost) as connection:
-            return await _hop(connection, work)
-
-    # --- Errors ---------------------------------------------------------------------------------
-
-    def diagnose(self, error: BaseException) -> tuple[Failure, Any]:
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is None:
-            return Failure.OTHER, None
-        # SQLite has no code of its own for a missing table.
-        if code == sqlite3.SQLITE_ERROR and str(error).startswith("no such table"):
-            return Failure.TABLE_MISSING, code
-        return _FAILURES.get(code, _FAILURES.get(code & 0xFF, Failure.OTHER)), code
-
-
-_FAILURES = {
-    sqlite3.SQLITE_BUSY: Failure.CONFLICT,
-    sqlite3.SQLITE_LOCKED: Failure.CONFLICT,
-    sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: Failure.CONFLICT,
-    sqlite3.SQLITE_CONSTRAINT_UNIQUE: Failure.DUPLICATE,
-    sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY: Failure.DUPLICATE,
-}
-
-
-def _prepare(dbapi_connection: Any) -> None:
-    cursor = dbapi_connection.cursor()
-    for setting in _SETTINGS:
-        cursor.execute(setting)
-    cursor.close()
-
-
-async def _hop(connection: Any, work: Callable[[sqlite3.Connection], T]) -> T:
-    """Run ``work`` in the thread of an aiosqlite connection, on the connection of the stdlib.
-
-    aiosqlite's public methods are one statement a hop; ``_execute`` is what they are made of.
-    """
-    result: T = await connection._execute(work, connection._conn)
-    return result
-
-
-def _run(connection: sqlite3.Connection, program: Program[T]) -> T:
-    try:
-        query = next(program)
-        while True:
-            query = program.send(_execute(connection, query))
-    except StopIteration as done:
-        result: T = done.value
-        return result
-
-
-def _execute(connection: sqlite3.Connection, query: Query) -> Sequence[Row]:
-    return query.statement.decode(connection.execute(query.statement.sql, query.values).fetchall())

@@ -1,4 +1,4 @@
-"""PostgreSQL, through asyncpg: a batch of plain appends is one statement."""
+"""PostgreSQL as SQL: JSON record sets, a sequence, and the fence that its readers wait for."""
 
 from __future__ import annotations
 
@@ -27,21 +27,17 @@ from sqlalchemy import (
     Sequence as SQLSequence,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
-from eventmeta.dialects.base import Dialect, Failure
-from eventmeta.dialects.pool import checkout, configure
-from eventmeta.dialects.postgresql_append import (
+from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.postgresql.append import (
     append_at_once,
     fence_key,
     last_position,
     namespace,
     sequence_name,
 )
-from eventmeta.dialects.statement import Program, Query, Row, T
-from eventmeta.errors import UnsupportedEngine
-from eventmeta.settle import settle
 from projections import AnySelect
 from projections.types import UtcDateTime
 
@@ -51,17 +47,8 @@ if TYPE_CHECKING:
 _SCHEMA_LOCK = 0x6576_6D74
 
 
-class PostgreSQL(Dialect):
-    """Positions come from a sequence, so they are visible out of order: see `horizon`."""
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        super().__init__(engine)
-        if engine.dialect.driver != "asyncpg":
-            raise UnsupportedEngine(
-                f"the driver {engine.dialect.driver!r} is not supported on PostgreSQL: "
-                "make the engine from a postgresql+asyncpg:// URL"
-            )
-        configure(engine, lambda _: None, loop_bound=True)
+class PostgreSQLStatements(Dialect):
+    """What PostgreSQL is told."""
 
     # --- Schema ---------------------------------------------------------------------------------
 
@@ -175,67 +162,3 @@ class PostgreSQL(Dialect):
             f"AND classid::bigint >> 16 = ({namespace(log)})"
         ).columns(column("horizon", BigInteger))
         return (last, bound)
-
-    # --- Running --------------------------------------------------------------------------------
-
-    async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        async with checkout(self.engine, self.is_lost) as connection:
-            return [await _execute(connection, query) for query in queries]
-
-    async def write(self, program: Program[T], *, single: bool = False) -> T:
-        async with checkout(self.engine, self.is_lost) as connection:
-            if single:
-                return await _run(connection, program)
-            async with connection.transaction():
-                return await _run(connection, program)
-
-    async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
-        async def work() -> T:
-            async with connection.begin_nested():
-                lent = await connection.get_raw_connection()
-                return await _run(lent.driver_connection, program)
-
-        return await settle(work())
-
-    # --- Errors ---------------------------------------------------------------------------------
-
-    def diagnose(self, error: BaseException) -> tuple[Failure, Any]:
-        import asyncpg
-
-        code = getattr(error, "sqlstate", None) or getattr(
-            getattr(error, "orig", None), "sqlstate", None
-        )
-        if code is None:
-            # InternalClientError: the server's farewell came between two of our messages.
-            lost = isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
-            return (Failure.DISCONNECTED if lost else Failure.OTHER), None
-        return _FAILURES.get(code, _FAILURES.get(code[:2], Failure.OTHER)), code
-
-
-_FAILURES = {
-    "40001": Failure.CONFLICT,
-    "40P01": Failure.CONFLICT,
-    "55P03": Failure.CONFLICT,
-    "23503": Failure.CONFLICT,  # the session's row was deleted meanwhile
-    "23505": Failure.DUPLICATE,
-    "42P01": Failure.TABLE_MISSING,
-    "08": Failure.DISCONNECTED,
-    "57P01": Failure.DISCONNECTED,
-    "57P02": Failure.DISCONNECTED,
-    "57P03": Failure.DISCONNECTED,
-    "53300": Failure.DISCONNECTED,  # too many connections
-}
-
-
-async def _run(connection: Any, program: Program[T]) -> T:
-    try:
-        query = next(program)
-        while True:
-            query = program.send(await _execute(connection, query))
-    except StopIteration as done:
-        result: T = done.value
-        return result
-
-
-async def _execute(connection: Any, query: Query) -> Sequence[Row]:
-    return query.statement.decode(await connection.fetch(query.statement.sql, *query.values))

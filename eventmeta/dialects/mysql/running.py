@@ -1,0 +1,131 @@
+"""MySQL and MariaDB at work, through SQLAlchemy: asyncmy and aiomysql alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from eventmeta.dialects.base import Failure
+from eventmeta.dialects.mysql.statements import MySQLStatements
+from eventmeta.dialects.pool import configure
+from eventmeta.dialects.statement import Program, Query, Row, T, run
+from eventmeta.errors import DatabaseFailure
+from eventmeta.settle import settle
+
+
+class MySQL(MySQLStatements):
+    """InnoDB. Positions come from a counter row, locked from the draw to the commit."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine)
+        self._max_packet = 0
+        configure(engine, self._prepare_connection, loop_bound=True)
+
+    def _prepare_connection(self, dbapi_connection: Any) -> None:
+        cursor = dbapi_connection.cursor()
+        cursor.execute(f"SET NAMES utf8mb4 COLLATE {self.collation}")
+        cursor.execute("SELECT @@max_allowed_packet")
+        (self._max_packet,) = cursor.fetchone()
+        cursor.close()
+
+    # --- Running --------------------------------------------------------------------------------
+
+    async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
+        async with self._lent() as connection:
+            return [await self._execute(connection, query) for query in queries]
+
+    async def write(self, program: Program[T], *, single: bool = False) -> T:
+        async with self._lent() as connection:
+            result = await run(program, partial(self._execute, connection))
+            await connection.commit()
+            return result
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncGenerator[AsyncConnection]:
+        """A connection; thrown away on cancellation, when the driver is in the midst of something.
+
+        The pool would try to roll back on it, and print that it cannot.
+        """
+        async with self.engine.connect() as connection:
+            try:
+                yield connection
+            except asyncio.CancelledError:
+                await settle(connection.invalidate())
+                raise
+
+    async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
+        async def work() -> T:
+            savepoint = await connection.begin_nested()
+            try:
+                result = await run(program, partial(self._execute, connection))
+            except BaseException as error:
+                # The victim of a deadlock has lost its whole transaction, savepoints included. To
+                # go on in it must fail, or the caller would commit only what comes later.
+                whole = self.diagnose(error)[1] == _DEADLOCK and connection.get_transaction()
+                await (whole or savepoint).rollback()
+                raise
+            await savepoint.commit()
+            return result
+
+        return await settle(work())
+
+    async def _execute(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
+        self._check_packet(query)
+        result = await connection.exec_driver_sql(query.statement.sql, query.values)
+        return query.statement.decode(result.fetchall()) if result.returns_rows else ()
+
+    def _check_packet(self, query: Query) -> None:
+        """Refuse here what the server would answer by dropping the connection."""
+        texts = [value for value in query.values if isinstance(value, str)]
+        if 8 * sum(map(len, texts)) < self._max_packet:
+            return
+        escapes = sum(text.count(mark) for text in texts for mark in _ESCAPED)
+        size = len(query.statement.sql) + sum(len(text.encode()) for text in texts) + escapes
+        if size > self._max_packet:
+            raise DatabaseFailure(
+                f"the statement needs {size:,} bytes, over the server's max_allowed_packet of "
+                f"{self._max_packet:,}: raise that, or store less in one call",
+                _PACKET_TOO_LARGE,
+            )
+
+    # --- Errors ---------------------------------------------------------------------------------
+
+    def diagnose(self, error: BaseException) -> tuple[Failure, Any]:
+        if isinstance(error, DBAPIError):
+            if error.connection_invalidated:
+                return Failure.DISCONNECTED, _number(error.orig)
+            return self.diagnose(error.orig) if error.orig else (Failure.OTHER, None)
+        number = _number(error)
+        if number is None and isinstance(error, OSError | EOFError):
+            return Failure.DISCONNECTED, None
+        return _FAILURES.get(number or 0, Failure.OTHER), number
+
+
+_ESCAPED = "\\\"'\n\r\0\x1a"
+_PACKET_TOO_LARGE = 1153
+_DEADLOCK = 1213
+_FAILURES = {
+    _DEADLOCK: Failure.CONFLICT,
+    1205: Failure.CONFLICT,  # lock wait timeout
+    1020: Failure.CONFLICT,  # record has changed since last read
+    1452: Failure.CONFLICT,  # the session's row was deleted meanwhile
+    1062: Failure.DUPLICATE,
+    1146: Failure.TABLE_MISSING,
+    1053: Failure.DISCONNECTED,  # server shutdown
+    1927: Failure.DISCONNECTED,  # connection was killed
+    2003: Failure.DISCONNECTED,
+    2006: Failure.DISCONNECTED,
+    2013: Failure.DISCONNECTED,
+    4031: Failure.DISCONNECTED,  # closed for inactivity
+}
+
+
+def _number(error: BaseException | None) -> int | None:
+    first = error.args[0] if error is not None and error.args else None
+    return first if isinstance(first, int) and not isinstance(error, OSError) else None

@@ -1,0 +1,5 @@
+"""PostgreSQL."""
+
+from eventmeta.dialects.postgresql.running import PostgreSQL
+
+__all__ = ["PostgreSQL"]

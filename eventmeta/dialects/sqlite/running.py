@@ -1,0 +1,125 @@
+"""SQLite at work, through aiosqlite: a transaction is one hop to the connection's thread."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from eventmeta.dialects.base import Failure
+from eventmeta.dialects.pool import checkout, configure
+from eventmeta.dialects.sqlite.statements import SQLiteStatements
+from eventmeta.dialects.statement import Program, Query, Row, T, run_in_thread
+from eventmeta.settle import settle
+
+BUSY_TIMEOUT_MS = 5_000
+_SETTINGS = (
+    f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = ON",
+)
+
+
+class SharedConnectionBusy(sqlite3.OperationalError):
+    """Someone else has a transaction open on the one connection of an in-memory database."""
+
+    sqlite_errorcode = sqlite3.SQLITE_BUSY
+
+
+class SQLite(SQLiteStatements):
+    """The embedded database: one writer at a time, so positions are in commit order."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine)
+        configure(engine, _prepare, loop_bound=False)
+
+    # --- Running --------------------------------------------------------------------------------
+
+    async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
+        def work(connection: sqlite3.Connection) -> list[Sequence[Row]]:
+            return [_execute(connection, query) for query in queries]
+
+        return await self._in_thread(work)
+
+    async def write(self, program: Program[T], *, single: bool = False) -> T:
+        def work(connection: sqlite3.Connection) -> T:
+            if connection.in_transaction:
+                raise SharedConnectionBusy("a transaction is open on the shared connection")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = run_in_thread(program, partial(_execute, connection))
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            return result
+
+        return await self._in_thread(work)
+
+    async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
+        def work(raw: sqlite3.Connection) -> T:
+            if not raw.in_transaction:
+                raw.execute("BEGIN IMMEDIATE")
+            raw.execute("SAVEPOINT eventmeta")
+            try:
+                return run_in_thread(program, partial(_execute, raw))
+            except BaseException:
+                raw.execute("ROLLBACK TO eventmeta")
+                raise
+            finally:
+                raw.execute("RELEASE eventmeta")
+
+        # SQLAlchemy must know that there is something to commit.
+        await connection.exec_driver_sql("SELECT 1")
+        lent = await connection.get_raw_connection()
+        return await settle(_hop(lent.driver_connection, work))
+
+    async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        async with checkout(self.engine, self.is_lost) as connection:
+            return await _hop(connection, work)
+
+    # --- Errors ---------------------------------------------------------------------------------
+
+    def diagnose(self, error: BaseException) -> tuple[Failure, Any]:
+        error = getattr(error, "orig", None) or error
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            return Failure.OTHER, None
+        # SQLite has no code of its own for a missing table.
+        if code == sqlite3.SQLITE_ERROR and str(error).startswith("no such table"):
+            return Failure.TABLE_MISSING, code
+        return _FAILURES.get(code, _FAILURES.get(code & 0xFF, Failure.OTHER)), code
+
+
+_FAILURES = {
+    sqlite3.SQLITE_BUSY: Failure.CONFLICT,
+    sqlite3.SQLITE_LOCKED: Failure.CONFLICT,
+    sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: Failure.CONFLICT,
+    sqlite3.SQLITE_CONSTRAINT_UNIQUE: Failure.DUPLICATE,
+    sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY: Failure.DUPLICATE,
+}
+
+
+def _prepare(dbapi_connection: Any) -> None:
+    cursor = dbapi_connection.cursor()
+    for setting in _SETTINGS:
+        cursor.execute(setting)
+    cursor.close()
+
+
+async def _hop(connection: Any, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Run ``work`` in the thread of an aiosqlite connection, on the connection of the stdlib.
+
+    aiosqlite's public methods are one statement a hop; ``_execute`` is what they are made of.
+    """
+    result: T = await connection._execute(work, connection._conn)
+    return result
+
+
+def _execute(connection: sqlite3.Connection, query: Query) -> Sequence[Row]:
+    return query.statement.decode(connection.execute(query.statement.sql, query.values).fetchall())
