@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from sqlalchemy import Integer, String, bindparam, select
+from sqlalchemy import Integer, String, and_, bindparam, select
+from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects import Dialect
 from eventmeta.dialects.statement import Statement
@@ -26,14 +28,9 @@ class Queries:
     def metadata(self) -> Lookup:
         """``session_id`` → ``n, key, value`` of all its metadata."""
         current = self.tables.session_metadata.table
-        requests = self.dialect.recordset("requests", {"n": Integer(), "session_id": SessionId})
         alone = select(bindparam("n", type_=Integer()), current.c.key, current.c.value)
         return Lookup(
-            together=self.dialect.compile(
-                select(requests.c.n, current.c.key, current.c.value).where(
-                    current.c.session_id == requests.c.session_id
-                )
-            ),
+            together=self._look_up({"session_id": SessionId}),
             alone=self.dialect.compile(
                 alone.where(current.c.session_id == bindparam("session_id"))
             ),
@@ -42,14 +39,14 @@ class Queries:
     @cached_property
     def metadata_of_keys(self) -> Lookup:
         """``session_id, key`` → ``n, key, value`` of the key if the session has it."""
+        return Lookup(together=self._look_up({"session_id": SessionId, "key": String(255)}))
+
+    def _look_up(self, keys: dict[str, TypeEngine[Any]]) -> Statement:
         current = self.tables.session_metadata.table
-        requests = self.dialect.recordset(
-            "requests", {"n": Integer(), "session_id": SessionId, "key": String(255)}
-        )
-        query = select(requests.c.n, current.c.key, current.c.value).where(
-            current.c.session_id == requests.c.session_id, current.c.key == requests.c.key
-        )
-        return Lookup(together=self.dialect.compile(query))
+        requests = self.dialect.recordset("requests", {"n": Integer(), **keys})
+        same = and_(*(current.c[name] == requests.c[name] for name in keys))
+        found = (current.c.key, current.c.value)
+        return self.dialect.compile(self.dialect.look_up(requests, found, same, requests.c.n))
 
     @cached_property
     def sessions_by_value(self) -> Statement:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     FromClause,
     Integer,
     String,
+    and_,
     bindparam,
     column,
     delete,
@@ -70,9 +71,9 @@ class Statements:
         """``events`` (stream and event id) → those that are recorded already."""
         log = self.tables.events
         wanted = self.dialect.recordset("events", {**_KEY, "event_id": log.c.event_id.type})
-        same = [log.c[name] == wanted.c[name] for name in wanted.c.keys()]  # noqa: SIM118
-        query = select(*(log.c[name] for name in EVENT_COLUMNS)).where(*same)
-        return self._one(self.dialect.current(query))
+        same = and_(*(log.c[name] == wanted.c[name] for name in wanted.c.keys()))  # noqa: SIM118
+        found = self.dialect.look_up(wanted, [log.c[name] for name in EVENT_COLUMNS], same)
+        return self._one(self.dialect.current(found))
 
     # --- Sessions and their items ---------------------------------------------------------------
 

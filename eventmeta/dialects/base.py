@@ -173,6 +173,16 @@ class Dialect(ABC):
     ) -> Insert:
         """Insert ``source`` into ``table``; where a row exists, overwrite ``update`` in it."""
 
+    def look_up(
+        self,
+        wanted: FromClause,
+        columns: Sequence[ColumnElement[Any]],
+        on: ColumnElement[bool],
+        *also: ColumnElement[Any],
+    ) -> AnySelect:
+        """``also`` of ``wanted``, and ``columns`` of the rows that ``on`` finds for it by index."""
+        return select(*also, *columns).where(on)
+
     def delete_matching(self, table: Table, keys: Subquery) -> Delete:
         """Delete the rows of ``table`` whose primary key is among ``keys``."""
         same = [column == keys.c[column.name] for column in table.primary_key]

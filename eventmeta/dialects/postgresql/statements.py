@@ -22,6 +22,7 @@ from sqlalchemy import (
     literal_column,
     select,
     text,
+    true,
 )
 from sqlalchemy import (
     Sequence as SQLSequence,
@@ -110,6 +111,17 @@ class PostgreSQLStatements(Dialect):
             index_elements=list(table.primary_key),
             set_={name: statement.excluded[name] for name in update},
         )
+
+    def look_up(
+        self,
+        wanted: FromClause,
+        columns: Sequence[ColumnElement[Any]],
+        on: ColumnElement[bool],
+        *also: ColumnElement[Any],
+    ) -> AnySelect:
+        """Row by row: of a record set, the planner expects enough rows to scan a whole table."""
+        found = select(*columns).where(on).offset(0).lateral("found")
+        return select(*also, *found.c).select_from(wanted.join(found, true()))
 
     def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
         missing = select(
