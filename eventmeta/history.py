@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import bindparam, select
-
 from eventmeta.codec import check_key, indexed_value, parse
 from eventmeta.commands import StreamKey
 from eventmeta.database import Database
 from eventmeta.errors import InvalidPoint
 from eventmeta.events import Position, RecordedEvent, read_event
 from eventmeta.identifiers import check_count
-from eventmeta.projector import rows_of
-from projections import EVENT_COLUMNS, METADATA_EVENTS
-from projections.types import BigInt
+from eventmeta.queries import NO_LIMIT
+from projections import METADATA_EVENTS
 
 
 class Missing:
@@ -102,15 +99,8 @@ async def metadata_as_of(
     database: Database, stream: StreamKey, bound: Bound, keys: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """The metadata as it was at ``bound``: the fold of the events up to it."""
-    log = database.tables.events
-    column = log.c[bound.column]
-    events = database.log.events(
-        log.c.stream_id == stream.stream_id,
-        log.c.stream_type == stream.stream_type,
-        column <= bindparam("bound", type_=column.type),
-    )
-    fold = rows_of(database.tables.session_metadata, events).subquery("state")
-    rows = await database.log.read(select(fold.c.key, fold.c.value), bound=bound.value)
+    statement = database.queries.metadata_as_of[bound.column]
+    rows = await database.fetch(statement(stream_id=stream.stream_id, bound=bound.value))
     wanted = None if keys is None else frozenset(keys)
     return {
         key: parse(text)
@@ -123,7 +113,7 @@ class Page(NamedTuple):
     """Which entries of a history to read."""
 
     key: str | None
-    limit: int | None
+    limit: int
     after: int
 
     @classmethod
@@ -135,7 +125,7 @@ class Page(NamedTuple):
         """
         return cls(
             None if key is None else check_key(key),
-            None if limit is None else check_count("limit", limit),
+            NO_LIMIT if limit is None else check_count("limit", limit),
             0 if after is None else check_count("after", after),
         )
 
@@ -159,22 +149,9 @@ async def history(database: Database, stream: StreamKey, page: Page) -> list[His
 
 
 async def _events(database: Database, stream: StreamKey, page: Page) -> list[RecordedEvent]:
-    log = database.tables.events
-    of_stream = (
-        log.c.stream_id == stream.stream_id,
-        log.c.stream_type == stream.stream_type,
-        log.c.version > bindparam("after", type_=BigInt),
-    )
-    query = select(*(log.c[name] for name in EVENT_COLUMNS)).where(*of_stream)
-    if page.key is not None:
-        change = database.log.events(*of_stream).changes()
-        query = query.where(
-            log.c.version.in_(select(change.c.version).where(change.c.key == page.key))
-        )
-    query = query.order_by(log.c.version)
-    if page.limit is not None:
-        query = query.limit(page.limit)
-    rows = await database.log.read(query, after=page.after)
+    queries = database.queries
+    statement = queries.session_events if page.key is None else queries.session_events_of_key
+    rows = await database.fetch(statement(stream_id=stream.stream_id, **page._asdict()))
     return [read_event(row) for row in rows]
 
 

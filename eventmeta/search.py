@@ -7,6 +7,7 @@ from typing import Any
 from eventmeta.codec import check_key, indexed_value
 from eventmeta.database import Database
 from eventmeta.identifiers import check_count, check_session_id
+from eventmeta.queries import NO_LIMIT
 
 
 async def find_sessions(
@@ -27,10 +28,8 @@ async def find_sessions(
         "key": check_key(key),
         "indexed_value": indexed_value(value, key),
         "after": "" if after is None else check_session_id(after),
-        "limit": None if limit is None else check_count("limit", limit),
+        "limit": NO_LIMIT if limit is None else check_count("limit", limit),
     }
     await database.connect(create=create_tables)
-    queries = database.queries
-    statement = queries.all_sessions_by_value if limit is None else queries.sessions_by_value
-    query = statement(**values)
-    return [row[0] for row in await database.fetch(query)]
+    rows = await database.fetch(database.queries.sessions_by_value(**values))
+    return [row[0] for row in rows]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from eventmeta.commands import ReplaceItems
 from eventmeta.dialects.statement import Row
 from eventmeta.options import command_fields
+from eventmeta.queries import NO_LIMIT
 from eventmeta.session.items import SessionItems
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class CompactableItems(SessionItems):
         """Ids of the expired items from the beginning up to the first that has not expired."""
         kept = {row[1] for row in suffix}
         expired: list[int] = []
-        for text, item_id in reversed(await self._last_rows(2**31 - 1)):
+        for text, item_id in reversed(await self._last_rows(NO_LIMIT)):
             if item_id in kept:
                 break
             try:
