@@ -19,7 +19,7 @@ from eventmeta.dialects.statement import Program, Row, Statement, recordset, ste
 from eventmeta.errors import AppendRejected, VersionConflict
 from eventmeta.events import Position, RecordedEvent, read_event
 from eventmeta.projector import can_remove
-from eventmeta.statements import Statements
+from eventmeta.write_statements import WriteStatements
 
 Outcome = RecordedEvent | AppendRejected | None
 """The event; why there is none; or None, where there was nothing to do."""
@@ -55,7 +55,7 @@ def _recorded(command: Append, row: Row) -> RecordedEvent:
     return draft.event()
 
 
-def append_in_steps(commands: Sequence[Command], sql: Statements) -> Program[list[Outcome]]:
+def append_in_steps(commands: Sequence[Command], sql: WriteStatements) -> Program[list[Outcome]]:
     """Carry out commands of any kind, each as if it were alone."""
     batch = _Batch(sql)
     yield from batch.lock({command.stream for command in commands})
@@ -106,7 +106,7 @@ class _Draft:
 class _Batch:
     """The state of a transaction between its queries."""
 
-    sql: Statements
+    sql: WriteStatements
     heads: dict[StreamKey, _Head] = field(default_factory=dict[StreamKey, _Head])
     recorded: dict[tuple[StreamKey, str], RecordedEvent | _Draft] = field(
         default_factory=dict[tuple[StreamKey, str], RecordedEvent | _Draft]
@@ -140,6 +140,8 @@ class _Batch:
         """Carry out one command; its event is written with the next flush."""
         earlier = self.recorded.get((command.stream, command.event_id))
         if earlier is not None:
+            if isinstance(earlier, _Draft):
+                yield from self.flush()  # so that it is complete
             event = earlier.event() if isinstance(earlier, _Draft) else earlier
             return command.repetition(event) or earlier
         head = self.heads[command.stream]
@@ -184,8 +186,8 @@ class _Batch:
         yield from self._project(drafts, rows)
 
     def _write_items(self, drafts: Sequence[_Draft]) -> Program[None]:
-        adding = [draft for draft in drafts if isinstance(draft.command, AddItems)]
-        touched = {draft.command.stream.stream_id for draft in adding}
+        adding = [(draft, draft.command) for draft in drafts if isinstance(draft.command, AddItems)]
+        touched = {command.stream.stream_id for _, command in adding}
         created = {
             draft.command.stream.stream_id for draft in drafts if draft.command.creates_session
         } - touched
@@ -194,15 +196,17 @@ class _Batch:
         if not touched:
             return
         yield self.sql.touch_sessions(sessions=_session_rows(touched))
-        items = _item_rows((n, draft.command) for n, draft in enumerate(adding))
+        items = _item_rows(enumerate(command for _, command in adding))
+        times = [self.sql.dialect.time_text(draft.recorded_at) for draft, _ in adding]
+        for item in items:
+            item["recorded_at"] = times[item["event"]]
         rows = yield from steps(self.sql.insert_items, items=recordset(items))
         ids: dict[str, list[int]] = {}
         for session_id, item_id in sorted(map(tuple, rows), reverse=True):
             ids.setdefault(session_id, []).append(item_id)
-        for draft in adding:
-            own = ids[draft.command.stream.stream_id]
-            count = len(draft.command.items)  # type: ignore[attr-defined]
-            item_ids = [own.pop() for _ in range(count)]
+        for draft, command in adding:
+            own = ids[command.stream.stream_id]
+            item_ids = [own.pop() for _ in command.items]
             draft.fact = Fact(draft.fact.type, {"item_ids": item_ids})
 
     def _project(self, drafts: Sequence[_Draft], rows: str) -> Program[None]:

@@ -138,11 +138,12 @@ def _check_container(value: dict[Any, Any] | list[Any], path: str, depth: int) -
         raise InvalidValue(path, f"nested deeper than {MAX_DEPTH} levels; flatten it")
     spelling_varies = False
     if isinstance(value, dict):
-        for name, item in value.items():
+        # As orjson does it: whatever a subclass says its items are is not asked.
+        for name, item in dict[Any, Any].items(value):
             where = f"{path}.{_check_name(name, path)}"
             spelling_varies |= _check(item, where, depth + 1)
     else:
-        for index, item in enumerate(value):
+        for index, item in enumerate(list[Any].__iter__(value)):
             spelling_varies |= _check(item, f"{path}[{index}]", depth + 1)
     return spelling_varies
 

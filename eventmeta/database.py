@@ -8,17 +8,17 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import StaticPool
 
-from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
 from eventmeta.commands import Command
 from eventmeta.dialects import dialect_of
 from eventmeta.dialects.statement import Query, Row
 from eventmeta.errors import EventMetaError, StoreClosed
 from eventmeta.events import RecordedEvent
 from eventmeta.log import EventLog
-from eventmeta.queries import Queries
+from eventmeta.read_statements import ReadStatements
 from eventmeta.reader import Lookup, Reader
 from eventmeta.schema import create_tables
 from eventmeta.settle import settle
@@ -35,38 +35,32 @@ class Database:
     An engine may serve several event loops, one after another; each has its own writer and reader.
     """
 
-    def __init__(self, engine: AsyncEngine, names: TableNames, max_value_bytes: int) -> None:
+    def __init__(self, engine: AsyncEngine, names: TableNames) -> None:
         self.engine = engine
-        self.max_value_bytes = max_value_bytes
         self.dialect = dialect_of(engine)
         self.tables = define_tables(names, self.dialect)
         self.log = EventLog(self.dialect, self.tables)
-        self.queries = Queries(self.tables, self.dialect)
+        self.reads = ReadStatements(self.tables, self.dialect)
         self._writers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Writer]
         self._writers = weakref.WeakKeyDictionary()
         self._readers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Reader]
         self._readers = weakref.WeakKeyDictionary()
+        self._connecting: asyncio.Task[None] | None = None
         self._connected = False
         self._created = False
         self._closed = False
 
     @classmethod
-    def of(
-        cls,
-        engine: AsyncEngine,
-        names: TableNames | None = None,
-        max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
-    ) -> Database:
-        """The one database of ``engine`` with these settings, found or made.
+    def of(cls, engine: AsyncEngine, names: TableNames | None = None) -> Database:
+        """The one database of ``engine`` with these tables, found or made.
 
         It is kept by the engine itself, and goes with it.
         """
         names = names or TableNames()
-        found: dict[Any, Database] = vars(engine.sync_engine).setdefault(_ATTRIBUTE, {})
-        key = (names, max_value_bytes)
-        if key not in found:
-            found[key] = cls(engine, names, max_value_bytes)
-        return found[key]
+        found: dict[TableNames, Database] = vars(engine.sync_engine).setdefault(_ATTRIBUTE, {})
+        if names not in found:
+            found[names] = cls(engine, names)
+        return found[names]
 
     async def connect(self, *, create: bool) -> None:
         """Make the first connection, from which the statements learn what server this is.
@@ -80,12 +74,23 @@ class Database:
         if create and not self._created:
             await self.create_tables(unless_done=True)
         elif not self._connected:
-            await settle(self.log.run(self._first_connection))
-        self._connected = True
+            await self._first_connection()
 
     async def _first_connection(self) -> None:
-        async with self.engine.connect():
-            pass
+        """Once for all callers, who go on in the order in which they came."""
+        loop = asyncio.get_running_loop()
+        if self._connecting is None or self._connecting.get_loop() is not loop:
+            self._connecting = loop.create_task(self._connect(), name="eventmeta-connect")
+        connecting = self._connecting
+        try:
+            await asyncio.shield(connecting)
+        finally:
+            if connecting.done():
+                self._connecting = None
+
+    async def _connect(self) -> None:
+        await self.log.run(lambda: self.dialect.first_connection(self.tables))
+        self._connected = True
 
     async def create_tables(self, *, unless_done: bool = False) -> None:
         """Create the tables, indexes, triggers and the view that are missing."""
@@ -115,6 +120,7 @@ class Database:
         Raises:
             EventMetaError: It was rejected or failed; nothing was changed.
         """
+        self._check_open()
         if isinstance(connection, AsyncSession):
             connection = await connection.connection()
         if connection is not None:
@@ -127,20 +133,25 @@ class Database:
 
     async def fetch(self, read: Query | Lookup, *keys: dict[str, Any]) -> Sequence[Row]:
         """The rows of ``read``, for ``keys``; it sees every write acknowledged before."""
+        self._check_open()
         return await self._reader().fetch(read, *keys)
 
-    async def close(self) -> None:
-        """Carry out what was submitted, then take no more. The engine is left open."""
-        vars(self.engine.sync_engine).get(_ATTRIBUTE, {}).pop(
-            (self.tables.names, self.max_value_bytes), None
-        )
-        self._closed = True
-        for writer in self._writers.values():
-            await writer.close()
-
-    def _writer(self) -> Writer:
+    def _check_open(self) -> None:
         if self._closed:
             raise StoreClosed
+
+    async def drain(self) -> None:
+        """Wait until what was submitted is carried out."""
+        for writer in list(self._writers.values()):
+            await writer.drain()
+
+    async def close(self) -> None:
+        """Take no more, and wait until what was submitted is carried out."""
+        vars(self.engine.sync_engine).get(_ATTRIBUTE, {}).pop(self.tables.names, None)
+        self._closed = True
+        await self.drain()
+
+    def _writer(self) -> Writer:
         loop = asyncio.get_running_loop()
         writer = self._writers.get(loop)
         if writer is None:
@@ -167,7 +178,8 @@ def shared_engine(url: str, engine_kwargs: dict[str, Any] | None) -> AsyncEngine
     An in-memory database is not shared: each engine of one is a database of its own.
     """
     arguments = engine_kwargs or {}
-    key = (threading.get_ident(), str(url), repr(sorted(arguments.items())))
+    address = make_url(url).render_as_string(hide_password=False)
+    key = (threading.get_ident(), address, repr(sorted(arguments.items())))
     engine = _engines.get(key)
     if engine is None:
         engine = create_async_engine(url, **arguments)

@@ -45,7 +45,10 @@ __all__ = [
 
 
 class EventMetaError(Exception):
-    """Base of all errors raised by eventmeta."""
+    """Base of all errors raised by eventmeta. They can be copied and pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)
 
 
 class InvalidInput(EventMetaError, ValueError):
@@ -216,6 +219,14 @@ class OutcomeUnknown(DatabaseFailure):
 
     Calling again with the same ``event_id`` is safe: a recorded change is not made twice.
     """
+
+
+def _restored(
+    kind: type[EventMetaError], args: tuple[Any, ...], fields: dict[str, Any]
+) -> EventMetaError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 def _shown(value: object) -> str:

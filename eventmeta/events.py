@@ -98,7 +98,10 @@ UPCASTERS: dict[str, list[Upcaster]] = {}
 
 def upcast(event_type: str, data: dict[str, Any]) -> dict[str, Any]:
     """``data`` in the newest format of its type."""
-    for step in UPCASTERS.get(event_type, [])[data.get("v", 1) - 1 :]:
+    steps = UPCASTERS.get(event_type)
+    if steps is None:
+        return data  # where "v", if there is one, is the app's own
+    for step in steps[data.get("v", 1) - 1 :]:
         data = step(data)
     return data
 

@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple
 from eventmeta.codec import check_key, indexed_value, parse
 from eventmeta.commands import StreamKey
 from eventmeta.database import Database
-from eventmeta.errors import InvalidPoint
+from eventmeta.errors import InvalidInput, InvalidPoint
 from eventmeta.events import Position, RecordedEvent, read_event
 from eventmeta.identifiers import check_count
-from eventmeta.queries import NO_LIMIT
+from eventmeta.read_statements import NO_LIMIT
 from projections import METADATA_EVENTS
 
 
@@ -25,6 +25,9 @@ class Missing:
 
     def __bool__(self) -> bool:
         return False
+
+    def __reduce__(self) -> str:
+        return "MISSING"  # there is only one
 
 
 MISSING: Final = Missing()
@@ -86,7 +89,10 @@ def bound_of(point: object) -> Bound:
                 f"{point!r} has no time zone, so it names no moment: use an aware datetime, "
                 "such as datetime.now(UTC)"
             )
-        return Bound("recorded_at", point.astimezone(UTC))
+        try:
+            return Bound("recorded_at", point.astimezone(UTC))
+        except OverflowError:
+            raise InvalidPoint(f"{point!r} is out of the range of datetime in UTC") from None
     if not isinstance(point, int) or isinstance(point, bool) or not 0 <= point < 2**63:
         raise InvalidPoint(
             f"{point!r} is no point in history: give a version (0, 1, 2 …), a Position "
@@ -99,7 +105,7 @@ async def metadata_as_of(
     database: Database, stream: StreamKey, bound: Bound, keys: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """The metadata as it was at ``bound``: the fold of the events up to it."""
-    statement = database.queries.metadata_as_of[bound.column]
+    statement = database.reads.metadata_as_of[bound.column]
     rows = await database.fetch(statement(stream_id=stream.stream_id, bound=bound.value))
     wanted = None if keys is None else frozenset(keys)
     return {
@@ -123,6 +129,8 @@ class Page(NamedTuple):
         Raises:
             InvalidInput: There is no such page.
         """
+        if isinstance(after, Position):
+            raise InvalidInput(f"after={after!r} is a Position; give a version of the session")
         return cls(
             None if key is None else check_key(key),
             NO_LIMIT if limit is None else check_count("limit", limit),
@@ -149,8 +157,8 @@ async def history(database: Database, stream: StreamKey, page: Page) -> list[His
 
 
 async def _events(database: Database, stream: StreamKey, page: Page) -> list[RecordedEvent]:
-    queries = database.queries
-    statement = queries.session_events if page.key is None else queries.session_events_of_key
+    reads = database.reads
+    statement = reads.session_events if page.key is None else reads.session_events_of_key
     rows = await database.fetch(statement(stream_id=stream.stream_id, **page._asdict()))
     return [read_event(row) for row in rows]
 

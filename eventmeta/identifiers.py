@@ -76,6 +76,13 @@ def check_count(what: str, value: object) -> int:
     return value
 
 
+def check_limit(value: object) -> int:
+    """``value``, if it is a whole number; negative ones mean none, as upstream's callers expect."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidInput(f"limit {value!r} is not usable: give a whole number")
+    return value
+
+
 def _check_text(what: str, value: object) -> str:
     if not isinstance(value, str):
         raise InvalidIdentifier(what, value, f"is a {type(value).__name__}; give a string")

@@ -23,14 +23,18 @@ from eventmeta.errors import (
 )
 from eventmeta.events import RecordedEvent, read_event
 from eventmeta.settle import settle
-from eventmeta.statements import Statements
 from eventmeta.tables import Tables
+from eventmeta.write_statements import WriteStatements
 from projections import EVENT_COLUMNS, AnySelect, Events
 
 T = TypeVar("T")
 
 RETRY_SECONDS = 15.0
+BATCH_RETRY_SECONDS = 5.0
+"""Less, for the others of a batch need not wait for the one that is in conflict."""
+
 PAGE = 1_000
+MAX_POSITION = 2**63 - 1
 
 
 class EventLog:
@@ -39,7 +43,7 @@ class EventLog:
     def __init__(self, dialect: Dialect, tables: Tables) -> None:
         self.dialect = dialect
         self.tables = tables
-        self.statements = Statements(tables, dialect)
+        self.statements = WriteStatements(tables, dialect)
 
     # --- Appending ------------------------------------------------------------------------------
 
@@ -51,25 +55,39 @@ class EventLog:
         Conflicts with other writers are retried for a bounded time; so are lost connections, for
         the event ids tell whether an attempt had succeeded.
         """
+        seconds = RETRY_SECONDS if len(commands) == 1 else BATCH_RETRY_SECONDS
         try:
-            return list(await self._retried(commands, RETRY_SECONDS))
+            return list(await self._retried(commands, seconds))
         except EventMetaError as error:
             if len(commands) == 1:
                 return [error]
-            failure = error
-        # Together they failed, so one of them is bad: let each stand for itself. If it is rather
-        # the database that is out of reach, they share the time that one of them would have.
-        patience = 0.0 if isinstance(failure, DatabaseBusy | OutcomeUnknown) else RETRY_SECONDS
+            return await self._commit_each(commands, error)
+
+    async def _commit_each(
+        self, commands: Sequence[Command], failure: EventMetaError
+    ) -> list[Outcome | EventMetaError]:
+        """Let each stand for itself: together they met ``failure``, so one of them is bad.
+
+        If it is rather that the database is out of reach, they share the time that one of them
+        would have; and those of a session that someone else holds wait for it only once.
+        """
+        transient = isinstance(failure, DatabaseBusy | OutcomeUnknown)
+        shared = isinstance(failure, OutcomeUnknown) or self.dialect.locks_whole_database
         end = time.monotonic() + RETRY_SECONDS
+        held: dict[StreamKey, EventMetaError] = {}
         outcomes: list[Outcome | EventMetaError] = []
         for command in commands:
-            if not patience and time.monotonic() > end:
+            if command.stream in held:
+                outcomes.append(held[command.stream])
+            elif transient and shared and time.monotonic() > end:
                 outcomes.append(failure)
-                continue
-            try:
-                outcomes += await self._retried([command], patience)
-            except EventMetaError as error:
-                outcomes.append(error)
+            else:
+                try:
+                    outcomes += await self._retried([command], 0 if transient else RETRY_SECONDS)
+                except EventMetaError as error:
+                    outcomes.append(error)
+                    if isinstance(error, DatabaseBusy):
+                        held[command.stream] = error
         return outcomes
 
     async def commit_within(
@@ -141,13 +159,15 @@ class EventLog:
     ) -> AsyncIterator[RecordedEvent]:
         """The events after position ``after``, in order, up to the horizon as it is at the start.
 
+        Those of one stream are not held up by the horizon: its lock makes them visible in order.
+
         Args:
             after: The position of the last event already seen.
             until: The last position to read.
             types: Only events of these types.
             stream: Only events of this stream.
         """
-        end = await self.horizon()
+        end = await self.horizon() if stream is None else MAX_POSITION
         if until is not None:
             end = min(end, until)
         statement = self.dialect.compile(self._page(types, stream))

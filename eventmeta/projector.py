@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Delete, Insert, literal, or_, select, union_all
+from sqlalchemy import Delete, Insert, literal, select, union_all
 
 from eventmeta.dialects import Dialect
 from projections import AnySelect, Events, Projection
@@ -65,37 +65,31 @@ class Difference:
 
 
 def differences(projection: Projection, events: Events) -> AnySelect:
-    """Where the table and the fold of ``events`` disagree: problem and key.
+    """The rows that only the fold of ``events`` has (``expected``), or only the table.
 
-    One statement, so that both sides are of the same moment.
+    One statement, so that both sides are of the same moment; by EXCEPT, which sorts, where a join
+    of a fold without an index would compare every row with every other.
     """
     table = projection.table
-    fold = rows_of(projection, events).cte("expected")
-    same_key: list[ColumnElement[bool]] = [
-        table.c[column.name] == fold.c[column.name] for column in table.primary_key
-    ]
-    on = same_key[0]
-    for condition in same_key[1:]:
-        on = on & condition
-    first = next(iter(table.primary_key))
-    unequal = or_(
-        *(
-            table.c[column.name].is_distinct_from(fold.c[column.name])
-            for column in table.columns
-            if not column.primary_key
-        )
-    )
-
-    def keys(side: Any) -> list[ColumnElement[Any]]:
-        return [side.c[column.name] for column in table.primary_key]
-
+    expected = rows_of(projection, events)
+    actual = select(*table.columns)
+    missing = expected.except_(actual).subquery("missing")
+    surplus = actual.except_(expected).subquery("surplus")
+    keys = [column.name for column in table.primary_key]
     found = union_all(
-        select(literal("missing").label("problem"), *keys(fold))
-        .select_from(fold.outerjoin(table, on))
-        .where(table.c[first.name].is_(None)),
-        select(literal("surplus"), *keys(table))
-        .select_from(table.outerjoin(fold, on))
-        .where(fold.c[first.name].is_(None)),
-        select(literal("different"), *keys(table)).select_from(table.join(fold, on)).where(unequal),
+        select(literal(1).label("expected"), *(missing.c[name] for name in keys)),
+        select(literal(0), *(surplus.c[name] for name in keys)),
     ).subquery("found")
     return select(found)
+
+
+def name_differences(projection: Projection, rows: Iterable[Sequence[Any]]) -> list[Difference]:
+    """What the rows of `differences` say, in the order of the key."""
+    sides: dict[tuple[Any, ...], set[int]] = {}
+    for expected, *key in rows:
+        sides.setdefault(tuple(key), set()).add(expected)
+    problems = {frozenset({0, 1}): "different", frozenset({1}): "missing"}
+    return [
+        Difference(projection.name, key, problems.get(frozenset(found), "surplus"))
+        for key, found in sorted(sides.items())
+    ]

@@ -87,9 +87,12 @@ class Reader:
             for entries, rows in zip(groups.values(), results, strict=True):
                 _deliver(entries, rows)
         except Exception as error:
-            for entry in batch:
+            if len(batch) == 1:
+                batch[0].rows.set_exception(error)
+            # One of them may be bad: let each stand for itself.
+            for entry in batch if len(batch) > 1 else ():
                 if not entry.rows.done():
-                    entry.rows.set_exception(error)
+                    await self._carry_out([entry])
         finally:
             for entry in batch:
                 entry.rows.cancel()

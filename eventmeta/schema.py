@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sqlalchemy import Connection, inspect
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta.dialects import Dialect
@@ -14,6 +15,9 @@ async def create_tables(engine: AsyncEngine, dialect: Dialect, tables: Tables) -
     Safe beside other processes that do the same. Existing tables, upstream's included, are not
     altered, and no row is touched.
     """
+    async with engine.connect() as connection:
+        if await connection.run_sync(_is_complete, tables):
+            return
     async with engine.begin() as connection:
         await dialect.begin_schema_change(connection)
         try:
@@ -26,3 +30,10 @@ async def create_tables(engine: AsyncEngine, dialect: Dialect, tables: Tables) -
         finally:
             for statement in dialect.finish_schema_change():
                 await connection.exec_driver_sql(statement)
+
+
+def _is_complete(connection: Connection, tables: Tables) -> bool:
+    """Whether all is there. The view is made last, and DDL takes locks and rights."""
+    known = inspect(connection)
+    names = [*tables.metadata.tables, tables.names.metadata_changes]
+    return all(known.has_table(name) for name in names)

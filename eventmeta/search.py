@@ -7,7 +7,7 @@ from typing import Any
 from eventmeta.codec import check_key, indexed_value
 from eventmeta.database import Database
 from eventmeta.identifiers import check_count, check_session_id
-from eventmeta.queries import NO_LIMIT
+from eventmeta.read_statements import NO_LIMIT
 
 
 async def find_sessions(
@@ -31,5 +31,5 @@ async def find_sessions(
         "limit": NO_LIMIT if limit is None else check_count("limit", limit),
     }
     await database.connect(create=create_tables)
-    rows = await database.fetch(database.queries.sessions_by_value(**values))
+    rows = await database.fetch(database.reads.sessions_by_value(**values))
     return [row[0] for row in rows]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES, canonical, parse
 from eventmeta.commands import Append, Fact, StreamKey
 from eventmeta.database import Database
-from eventmeta.errors import InvalidIdentifier, InvalidInput, ValueTooLarge
+from eventmeta.errors import InvalidIdentifier, InvalidInput, StoreClosed, ValueTooLarge
 from eventmeta.events import BUILT_IN_TYPES, NewEvent, RecordedEvent
 from eventmeta.identifiers import check_count, check_event_type, check_session_id
 from eventmeta.options import command_fields
-from eventmeta.projector import Difference, differences
+from eventmeta.projector import Difference, differences, name_differences
 from eventmeta.search import find_sessions
 from eventmeta.session import MetadataSession
 from eventmeta.tables import TableNames
@@ -63,8 +63,10 @@ class MetadataStore:
             streams=streams_table,
             metadata_changes=metadata_changes_view,
         )
-        self._database = Database.of(engine, names, max_value_bytes)
+        self._database = Database.of(engine, names)
+        self._max_value_bytes = max_value_bytes
         self._owns_engine = False
+        self._closed = False
 
     @classmethod
     def from_url(
@@ -96,10 +98,12 @@ class MetadataStore:
 
         Safe to repeat, and beside other processes; existing tables and rows are left as they are.
         """
+        self._check_open()
         await self._database.create_tables()
 
     def session(self, session_id: str, **kwargs: Any) -> MetadataSession:
         """The session ``session_id``; ``kwargs`` as for `MetadataSession`."""
+        self._check_open()
         names = self._database.tables.names
         return MetadataSession(
             session_id,
@@ -110,7 +114,7 @@ class MetadataStore:
             events_table=names.events,
             streams_table=names.streams,
             metadata_changes_view=names.metadata_changes,
-            max_value_bytes=self._database.max_value_bytes,
+            max_value_bytes=self._max_value_bytes,
             **kwargs,
         )
 
@@ -153,8 +157,8 @@ class MetadataStore:
             raise InvalidIdentifier(
                 "event type", kind, "is built in: use the method of the session that records it"
             )
-        data = canonical(dict(event.data), "data")
-        limit = self._database.max_value_bytes
+        data = canonical(_object(event.data), "data")
+        limit = self._max_value_bytes
         if len(data) > limit:
             raise ValueTooLarge("data", len(data.encode()), limit)
         fields = command_fields(
@@ -171,7 +175,9 @@ class MetadataStore:
             data_size=len(data),
             **fields,
         )
-        await self._connected()
+        self._check_open()
+        if connection is None:
+            await self._connected()
         recorded = await self._database.submit(command, connection)
         assert recorded is not None
         return recorded
@@ -198,11 +204,12 @@ class MetadataStore:
         key = None if stream is None else StreamKey(check_session_id(stream))
         if isinstance(types, str):
             raise InvalidInput(f"types is the string {types!r}; give a list: [{types!r}]")
+        kinds = None if types is None else [check_event_type(kind) for kind in types]
         check_count("after", after)
         if until is not None:
             check_count("until", until)
         await self._connected()
-        async for event in self._database.log.read_all(after, until=until, types=types, stream=key):
+        async for event in self._database.log.read_all(after, until=until, types=kinds, stream=key):
             yield event
 
     async def horizon(self) -> int:
@@ -214,13 +221,17 @@ class MetadataStore:
         return await self._database.log.horizon()
 
     async def close(self) -> None:
-        """Carry out what was submitted, then take no more; also sessions of this store end.
+        """Wait until what was submitted is carried out; this handle takes no more.
 
-        An engine that was passed in is left open; one made by `from_url` is disposed.
+        An engine that was passed in is left open, with the other stores and the sessions on it. One
+        made by `from_url` is disposed, and its sessions end too.
         """
-        await self._database.close()
+        self._closed = True
         if self._owns_engine:
+            await self._database.close()
             await self.engine.dispose()
+        else:
+            await self._database.drain()
 
     async def __aenter__(self) -> MetadataStore:
         return self
@@ -233,7 +244,12 @@ class MetadataStore:
     ) -> None:
         await self.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreClosed
+
     async def _connected(self) -> None:
+        self._check_open()
         await self._database.connect(create=False)
 
 
@@ -247,7 +263,12 @@ async def verify_projection(store: MetadataStore) -> list[Difference]:
     await database.connect(create=False)
     found: list[Difference] = []
     for projection in database.tables.projections:
-        query = differences(projection, database.log.events())
-        for problem, *key in await database.log.read(query):
-            found.append(Difference(projection.name, tuple(key), problem))
+        rows = await database.log.read(differences(projection, database.log.events()))
+        found += name_differences(projection, rows)
     return found
+
+
+def _object(data: object) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise InvalidInput(f"the data of an event is a {type(data).__name__}; give a dict")
+    return dict(cast("Mapping[str, Any]", data))

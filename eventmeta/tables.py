@@ -19,12 +19,17 @@ from sqlalchemy import (
     text,
 )
 
+from eventmeta.errors import InvalidIdentifier
 from eventmeta.identifiers import check_table_name
 from projections import Projection, metadata_projection
 from projections.types import BigInt, EventId, LongText, SessionId, UtcDateTime
 
 if TYPE_CHECKING:
     from eventmeta.dialects.base import Dialect
+
+
+MAX_NAME = 45
+"""Names of indexes and triggers are made of those of tables; databases end at 63 or 64."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,16 @@ class TableNames:
 
     def __post_init__(self) -> None:
         """Check every name, for they become part of statements."""
-        for name in asdict(self).values():
-            check_table_name(name)
+        names = [check_table_name(name) for name in asdict(self).values()]
+        for name in names:
+            if len(name) > MAX_NAME:
+                raise InvalidIdentifier(
+                    "table name",
+                    name,
+                    f"has over {MAX_NAME} characters, which leaves none for its indexes",
+                )
+            if names.count(name) > 1:
+                raise InvalidIdentifier("table name", name, "is given to two tables")
 
 
 @dataclass(frozen=True)

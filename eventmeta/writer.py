@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from eventmeta.batch import Outcome
 from eventmeta.commands import Command
-from eventmeta.errors import EventMetaError, StoreClosed
+from eventmeta.errors import EventMetaError
 
 MAX_BATCH = 512
 MAX_BATCH_BYTES = 2 * 2**20
@@ -43,7 +43,6 @@ class Writer:
         self._waiting: deque[_Entry] = deque()
         self._places = asyncio.Semaphore(MAX_WAITING)
         self._task: asyncio.Task[None] | None = None
-        self._closed = False
 
     async def submit(self, command: Command) -> Outcome | EventMetaError:
         """Carry out ``command`` with whatever else is waiting.
@@ -51,13 +50,8 @@ class Writer:
         Waits for a place while too many commands are waiting. The caller of a cancelled call gets
         its CancelledError only when the outcome is settled: the command was either withdrawn
         before it began, or has been carried out to the end.
-
-        Raises:
-            StoreClosed: The writer was closed.
         """
         async with self._places:
-            if self._closed:
-                raise StoreClosed
             entry = _Entry(command, asyncio.get_running_loop().create_future())
             self._waiting.append(entry)
             if self._task is None:
@@ -78,9 +72,8 @@ class Writer:
                     continue
             raise
 
-    async def close(self) -> None:
-        """Take no more commands, and wait until those submitted are carried out."""
-        self._closed = True
+    async def drain(self) -> None:
+        """Wait until all that was submitted is carried out."""
         while self._task is not None:
             await asyncio.wait([self._task])
 

@@ -16,6 +16,7 @@ from hypothesis import settings
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from eventmeta import MetadataSession, MetadataStore, verify_projection
 from tests.backends import NAMES, PERSISTENT, SERVERS, Backend, Backends
 from tests.servers import Unavailable
 
@@ -31,6 +32,9 @@ NARROWING = {
     "server_backend": SERVERS,
     "persistent_backend": PERSISTENT,
     "persistent_url": PERSISTENT,
+    "sqlite_file_backend": ("sqlite-file",),
+    "postgresql_backend": ("postgresql",),
+    "mariadb_backend": ("mariadb",),
 }
 """The fixtures that leave only some of the backends to a test."""
 
@@ -88,16 +92,21 @@ def backend(request: pytest.FixtureRequest, backends: Backends) -> Backend:
         pytest.skip(f"backend {request.param}: {error}")
 
 
-@pytest.fixture
-def server_backend(backend: Backend) -> Backend:
-    """The backend of this test, which runs only on servers."""
-    return backend
+def narrowed() -> Any:
+    """The backend of this test, which runs only on those of `NARROWING`."""
+
+    @pytest.fixture
+    def narrowed_backend(backend: Backend) -> Backend:
+        return backend
+
+    return narrowed_backend
 
 
-@pytest.fixture
-def persistent_backend(backend: Backend) -> Backend:
-    """The backend of this test, which runs only on those that several processes can reach."""
-    return backend
+server_backend = narrowed()
+persistent_backend = narrowed()
+sqlite_file_backend = narrowed()
+postgresql_backend = narrowed()
+mariadb_backend = narrowed()
 
 
 @pytest.fixture
@@ -123,6 +132,21 @@ async def engine(url: str) -> AsyncIterator[AsyncEngine]:
         await all_returned(checked_out)
     finally:
         await engine.dispose()
+
+
+@pytest.fixture
+async def store(engine: AsyncEngine) -> AsyncIterator[MetadataStore]:
+    """A store with its tables; fails the test if table and log do not agree at the end."""
+    store = MetadataStore(engine)
+    await store.create_tables()
+    yield store
+    assert await verify_projection(MetadataStore(engine)) == []
+    await store.close()
+
+
+@pytest.fixture
+def session(store: MetadataStore) -> MetadataSession:
+    return store.session("alpha")
 
 
 def watch_connections(engine: AsyncEngine) -> set[Any]:

@@ -1,7 +1,8 @@
-"""What several tests of writing need."""
+"""What several tests need."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,8 +12,17 @@ from eventmeta import MetadataSession, MetadataStore
 from tests.backends import Backend
 
 
-def item(content: str) -> Any:
+def user(content: object) -> Any:
+    """An item: what the user says."""
     return {"role": "user", "content": content}
+
+
+def users(*contents: str) -> list[Any]:
+    return [user(content) for content in contents]
+
+
+def contents(items: Sequence[Any]) -> list[str]:
+    return [item["content"] for item in items]
 
 
 async def versions(session: MetadataSession) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -20,12 +21,20 @@ def ready():
 
 
 def run_python(
-    code: str, *arguments: str, folder: Path = ROOT, timeout: float = TIMEOUT
+    *arguments: str,
+    folder: Path = ROOT,
+    environment: Mapping[str, str] | None = None,
+    timeout: float = TIMEOUT,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``code`` to its end, with ``arguments`` in ``sys.argv[1:]``."""
-    command = [sys.executable, "-c", code, *arguments]
+    """Run the interpreter to its end, with ``arguments`` on its command line."""
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 

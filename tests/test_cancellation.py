@@ -22,10 +22,10 @@ from eventmeta import (
 )
 from tests.conftest import all_returned, watch_connections
 from tests.faults import Outcome, _CancelledAt, cancel_at, cancel_everywhere
-from tests.helpers import item
+from tests.helpers import contents, users
 
 State = tuple[list[str], dict[str, Any]]
-Act = Callable[[MetadataStore, MetadataSession, str], Awaitable[Any]]
+Act = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True)
@@ -35,94 +35,120 @@ class Write:
     act: Act
     items: list[str]
     metadata: dict[str, Any]
+    items_twice: list[str] | None = None
+    """What it makes of the items when it is done once more, if that differs."""
 
     @property
     def after(self) -> State:
         return self.items, self.metadata
 
+    @property
+    def twice(self) -> State:
+        return self.items if self.items_twice is None else self.items_twice, self.metadata
+
+
+def append(
+    store: MetadataStore, session: MetadataSession, event_id: str | None = None, **options: Any
+) -> Awaitable[Any]:
+    event = NewEvent("noted", {"x": 1}, event_id=event_id)
+    return store.append(session.session_id, event, **options)
+
 
 BEFORE: State = (["a", "b", "c"], {"k": 1, "l": 2})
+EVENTS_BEFORE = 2
 WRITES = {
     "set": Write(
-        lambda store, session, event_id: session.set_metadata({"k": 3}, event_id=event_id),
+        lambda store, session, **options: session.set_metadata({"k": 3}, **options),
         BEFORE[0],
         {"k": 3, "l": 2},
     ),
     "add": Write(
-        lambda store, session, event_id: session.add_items(
-            [item("d"), item("e")], event_id=event_id
-        ),
+        lambda store, session, **options: session.add_items(users("d", "e"), **options),
         [*BEFORE[0], "d", "e"],
         BEFORE[1],
+        [*BEFORE[0], "d", "e", "d", "e"],
     ),
     "pop": Write(
-        lambda store, session, event_id: session.pop_item(event_id=event_id),
+        lambda store, session, **options: session.pop_item(**options),
         BEFORE[0][:-1],
         BEFORE[1],
+        BEFORE[0][:-2],
     ),
     "delete": Write(
-        lambda store, session, event_id: session.delete_metadata(["k"], event_id=event_id),
+        lambda store, session, **options: session.delete_metadata(["k"], **options),
         BEFORE[0],
         {"l": 2},
     ),
-    "clear": Write(
-        lambda store, session, event_id: session.clear_session(event_id=event_id), [], {}
-    ),
-    "append": Write(
-        lambda store, session, event_id: store.append(
-            session.session_id, NewEvent("noted", {"x": 1}, event_id=event_id)
-        ),
-        *BEFORE,
-    ),
+    "clear": Write(lambda store, session, **options: session.clear_session(**options), [], {}),
+    "append": Write(append, *BEFORE),
 }
-each_write = pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+COMPACTION = Write(
+    lambda store, session: session._atomic_replace_items(users("x", "y")), ["x", "y"], BEFORE[1]
+)
+CASES = [
+    *(pytest.param(write, True, id=f"{name}, known id") for name, write in WRITES.items()),
+    *(pytest.param(write, False, id=f"{name}, new id") for name, write in WRITES.items()),
+    pytest.param(COMPACTION, False, id="compaction"),
+]
+each_write = pytest.mark.parametrize(("write", "known"), CASES)
+"""With an id of the caller's; and without, which is one statement on PostgreSQL if it can be."""
+
 early_and_late = pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
 
 
-@pytest.fixture
-async def store(engine: AsyncEngine) -> MetadataStore:
-    store = MetadataStore(engine)
-    await store.create_tables()
-    return store
+@dataclass(frozen=True)
+class Attempt:
+    """A write to a session of its own."""
 
+    store: MetadataStore
+    session: MetadataSession
+    write: Write
+    event_id: str | None
 
-async def prepared(store: MetadataStore, name: object) -> MetadataSession:
-    session = store.session(f"s{name}")
-    await session.add_items([item(content) for content in BEFORE[0]])
-    await session.set_metadata(BEFORE[1])
-    return session
+    @classmethod
+    async def prepare(cls, store: MetadataStore, write: Write, known: bool, number: int) -> Attempt:
+        session = store.session(f"s{number}")
+        await session.add_items(users(*BEFORE[0]))
+        await session.set_metadata(BEFORE[1])
+        return cls(store, session, write, new_event_id() if known else None)
+
+    def act(self, **options: Any) -> Awaitable[Any]:
+        if self.event_id:
+            options["event_id"] = self.event_id
+        return self.write.act(self.store, self.session, **options)
+
+    async def recorded(self) -> list[str]:
+        """The ids of the events that came of it; the versions must have no holes."""
+        events = [entry.event for entry in await self.session.history()]
+        assert [event.version for event in events] == list(range(1, len(events) + 1))
+        return [event.event_id for event in events[EVENTS_BEFORE:]]
+
+    async def check(self) -> bool:
+        """After it was cancelled: it is complete or absent, and settled; a retry completes it.
+
+        Under the same event id, a retry does nothing twice. Without one it is another write.
+        """
+        recorded = await self.recorded()
+        assert len(recorded) <= 1
+        assert recorded == [] or self.event_id in (None, recorded[0])
+        assert await state(self.session) == (self.write.after if recorded else BEFORE)
+        # The writer takes one command after the other: with this one, what was under way has ended.
+        await self.store.session("other").set_metadata({"next": self.session.session_id})
+        assert await self.recorded() == recorded, "CancelledError came too early"
+        try:
+            await self.act()
+        except ItemAlreadyPopped:
+            assert recorded
+            assert self.event_id
+        if self.event_id:
+            assert await self.recorded() == [self.event_id]
+        twice = bool(recorded) and not self.event_id
+        assert await state(self.session) == (self.write.twice if twice else self.write.after)
+        return bool(recorded)
 
 
 async def state(session: MetadataSession) -> State:
-    items: list[Any] = await session.get_items()
-    return [entry["content"] for entry in items], await session.get_metadata()
-
-
-async def is_recorded(session: MetadataSession, event_id: str) -> bool:
-    """Whether the event is there, which must be so once at most, and the versions without holes."""
-    events = [entry.event for entry in await session.history()]
-    assert [event.version for event in events] == list(range(1, len(events) + 1))
-    found = [event for event in events if event.event_id == event_id]
-    assert len(found) <= 1
-    return bool(found)
-
-
-async def check(
-    store: MetadataStore, session: MetadataSession, write: Write, event_id: str
-) -> bool:
-    """After a cancelled write: it is complete or absent, and settled; a retry makes it complete."""
-    recorded = await is_recorded(session, event_id)
-    assert await state(session) == (write.after if recorded else BEFORE)
-    # The writer takes one command after the other: with this one, what was under way has ended.
-    await store.session("other").set_metadata({"next": event_id})
-    assert await is_recorded(session, event_id) == recorded, "CancelledError came too early"
-    try:
-        await write.act(store, session, event_id)
-    except ItemAlreadyPopped:
-        assert recorded
-    assert await is_recorded(session, event_id)
-    assert await state(session) == write.after
-    return recorded
+    return contents(await session.get_items()), await session.get_metadata()
 
 
 # --- At each await of the caller -----------------------------------------------------------------
@@ -131,18 +157,16 @@ async def check(
 @each_write
 @early_and_late
 async def test_the_caller_is_cancelled_at_any_point(
-    store: MetadataStore, write: Write, late: bool
+    store: MetadataStore, write: Write, known: bool, late: bool
 ) -> None:
     point, outcome = 0, None
     while outcome is None or outcome.reached:
         point += 1
-        session, event_id = await prepared(store, point), new_event_id()
-
-        act = partial(write.act, store, session, event_id)
-        outcome = await cancel_at(point, act, late=late)
+        attempt = await Attempt.prepare(store, write, known, point)
+        outcome = await cancel_at(point, attempt.act, late=late)
         assert outcome.cancelled == outcome.reached
         assert outcome.error is None
-        await check(store, session, write, event_id)
+        await attempt.check()
     assert point > 1
     assert await verify_projection(store) == []
 
@@ -196,8 +220,8 @@ class _CancelledMeanwhile(_CancelledAt[Any]):
 
 
 async def cancelled_commits(
-    store: MetadataStore, write: Write, monkeypatch: pytest.MonkeyPatch, whom: str
-) -> AsyncIterator[tuple[MetadataSession, str, Outcome[Any]]]:
+    store: MetadataStore, write: Write, known: bool, monkeypatch: pytest.MonkeyPatch, whom: str
+) -> AsyncIterator[tuple[Attempt, Outcome[Any]]]:
     """Make the write, and cancel someone when its transaction is at suspension 1, 2, 3, …"""
     log = store._database.log
     commit, running = log.commit, dict[str, asyncio.Task[Any] | None]()
@@ -209,30 +233,26 @@ async def cancelled_commits(
         return await steps[-1]
 
     while not steps or steps[-1].reached:
-        session, event_id = await prepared(store, len(steps)), new_event_id()
+        attempt = await Attempt.prepare(store, write, known, len(steps))
         with monkeypatch.context() as patch:
             patch.setattr(log, "commit", disturbed)
             store._database._writers.clear()
-            caller = running["caller"] = asyncio.ensure_future(write.act(store, session, event_id))
+            caller = running["caller"] = asyncio.ensure_future(attempt.act())
             await asyncio.wait([caller])
         store._database._writers.clear()
         error = None if caller.cancelled() else caller.exception()
         assert error is None
-        yield (
-            session,
-            event_id,
-            Outcome(len(steps), steps[-1].reached, caller.cancelled(), None, None),
-        )
+        yield attempt, Outcome(len(steps), steps[-1].reached, caller.cancelled(), None, None)
 
 
 @each_write
 async def test_the_caller_is_cancelled_while_the_transaction_is_at_any_point(
-    store: MetadataStore, write: Write, monkeypatch: pytest.MonkeyPatch
+    store: MetadataStore, write: Write, known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded = []
-    async for session, event_id, outcome in cancelled_commits(store, write, monkeypatch, "caller"):
+    async for attempt, outcome in cancelled_commits(store, write, known, monkeypatch, "caller"):
         assert outcome.cancelled == outcome.reached
-        recorded.append(await check(store, session, write, event_id))
+        recorded.append(await attempt.check())
     assert len(recorded) > 1
     assert all(recorded), "what has begun is carried out"
     assert await verify_projection(store) == []
@@ -240,13 +260,17 @@ async def test_the_caller_is_cancelled_while_the_transaction_is_at_any_point(
 
 @each_write
 async def test_the_loop_is_shut_down_while_the_transaction_is_at_any_point(
-    persistent_url: str, store: MetadataStore, write: Write, monkeypatch: pytest.MonkeyPatch
+    persistent_url: str,
+    store: MetadataStore,
+    write: Write,
+    known: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Then the writer's own task is cancelled, in the middle of its transaction."""
     recorded = []
-    async for session, event_id, outcome in cancelled_commits(store, write, monkeypatch, "writer"):
+    async for attempt, outcome in cancelled_commits(store, write, known, monkeypatch, "writer"):
         assert outcome.cancelled == outcome.reached
-        recorded.append(await check(store, session, write, event_id))
+        recorded.append(await attempt.check())
     assert len(recorded) > 1
     assert recorded[-1]
     assert await verify_projection(store) == []
@@ -274,7 +298,7 @@ async def test_a_cancelled_caller_harms_no_other(store: MetadataStore) -> None:
 # --- In the caller's own transaction -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["set", "add", "pop", "clear"])
+@pytest.mark.parametrize("name", WRITES)
 @early_and_late
 async def test_a_transaction_of_the_callers_is_cancelled_at_any_point(
     persistent_url: str, engine: AsyncEngine, store: MetadataStore, name: str, late: bool
@@ -282,34 +306,23 @@ async def test_a_transaction_of_the_callers_is_cancelled_at_any_point(
     async with engine.begin() as connection:
         await connection.exec_driver_sql("CREATE TABLE orders (event_id VARCHAR(40))")
 
-    async def order(session: MetadataSession, event_id: str) -> None:
+    async def order(attempt: Attempt) -> None:
         async with engine.begin() as connection:
-            match name:
-                case "set":
-                    await session.set_metadata({"k": 3}, event_id=event_id, connection=connection)
-                case "add":
-                    items = [item("d"), item("e")]
-                    await session.add_items(items, event_id=event_id, connection=connection)
-                case "pop":
-                    await session.pop_item(event_id=event_id, connection=connection)
-                case _:
-                    await session.clear_session(event_id=event_id, connection=connection)
-            await connection.execute(
-                text("INSERT INTO orders VALUES (:event_id)"), {"event_id": event_id}
-            )
+            await attempt.act(connection=connection)
+            insert = text("INSERT INTO orders VALUES (:event_id)")
+            await connection.execute(insert, {"event_id": attempt.event_id})
 
     point, outcome = 0, None
     while outcome is None or outcome.reached:
         point += 1
-        session, event_id = await prepared(store, point), new_event_id()
-
-        outcome = await cancel_at(point, partial(order, session, event_id), late=late)
+        attempt = await Attempt.prepare(store, WRITES[name], True, point)
+        outcome = await cancel_at(point, partial(order, attempt), late=late)
         assert outcome.cancelled == outcome.reached
-        recorded = await is_recorded(session, event_id)
         async with engine.connect() as connection:
             count = text("SELECT count(*) FROM orders WHERE event_id = :event_id")
-            assert await connection.scalar(count, {"event_id": event_id}) == recorded
-        await check(store, session, WRITES[name], event_id)
+            ordered = await connection.scalar(count, {"event_id": attempt.event_id})
+        assert ordered == len(await attempt.recorded())
+        await attempt.check()
     assert point > 2
     assert await verify_projection(store) == []
 
@@ -331,7 +344,7 @@ READS: dict[str, Callable[[MetadataStore, MetadataSession], Awaitable[Any]]] = {
 async def test_a_read_is_cancelled_at_any_point(
     store: MetadataStore, name: str, late: bool
 ) -> None:
-    session = await prepared(store, 1)
+    session = (await Attempt.prepare(store, COMPACTION, False, 1)).session
 
     def read() -> Awaitable[Any]:
         return READS[name](store, session)
@@ -345,7 +358,7 @@ async def test_a_read_is_cancelled_at_any_point(
 
 
 async def test_a_cancelled_reader_harms_no_other(store: MetadataStore) -> None:
-    session = await prepared(store, 1)
+    session = (await Attempt.prepare(store, COMPACTION, False, 1)).session
     tasks = [asyncio.create_task(session.get_metadata()) for _ in range(30)]
     await asyncio.sleep(0)
     for task in tasks[::2]:
@@ -355,7 +368,7 @@ async def test_a_cancelled_reader_harms_no_other(store: MetadataStore) -> None:
 
 
 async def test_a_feed_is_cancelled_at_any_point(store: MetadataStore) -> None:
-    await prepared(store, 1)
+    await Attempt.prepare(store, COMPACTION, False, 1)
 
     async def read() -> list[int]:
         return [event.position async for event in store.events()]

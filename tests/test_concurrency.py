@@ -13,17 +13,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from eventmeta import MetadataSession, MetadataStore, VersionConflict, verify_projection
-from tests.helpers import item, versions
+from tests.helpers import user, versions
 from tests.processes import race
 
 PROCESSES = 4
-
-
-@pytest.fixture
-async def store(engine: AsyncEngine) -> MetadataStore:
-    store = MetadataStore(engine)
-    await store.create_tables()
-    return store
 
 
 @pytest.fixture
@@ -215,7 +208,7 @@ async def test_clearing_and_writing_at_once(
         session = own.session("s")
         for _ in range(10):
             await session.set_metadata({f"k{n}": n})
-            await session.add_items([item(str(n))])
+            await session.add_items([user(str(n))])
             await (session.clear_session() if n == 0 else session.pop_item())
 
     await asyncio.gather(*(work(own, n) for n, own in enumerate(stores)))
@@ -244,7 +237,7 @@ async def test_upstream_writes_to_the_same_session_at_the_same_time(
 
     async def add(session: Any, who: str) -> None:
         for n in range(40):
-            await session.add_items([item(f"{who} {n}.1"), item(f"{who} {n}.2")])
+            await session.add_items([user(f"{who} {n}.1"), user(f"{who} {n}.2")])
 
     async def describe() -> None:
         for n in range(40):
@@ -276,11 +269,11 @@ async def test_upstream_pops_while_we_pop(
 ) -> None:
     ours = store.session("s")
     theirs = SQLAlchemySession("s", engine=another_engine(), create_tables=False)
-    await ours.add_items([item(str(n)) for n in range(40)])
+    await ours.add_items([user(str(n)) for n in range(40)])
 
     async def pop(session: Any) -> list[Any]:
         return [await session.pop_item() for _ in range(20)]
 
     popped = await asyncio.gather(pop(ours), pop(theirs))
-    assert sorted(map(str, popped[0] + popped[1])) == sorted(str(item(str(n))) for n in range(40))
+    assert sorted(map(str, popped[0] + popped[1])) == sorted(str(user(str(n))) for n in range(40))
     assert await ours.get_items() == []

@@ -15,7 +15,7 @@ from benchmarks.__main__ import parser
 from benchmarks.peers import PEERS
 from benchmarks.scenarios import SCENARIOS
 from eventmeta import MetadataSession, MetadataStore, WriteOptions, errors
-from tests.test_examples import blocks_of, run_python
+from tests.test_examples import blocks_of, output_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -117,7 +117,7 @@ def test_examples_print_what_they_say(tmp_path: Path) -> None:
     for number, block in enumerate(blocks_of(README)):
         script = tmp_path / f"block_{number}.py"
         script.write_text(block.code, encoding="utf-8")
-        output = run_python(script.name, cwd=tmp_path)
+        output = output_of(script.name, folder=tmp_path)
         assert output.splitlines() == shown_output(block.code), f"README.md, line {block.line}"
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.processes import ROOT, run_python
+
 QUICKSTART = ROOT / "examples" / "quickstart.py"
 README = ROOT / "README.md"
 
@@ -19,19 +18,11 @@ SKIP = "<!-- skip -->"
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def run_python(*arguments: str, cwd: Path) -> str:
+def output_of(*arguments: str, folder: Path) -> str:
     """Its output, with every warning an error and no key of an API at hand."""
     environment = {key: value for key, value in os.environ.items() if key != "OPENAI_API_KEY"}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "PYTHONUTF8": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_python(*arguments, folder=folder, environment=environment, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -43,7 +34,7 @@ def run_python(*arguments: str, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("quickstart")
-    output = run_python(str(QUICKSTART), cwd=directory)
+    output = output_of(str(QUICKSTART), folder=directory)
     assert list(directory.iterdir()) == []
     return output
 
@@ -130,7 +121,7 @@ def as_script(blocks: list[Block]) -> str:
 
 
 def run_page(page: str, directory: Path) -> str:
-    return run_python("-c", as_script(blocks_of(page)), cwd=directory)
+    return output_of("-c", as_script(blocks_of(page)), folder=directory)
 
 
 @pytest.mark.skipif(not README.exists(), reason="there is no README yet")

@@ -20,9 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tests import servers
 from tests.backends import PERSISTENT, SERVERS, Backend
 from tests.conftest import REQUIRE_VARIABLE, all_returned, watch_connections
+from tests.processes import ROOT, run_python
 from tests.servers import MYSQL_VARIABLE, POSTGRES_VARIABLE
-
-ROOT = Path(__file__).parents[1]
 
 HOLD_A_SERVER = """
 import sys
@@ -102,11 +101,8 @@ async def test_another_process_reaches_a_persistent_database(
         "from tests.test_harness import table_names\n"
         "print(asyncio.run(table_names(create_async_engine(sys.argv[1]))))"
     )
-    command = [sys.executable, "-c", script, persistent_url]
-    done = await asyncio.to_thread(
-        subprocess.run, command, cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "['shared']"
+    done = await asyncio.to_thread(run_python, "-c", script, persistent_url)
+    assert (done.stdout.strip(), done.stderr) == ("['shared']", "")
 
 
 async def test_a_leaked_connection_is_noticed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,14 +217,7 @@ def run_without_servers(**environment: str) -> subprocess.CompletedProcess[str]:
     )
     options = ["-o", "asyncio_mode=auto", "-p", "no:cacheprovider", "-k", "a_backend_answers"]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("EVENTMETA_")}
-    return subprocess.run(
-        [sys.executable, "-c", script, *options, str(Path(__file__))],
-        cwd=ROOT,
-        env=clean | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_python("-c", script, *options, str(Path(__file__)), environment=clean | environment)
 
 
 def test_a_backend_that_cannot_be_had_is_skipped_loudly() -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import (
     MISSING,
@@ -23,11 +21,9 @@ from eventmeta import (
     RecordedEvent,
     ValueChange,
     acting_as,
+    events,
 )
-
-
-def item(content: str) -> Any:
-    return {"role": "user", "content": content}
+from tests.helpers import user
 
 
 def changes(entries: list[HistoryEntry]) -> list[tuple[int, dict[str, tuple[Any, Any]]]]:
@@ -42,26 +38,13 @@ async def recorded(store: MetadataStore) -> list[RecordedEvent]:
 
 
 @pytest.fixture
-async def store(engine: AsyncEngine) -> AsyncIterator[MetadataStore]:
-    store = MetadataStore(engine)
-    await store.create_tables()
-    yield store
-    await store.close()
-
-
-@pytest.fixture
-def session(store: MetadataStore) -> MetadataSession:
-    return store.session("alpha")
-
-
-@pytest.fixture
 async def lived(store: MetadataStore) -> MetadataSession:
     """A session with a past of eight versions, beside another one's."""
     session, other = store.session("alpha"), store.session("beta")
     await session.set_metadata({"a": 1, "b": None})
     await other.set_metadata({"a": "other"})
     await session.set_metadata({"a": 2})
-    await session.add_items([item("hello")])
+    await session.add_items([user("hello")])
     await session.delete_metadata(["b"])
     await other.delete_metadata()
     await session.set_metadata({"a": 2, "c": [1.0]})
@@ -278,7 +261,7 @@ async def test_diff_compares_as_json(
 async def test_every_write_takes_an_actor(session: MetadataSession) -> None:
     await session.set_metadata({"a": 1}, actor="setter")
     await session.delete_metadata(actor="deleter")
-    await session.add_items([item("hello"), item("there")], actor="adder")
+    await session.add_items([user("hello"), user("there")], actor="adder")
     await session.pop_item(actor="popper")
     await session.clear_session(actor="clearer")
     actors = [entry.actor for entry in await session.history()]
@@ -360,7 +343,7 @@ async def test_times_are_aware_utc_of_now_and_never_go_back(store: MetadataStore
     session = store.session("alpha")
     for value in range(20):
         await session.set_metadata({"a": value})
-        await session.add_items([item("x")])
+        await session.add_items([user("x")])
     await asyncio.gather(*(session.set_metadata({"b": value}) for value in range(20)))
     times = [event.recorded_at for event in await recorded(store)]
     assert len(times) == 60
@@ -380,7 +363,7 @@ async def test_time_stands_still_rather_than_going_back_with_the_clock(
     async with store.engine.begin() as connection:  # as if the clock had been wrong so far
         await connection.execute(store._database.tables.streams.update().values(recorded_at=ahead))
     await session.set_metadata({"a": 2})
-    await session.add_items([item("x")])
+    await session.add_items([user("x")])
     await session.delete_metadata(["a"])
     events = await recorded(store)
     assert [event.recorded_at for event in events[1:]] == [ahead] * 3
@@ -390,7 +373,7 @@ async def test_clear_removes_items_and_metadata_and_keeps_the_past(
     session: MetadataSession,
 ) -> None:
     await session.set_metadata({"a": 1})
-    await session.add_items([item("hello")])
+    await session.add_items([user("hello")])
     cleared = await session.clear_session()
     assert cleared is not None
     assert cleared.version == 3
@@ -407,7 +390,7 @@ async def test_clear_removes_items_and_metadata_and_keeps_the_past(
 
 async def test_clear_can_keep_the_metadata(session: MetadataSession) -> None:
     await session.set_metadata({"a": 1})
-    await session.add_items([item("hello")])
+    await session.add_items([user("hello")])
     cleared = await session.clear_session(keep_metadata=True)
     assert cleared is not None
     assert (cleared.version, cleared.data["changes"]) == (3, [])
@@ -427,7 +410,7 @@ async def test_clearing_nothing_records_nothing(session: MetadataSession) -> Non
 async def test_the_vocabulary_of_events(store: MetadataStore, session: MetadataSession) -> None:
     await session.set_metadata({"b": 1, "a": {"y": 1, "x": 2.0}})
     await session.delete_metadata()
-    await session.add_items([item("secret one"), item("secret two"), item("secret three")])
+    await session.add_items([user("secret one"), user("secret two"), user("secret three")])
     await session.pop_item()
     await session.set_metadata({"d": None, "c": 1})
     async with store.engine.connect() as connection:
@@ -457,8 +440,39 @@ async def test_the_vocabulary_of_events(store: MetadataStore, session: MetadataS
 
 async def test_events_have_ids_of_version_seven(store: MetadataStore) -> None:
     await store.session("alpha").set_metadata({"a": 1})
-    await store.session("alpha").add_items([item("x")])
+    await store.session("alpha").add_items([user("x")])
     ids = [uuid.UUID(event.event_id) for event in await recorded(store)]
     assert [number.version for number in ids] == [7, 7]
     assert {number.variant for number in ids} == {uuid.RFC_4122}
     assert len(set(ids)) == 2
+
+
+# --- Older formats ------------------------------------------------------------------------------
+
+
+async def test_an_event_of_an_older_format_is_read_in_the_newest(
+    store: MetadataStore, session: MetadataSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log keeps what was written; steps lead from there to the newest."""
+
+    def splits_the_name(data: dict[str, Any]) -> dict[str, Any]:
+        first, last = data["name"].split()
+        return {"v": 2, "first": first, "last": last}
+
+    def nests_it(data: dict[str, Any]) -> dict[str, Any]:
+        return {"v": 3, "name": {"first": data["first"], "last": data["last"]}}
+
+    newest = {"v": 3, "name": {"first": "Ada", "last": "King"}}
+    for data in ({"name": "Ada King"}, {"v": 2, "first": "Ada", "last": "King"}, newest):
+        await store.append("alpha", NewEvent("greeted", data))
+    await store.append("alpha", NewEvent("left", {"name": "Ada King"}))
+    monkeypatch.setitem(events.UPCASTERS, "greeted", [splits_the_name, nests_it])
+    expected = [newest, newest, newest, {"name": "Ada King"}]
+    assert [event.data for event in await recorded(store)] == expected
+    assert [event.data async for event in store.events(stream="alpha")] == expected
+    assert [entry.event.data for entry in await session.history()] == expected
+    async with store.engine.connect() as connection:
+        stored = await connection.scalars(
+            text("SELECT data FROM agent_events WHERE type = 'greeted' ORDER BY version")
+        )
+        assert [json.loads(data).get("v") for data in stored] == [None, 2, 3]

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from eventmeta import DatabaseBusy, MetadataStore, NewEvent
-from tests.backends import Backend, Backends
+from tests.backends import Backend
 from tests.processes import race
 
 
@@ -61,13 +61,6 @@ class Naive:
     async def missed(self) -> set[int]:
         async with self.engine.connect() as connection:
             return set(await connection.scalars(text(self.all))) - set(self.seen)
-
-
-@pytest.fixture
-async def store(engine: AsyncEngine) -> MetadataStore:
-    store = MetadataStore(engine)
-    await store.create_tables()
-    return store
 
 
 @pytest.fixture
@@ -150,22 +143,19 @@ async def test_a_low_position_held_open(
     assert await store.horizon() == highest
 
 
-async def test_polling_the_log_naively_loses_events(
-    backends: Backends,
-) -> None:
+@pytest.mark.usefixtures("postgresql_backend")
+async def test_polling_the_log_naively_loses_events(store: MetadataStore) -> None:
     """On PostgreSQL, where positions become visible out of order."""
-    async with backends["postgresql"].database() as url, MetadataStore.from_url(url) as store:
-        await store.create_tables()
-        naive, ours = Naive(store.engine, "agent_events", "position"), Reader(store)
-        async with store.engine.connect() as connection:
-            low = await store.append("low", NewEvent("held"), connection=connection)
-            high = await store.append("high", NewEvent("passed"))
-            await poll(naive, ours)
-            await connection.commit()
-        await naive.poll()
-        assert naive.seen == [high.position]
-        assert await naive.missed() == {low.position}
-        await check(store, ours)
+    naive, ours = Naive(store.engine, "agent_events", "position"), Reader(store)
+    async with store.engine.connect() as connection:
+        low = await store.append("low", NewEvent("held"), connection=connection)
+        high = await store.append("high", NewEvent("passed"))
+        await poll(naive, ours)
+        await connection.commit()
+    await naive.poll()
+    assert naive.seen == [high.position]
+    assert await naive.missed() == {low.position}
+    await check(store, ours)
 
 
 async def test_the_horizon_of_an_empty_log_is_zero(store: MetadataStore) -> None:

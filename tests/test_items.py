@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,20 +12,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import MetadataSession
+from tests.helpers import contents, user, users
 
 LONG_AGO = datetime(2020, 1, 1)  # noqa: DTZ001 - as the column keeps it
-
-
-def user(content: object) -> Any:
-    return {"role": "user", "content": content}
-
-
-def users(*contents: str) -> list[Any]:
-    return [user(content) for content in contents]
-
-
-def contents(items: Sequence[Any]) -> list[str]:
-    return [item["content"] for item in items]
 
 
 @pytest.fixture

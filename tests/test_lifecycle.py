@@ -14,17 +14,9 @@ from agents.extensions.memory import SQLAlchemySession
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from eventmeta import MetadataSession, MetadataStore, NewEvent, TablesMissing, verify_projection
-from tests.backends import Backend, Backends
-from tests.helpers import count_transactions, item, versions
+from tests.backends import Backend
+from tests.helpers import count_transactions, user, versions
 from tests.processes import ROOT, run_python
-
-
-@pytest.fixture
-async def store(engine: AsyncEngine) -> MetadataStore:
-    store = MetadataStore(engine)
-    await store.create_tables()
-    return store
-
 
 # --- Event loops ---------------------------------------------------------------------------------
 
@@ -37,7 +29,7 @@ async def test_one_engine_serves_several_loops_in_turn(persistent_url: str) -> N
         await MetadataStore(engine).create_tables()
         await asyncio.gather(
             session.set_metadata({f"k{n}": n}),
-            session.add_items([item(str(n))]),
+            session.add_items([user(str(n))]),
             MetadataStore(engine).append("s", NewEvent("noted")),
         )
         await asyncio.gather(*(session.get_metadata() for _ in range(5)))
@@ -73,7 +65,7 @@ print("done")
 
 
 async def test_asyncio_run_can_be_repeated(persistent_url: str) -> None:
-    ends_quietly(await asyncio.to_thread(run_python, LOOPS, persistent_url))
+    ends_quietly(await asyncio.to_thread(run_python, "-c", LOOPS, persistent_url))
 
 
 # --- The end of the program ----------------------------------------------------------------------
@@ -135,7 +127,7 @@ def ends_quietly(done: subprocess.CompletedProcess[str]) -> None:
 async def test_a_program_ends_quietly_whatever_it_forgets(
     url: str, engine: AsyncEngine, name: str, backend: Backend
 ) -> None:
-    ends_quietly(await asyncio.to_thread(run_python, PROGRAMS[name], url, timeout=30))
+    ends_quietly(await asyncio.to_thread(run_python, "-c", PROGRAMS[name], url, timeout=30))
     if backend.name != "sqlite-memory":
         store = MetadataStore(engine)
         found = await versions(store.session("s"))
@@ -159,38 +151,33 @@ async def pragmas(engine: AsyncEngine) -> dict[str, Any]:
         }
 
 
+@pytest.mark.usefixtures("sqlite_file_backend")
 @pytest.mark.parametrize("pooled", [False, True])
-async def test_sqlite_connections_are_configured(backends: Backends, pooled: bool) -> None:
-    async with backends["sqlite-file"].database() as url:
-        engine = create_async_engine(url, pool_size=2)
-        if pooled:
-            async with engine.connect() as one, engine.connect() as two:
-                await one.exec_driver_sql("SELECT 1")
-                await two.exec_driver_sql("SELECT 1")
-            assert (await pragmas(engine))["foreign_keys"] == 0
-        await MetadataStore(engine).create_tables()
-        async with engine.connect():
-            found = await pragmas(engine)
-        for settings in (found, await pragmas(engine)):
-            assert settings.pop("busy_timeout") >= 1_000
-            assert settings == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
-        await engine.dispose()
+async def test_sqlite_connections_are_configured(engine: AsyncEngine, pooled: bool) -> None:
+    if pooled:
+        async with engine.connect() as one, engine.connect() as two:
+            await one.exec_driver_sql("SELECT 1")
+            await two.exec_driver_sql("SELECT 1")
+        assert (await pragmas(engine))["foreign_keys"] == 0
+    await MetadataStore(engine).create_tables()
+    async with engine.connect():
+        found = await pragmas(engine)
+    for settings in (found, await pragmas(engine)):
+        assert settings.pop("busy_timeout") >= 1_000
+        assert settings == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
 
-async def test_mariadb_tells_all_texts_apart(backends: Backends) -> None:
-    async with backends["mariadb"].database() as url:
-        engine = create_async_engine(url)
-        await MetadataStore(engine).create_tables()
-        async with engine.connect() as connection:
-            connected = await connection.exec_driver_sql("SELECT @@collation_connection")
-            assert connected.scalar() == "utf8mb4_nopad_bin"
-            columns = await connection.exec_driver_sql(
-                "SELECT DISTINCT collation_name FROM information_schema.columns "
-                "WHERE table_schema = database() AND collation_name IS NOT NULL "
-                "AND table_name <> 'agent_metadata_changes'"
-            )
-            assert columns.scalars().all() == ["utf8mb4_nopad_bin"]
-        await engine.dispose()
+@pytest.mark.usefixtures("mariadb_backend")
+async def test_mariadb_tells_all_texts_apart(store: MetadataStore) -> None:
+    async with store.engine.connect() as connection:
+        connected = await connection.exec_driver_sql("SELECT @@collation_connection")
+        assert connected.scalar() == "utf8mb4_nopad_bin"
+        columns = await connection.exec_driver_sql(
+            "SELECT DISTINCT collation_name FROM information_schema.columns "
+            "WHERE table_schema = database() AND collation_name IS NOT NULL "
+            "AND table_name <> 'agent_metadata_changes'"
+        )
+        assert columns.scalars().all() == ["utf8mb4_nopad_bin"]
 
 
 async def test_sessions_of_one_url_share_a_writer(
@@ -231,13 +218,13 @@ async def test_an_in_memory_database_is_shared_with_upstream() -> None:
     async def upstream() -> None:
         nonlocal acknowledged
         for n in range(60):
-            await theirs.add_items([item(str(n))])
+            await theirs.add_items([user(str(n))])
             acknowledged += 1
 
     async def write() -> None:
         for n in range(60):
             await ours.set_metadata({f"k{n}": n})
-            await ours.add_items([item(str(n))])
+            await ours.add_items([user(str(n))])
 
     async def read() -> None:
         for _ in range(60):
@@ -249,8 +236,8 @@ async def test_an_in_memory_database_is_shared_with_upstream() -> None:
 
     await asyncio.gather(upstream(), write(), read())
     assert acknowledged == 60
-    assert await theirs.get_items() == [item(str(n)) for n in range(60)]
-    assert await ours.get_items() == [item(str(n)) for n in range(60)]
+    assert await theirs.get_items() == [user(str(n)) for n in range(60)]
+    assert await ours.get_items() == [user(str(n)) for n in range(60)]
     assert len(await ours.get_metadata()) == 60
     assert await versions(ours) == list(range(1, 121))
     await engine.dispose()
@@ -265,7 +252,7 @@ async def test_one_connection_is_enough(persistent_url: str) -> None:
     async def work(session: MetadataSession) -> None:
         await session.set_metadata({"k": 1})
         await asyncio.gather(session.get_metadata(), session.history(), session.get_items())
-        await session.add_items([item("x")])
+        await session.add_items([user("x")])
         assert [event.version async for event in store.events(stream=session.session_id)] == [1, 2]
 
     await asyncio.gather(*map(work, sessions))
@@ -315,7 +302,7 @@ def test_a_package_of_the_apps_with_the_same_name_is_named(tmp_path: Path, place
     shadow.parent.mkdir(exist_ok=True)
     shadow.write_text("SALES = 'the app has projections of its own'\n")
     code = f"import sys; sys.path.insert(1, {str(ROOT)!r}); import eventmeta"
-    done = run_python(code, folder=tmp_path)
+    done = run_python("-c", code, folder=tmp_path)
     assert done.returncode == 1
     assert "ImportError: eventmeta needs its own top-level package `projections`" in done.stderr
     assert "Rename that one" in done.stderr
@@ -326,5 +313,5 @@ def test_importing_eventmeta_does_not_import_the_agents_sdk() -> None:
         "import sys, eventmeta; store = eventmeta.MetadataStore.from_url('sqlite+aiosqlite://')\n"
         "store.session('s'); print('agents' in sys.modules)"
     )
-    done = run_python(code)
+    done = run_python("-c", code)
     assert (done.stdout, done.stderr, done.returncode) == ("False\n", "", 0)

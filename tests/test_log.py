@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import (
     EventIdReused,
@@ -21,13 +20,9 @@ from eventmeta import (
     RecordedEvent,
     VersionConflict,
     new_event_id,
-    verify_projection,
 )
 from eventmeta import log as log_module
-
-
-def item(content: str) -> Any:
-    return {"role": "user", "content": content}
+from tests.helpers import user
 
 
 async def recorded(store: MetadataStore, **filters: Any) -> list[RecordedEvent]:
@@ -37,20 +32,6 @@ async def recorded(store: MetadataStore, **filters: Any) -> list[RecordedEvent]:
 async def outcomes(*calls: Awaitable[Any]) -> list[Any]:
     """What each of the calls returned or raised; they are made at once."""
     return list(await asyncio.gather(*calls, return_exceptions=True))
-
-
-@pytest.fixture
-async def store(engine: AsyncEngine) -> AsyncIterator[MetadataStore]:
-    store = MetadataStore(engine)
-    await store.create_tables()
-    yield store
-    assert await verify_projection(store) == []
-    await store.close()
-
-
-@pytest.fixture
-def session(store: MetadataStore) -> MetadataSession:
-    return store.session("alpha")
 
 
 # --- Append -------------------------------------------------------------------------------------
@@ -111,7 +92,7 @@ async def test_versions_have_no_holes_and_positions_increase(store: MetadataStor
         for value in range(8):
             await session.set_metadata({"a": value})
             await outcomes(
-                session.add_items([item("x"), item("y")]),
+                session.add_items([user("x"), user("y")]),
                 session.delete_metadata(["a"], expected_version=0),  # is rejected
                 store.append(name, NewEvent("noted", {"value": value})),
                 session.pop_item(),
@@ -147,7 +128,7 @@ async def test_every_added_item_is_named_by_its_own_event(store: MetadataStore) 
     names = [f"session {number}" for number in range(6)]
     await asyncio.gather(
         *(
-            store.session(name).add_items([item(f"{name} {turn} {n}") for n in range(turn + 1)])
+            store.session(name).add_items([user(f"{name} {turn} {n}") for n in range(turn + 1)])
             for turn in range(3)
             for name in names
         ),
@@ -191,7 +172,7 @@ async def test_of_eight_racers_exactly_one_wins(store: MetadataStore) -> None:
 WRITES: dict[str, Callable[..., Awaitable[Any]]] = {
     "set": lambda session, **options: session.set_metadata({"a": 2}, **options),
     "delete": lambda session, **options: session.delete_metadata(["a"], **options),
-    "add": lambda session, **options: session.add_items([item("two")], **options),
+    "add": lambda session, **options: session.add_items([user("two")], **options),
     "pop": lambda session, **options: session.pop_item(**options),
     "clear": lambda session, **options: session.clear_session(**options),
 }
@@ -204,12 +185,12 @@ async def test_a_conflict_changes_nothing(
     session: MetadataSession, write: Callable[..., Awaitable[Any]], expected: int
 ) -> None:
     await session.set_metadata({"a": 1})
-    await session.add_items([item("one")])
+    await session.add_items([user("one")])
     with pytest.raises(VersionConflict, match=r"at version 2, .* read the session again") as caught:
         await write(session, expected_version=expected)
     assert (caught.value.expected, caught.value.actual) == (expected, 2)
     assert await session.get_metadata() == {"a": 1}
-    assert await session.get_items() == [item("one")]
+    assert await session.get_items() == [user("one")]
     assert len(await session.history()) == 2
     await write(session, expected_version=2)
     assert len(await session.history()) == 3
@@ -230,7 +211,7 @@ async def test_an_event_id_makes_a_retry_safe(
     session: MetadataSession, write: Callable[..., Awaitable[Any]], together: bool
 ) -> None:
     await session.set_metadata({"a": 1})
-    await session.add_items([item("one"), item("more")])
+    await session.add_items([user("one"), user("more")])
     event_id = new_event_id()
     if together:
         results = await outcomes(*(write(session, event_id=event_id) for _ in range(3)))
@@ -238,7 +219,7 @@ async def test_an_event_id_makes_a_retry_safe(
         results = [(await outcomes(write(session, event_id=event_id)))[0] for _ in range(3)]
     first, *again = results
     if write is WRITES["pop"]:
-        assert first == item("more")
+        assert first == user("more")
         assert all(isinstance(error, ItemAlreadyPopped) for error in again)
         assert again[0].item_id == (await session.history())[-1].event.data["item_id"]
     else:
@@ -287,7 +268,7 @@ OTHER_CHANGES: dict[str, Callable[[MetadataStore, str], Awaitable[Any]]] = {
     "other key": lambda s, i: s.session("alpha").set_metadata({"b": 1}, event_id=i),
     "more keys": lambda s, i: s.session("alpha").set_metadata({"a": 1, "b": 1}, event_id=i),
     "delete": lambda s, i: s.session("alpha").delete_metadata(event_id=i),
-    "add": lambda s, i: s.session("alpha").add_items([item("x")], event_id=i),
+    "add": lambda s, i: s.session("alpha").add_items([user("x")], event_id=i),
     "pop": lambda s, i: s.session("alpha").pop_item(event_id=i),
     "clear": lambda s, i: s.session("alpha").clear_session(event_id=i),
     "own": lambda s, i: s.append("alpha", NewEvent("noted", event_id=i)),
@@ -354,7 +335,7 @@ async def test_read_all_with_filters(store: MetadataStore, events: list[Recorded
     notes = [event for event in events if event.type == "noted"]
     assert await recorded(store, types=["noted"]) == notes
     assert await recorded(store, types={"noted", "metadata_set"}) == events
-    assert await recorded(store, types=["Noted", "other"]) == []
+    assert await recorded(store, types=["note", "other"]) == []
     assert await recorded(store, types=[]) == []
     found = await recorded(store, types=["noted"], stream="beta", after=middle)
     assert found == [event for event in notes[6:] if event.stream_id == "beta"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -18,14 +18,6 @@ from tests.backends import Backend
 COLUMNS = (
     "position, stream_type, stream_id, version, event_id, type, data, actor, context, recorded_at"
 )
-
-
-@pytest.fixture
-async def store(engine: AsyncEngine) -> AsyncIterator[MetadataStore]:
-    store = MetadataStore(engine)
-    await store.create_tables()
-    yield store
-    await store.close()
 
 
 async def rows(engine: AsyncEngine, query: str) -> list[tuple[Any, ...]]:

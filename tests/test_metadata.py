@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from eventmeta import MISSING, MetadataSession, MetadataStore, verify_projection
+from eventmeta import MISSING, MetadataSession, MetadataStore
 from tests.json_values import equal, exact
 
 
@@ -108,20 +107,6 @@ KEYS = [
 async def rows(engine: AsyncEngine, query: str) -> list[Any]:
     async with engine.connect() as connection:
         return list((await connection.scalars(text(query))).all())
-
-
-@pytest.fixture
-async def store(engine: AsyncEngine) -> AsyncIterator[MetadataStore]:
-    store = MetadataStore(engine)
-    await store.create_tables()
-    yield store
-    assert await verify_projection(store) == []
-    await store.close()
-
-
-@pytest.fixture
-def session(store: MetadataStore) -> MetadataSession:
-    return store.session("alpha")
 
 
 async def save_all_values(store: MetadataStore) -> None:

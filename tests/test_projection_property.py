@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,16 +23,19 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from eventmeta import (
     MISSING,
+    ItemAlreadyPopped,
     MetadataStore,
     NewEvent,
     Position,
     VersionConflict,
+    new_event_id,
     verify_projection,
 )
 from tests.backends import Backend
 from tests.json_values import equal, exact
 
 SESSIONS = ("alpha", "Alpha ")
+ENDS = ("commit", "rollback")
 KEYS = ("a", "A", "a ", "\u00e9", "e\u0301")
 FEW_EXAMPLES = settings(
     max_examples=max(10, settings().max_examples // 5), stateful_step_count=15, deadline=None
@@ -67,23 +70,26 @@ class Operation:
     kind: str
     argument: Any = None
 
-    def call(self, store: MetadataStore) -> Awaitable[Any]:
+    def call(self, store: MetadataStore, **options: Any) -> Awaitable[Any]:
         session = store.session(self.session)
         match self.kind:
             case "set":
-                return session.set_metadata(self.argument)
+                return session.set_metadata(self.argument, **options)
             case "stale set":
                 return session.set_metadata({"a": "never seen"}, expected_version=10_000)
             case "delete":
-                return session.delete_metadata(self.argument)
+                return session.delete_metadata(self.argument, **options)
             case "clear":
-                return session.clear_session(keep_metadata=self.argument)
+                return session.clear_session(keep_metadata=self.argument, **options)
             case "add":
-                return session.add_items(self.argument)
+                return session.add_items(self.argument, **options)
             case "pop":
-                return session.pop_item()
+                return session.pop_item(**options)
+            case "replace":
+                return session._atomic_replace_items(self.argument)
             case "event":
-                return store.append(self.session, NewEvent("noted", self.argument))
+                event = NewEvent("noted", self.argument, event_id=options.pop("event_id", None))
+                return store.append(self.session, event, **options)
         raise AssertionError(self.kind)
 
     def apply(self, model: Model) -> None:
@@ -109,6 +115,10 @@ class Operation:
                 return bool(self.argument)
             case "pop":
                 return bool(model.items) and bool(model.items.pop())
+            case "replace":
+                model.items = list(self.argument)
+                model.exists |= bool(self.argument)
+                return True
         return self.kind == "event"
 
     def clear(self, model: Model) -> bool:
@@ -142,14 +152,23 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "clear": st.booleans(),
     "add": st.lists(items, max_size=3),
     "pop": st.none(),
+    "replace": st.lists(items, max_size=3),
     "event": st.dictionaries(st.sampled_from(["changes", "n"]), values, max_size=2),
 }
-operations = st.one_of(
-    *(
-        st.builds(Operation, st.sampled_from(SESSIONS), st.just(kind), argument)
-        for kind, argument in ARGUMENTS.items()
+WITHOUT_OPTIONS = ("stale set", "replace")
+
+
+def operations_of(kinds: Iterable[str]) -> st.SearchStrategy[Operation]:
+    return st.one_of(
+        *(
+            st.builds(Operation, st.sampled_from(SESSIONS), st.just(kind), ARGUMENTS[kind])
+            for kind in kinds
+        )
     )
-)
+
+
+operations = operations_of(ARGUMENTS)
+with_options = operations_of(kind for kind in ARGUMENTS if kind not in WITHOUT_OPTIONS)
 
 
 # --- A database outside of any test's own event loop ---------------------------------------------
@@ -208,6 +227,45 @@ class Sessions(RuleBasedStateMachine):
     @rule(together=st.lists(operations, min_size=2, max_size=6))
     def in_one_batch(self, together: list[Operation]) -> None:
         self.runner.run(self.carry_out(together))
+
+    @rule(operation=with_options, at_once=st.booleans())
+    def repeated_under_its_event_id(self, operation: Operation, at_once: bool) -> None:
+        self.runner.run(self.carry_out_twice(operation, at_once))
+
+    async def carry_out_twice(self, operation: Operation, at_once: bool) -> None:
+        """The repetition changes nothing."""
+        event_id, model = new_event_id(), self.models[operation.session]
+        versions = len(model.past)
+        first: Any
+        second: Any
+
+        def call() -> Awaitable[Any]:
+            return operation.call(self.store, event_id=event_id)
+
+        if at_once:
+            first, second = await asyncio.gather(call(), call(), return_exceptions=True)
+        else:
+            (first,) = await asyncio.gather(call(), return_exceptions=True)
+            (second,) = await asyncio.gather(call(), return_exceptions=True)
+        operation.apply(model)
+        assert not isinstance(first, BaseException)
+        if operation.kind == "pop" and len(model.past) > versions:
+            assert isinstance(second, ItemAlreadyPopped)
+        else:
+            assert second == first
+
+    @rule(several=st.lists(with_options, min_size=1, max_size=4), ends=st.sampled_from(ENDS))
+    def in_a_transaction_of_the_apps(self, several: list[Operation], ends: str) -> None:
+        self.runner.run(self.carry_out_within(several, ends))
+
+    async def carry_out_within(self, several: list[Operation], ends: str) -> None:
+        async with self.store.engine.connect() as connection:
+            for operation in several:
+                await operation.call(self.store, connection=connection)
+            await (connection.commit() if ends == "commit" else connection.rollback())
+        if ends == "commit":
+            for operation in several:
+                operation.apply(self.models[operation.session])
 
     async def carry_out(self, together: list[Operation]) -> None:
         results = await asyncio.gather(

@@ -1,14 +1,13 @@
 """House rules that no linter knows, checked like any other behaviour."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.processes import ROOT, run_python
+
 PACKAGES = ["eventmeta", "projections"]
 MODULES = [
     path.relative_to(ROOT).as_posix()
@@ -27,9 +26,8 @@ def parse(module: str) -> ast.Module:
     return ast.parse((ROOT / module).read_text(encoding="utf-8"), filename=module)
 
 
-def run_python(code: str) -> None:
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def succeeds(code: str) -> None:
+    done = run_python("-c", code)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -97,6 +95,30 @@ def names_a_dialect(operand: ast.expr) -> bool:
     return any(isinstance(n, ast.Constant) and n.value in DIALECTS for n in ast.walk(operand))
 
 
+TESTS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "tests").glob("test_*.py"))]
+
+
+@pytest.mark.parametrize("module", TESTS)
+def test_no_test_picks_its_server_itself(module: str) -> None:
+    """The fixtures of conftest.py skip it where there is none, and heed ``--backend``."""
+    found = sorted(set(picked_backends(parse(module))))
+    assert not found, f"{module}, lines {found}: use a fixture that NARROWING names"
+
+
+def picked_backends(tree: ast.Module) -> Iterator[int]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.arg(arg="backends") | ast.Name(id="Backends"):
+                yield node.lineno
+            case ast.Subscript(value=ast.Name(id="backends"), slice=ast.Constant()):
+                yield node.lineno
+
+
+def test_a_test_that_picks_its_server_itself_is_noticed() -> None:
+    bad = ["def t(backends): pass", "backends['mariadb'].database()", "with Backends() as b: pass"]
+    assert [list(picked_backends(ast.parse(code))) for code in bad] == [[1], [1], [1]]
+
+
 @each_module
 def test_nothing_is_printed_or_swallowed(module: str) -> None:
     found = sorted(careless(parse(module)))
@@ -122,12 +144,8 @@ def test_package_is_typed(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file()
 
 
-def test_importing_the_library_does_not_import_the_agents_sdk() -> None:
-    run_python("import eventmeta, sys; assert 'agents' not in sys.modules, 'agents was imported'")
-
-
 def test_read_models_stand_without_the_library() -> None:
-    run_python(
+    succeeds(
         "import pkgutil, sys; sys.modules['eventmeta'] = None\n"
         "import projections\n"
         "for found in pkgutil.walk_packages(projections.__path__, 'projections.'):\n"
@@ -136,7 +154,7 @@ def test_read_models_stand_without_the_library() -> None:
 
 
 def test_imports_keep_their_direction() -> None:
-    run_python(
+    succeeds(
         "from importlinter.cli import lint_imports\nraise SystemExit(lint_imports(no_cache=True))"
     )
 

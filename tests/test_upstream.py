@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from eventmeta import MetadataSession
 from tests.backends import Backend
-from tests.test_items import user, users
+from tests.helpers import user, users
 
 # --- Calls --------------------------------------------------------------------------------------
 

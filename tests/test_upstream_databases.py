@@ -15,7 +15,7 @@ from agents.memory import SQLiteSession
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from eventmeta import MetadataSession, MetadataStore, verify_projection
-from tests.test_items import user, users
+from tests.helpers import user, users
 
 Open = Callable[[str, Path], Any]
 
@@ -211,6 +211,39 @@ async def test_sqlalchemy_session_takes_turns_on_every_database(engine: AsyncEng
     assert await session.get_items() == []
     assert await session.get_metadata() == {"k": 1}
     assert await verify_projection(MetadataStore(engine)) == []
+
+
+NAMES = {
+    "default": {},
+    "own": {"sessions_table": "ChatSessions", "messages_table": "chat_messages"},
+}
+
+
+@pytest.mark.usefixtures("postgresql_backend")
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+async def test_a_postgresql_database_of_upstreams_opens_in_place(
+    engine: AsyncEngine, names: dict[str, Any]
+) -> None:
+    theirs = SQLAlchemySession("s", engine=engine, create_tables=True, **names)
+    other = SQLAlchemySession("other", engine=engine, create_tables=True, **names)
+    await theirs.add_items(users("a", "b"))
+    await other.add_items(users("not mine"))
+
+    session = MetadataSession("s", engine=engine, create_tables=True, **names)
+    assert await session.get_items() == users("a", "b")
+    assert (await session.get_metadata(), await session.history()) == ({}, [])
+    await session.add_items(users("c", "d"))
+    await session.set_metadata({"title": "Chat"})
+    assert await theirs.get_items() == await session.get_items() == users("a", "b", "c", "d")
+    assert await session.pop_item() == user("d")
+    assert await theirs.pop_item() == user("c")
+    await theirs.add_items(users("e"))
+    assert await session.get_items() == users("a", "b", "e")
+    assert [entry.version for entry in await session.history()] == [1, 2, 3]
+    await session.clear_session()
+    assert await theirs.get_items() == []
+    assert await other.get_items() == users("not mine")
+    assert await verify_projection(MetadataStore(engine, **names)) == []
 
 
 # --- AdvancedSQLiteSession keeps a second book --------------------------------------------------

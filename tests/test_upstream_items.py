@@ -14,7 +14,8 @@ from agents.extensions.memory import SQLAlchemySession
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import InvalidInput, MetadataSession
-from tests.test_items import LONG_AGO, rows, run, user, users
+from tests.helpers import user, users
+from tests.test_items import LONG_AGO, rows, run
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from agents.testing import ModelStep, ScriptedModel, assistant_message, function
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import MetadataSession, MetadataStore, acting_as, verify_projection
-from tests.test_items import contents, user, users
+from tests.helpers import contents, user, users
 
 QUIET = RunConfig(tracing_disabled=True)
 

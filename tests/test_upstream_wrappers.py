@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import MetadataSession, MetadataStore, verify_projection
-from tests.test_items import user, users
+from tests.helpers import user, users
 from tests.test_upstream_runner import QUIET, agent, calls_weather, kinds, says
 
 KEY = "a key for tests only"

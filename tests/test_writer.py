@@ -22,7 +22,7 @@ from eventmeta import (
 )
 from eventmeta.commands import Command
 from tests.backends import Backend
-from tests.helpers import count_transactions, item, refuse, versions
+from tests.helpers import count_transactions, refuse, user, versions
 
 
 class Batches:
@@ -46,13 +46,6 @@ class Batches:
         first = asyncio.create_task(store.session("held").set_metadata({"first": True}))
         await self.waiting.wait()
         return first
-
-
-@pytest.fixture
-async def store(engine: AsyncEngine) -> MetadataStore:
-    store = MetadataStore(engine)
-    await store.create_tables()
-    return store
 
 
 @pytest.fixture
@@ -99,7 +92,7 @@ async def test_different_commands_share_a_transaction(
     sessions = [store.session(f"s{n}") for n in range(5)]
     begun = count_transactions(store, monkeypatch)
     calls: list[Awaitable[Any]] = [session.set_metadata({"k": 1}) for session in sessions]
-    calls += [session.add_items([item("a"), item("b")]) for session in sessions]
+    calls += [session.add_items([user("a"), user("b")]) for session in sessions]
     calls += [session.pop_item() for session in sessions]
     calls += [session.delete_metadata(["k"]) for session in sessions]
     calls += [store.append(session.session_id, NewEvent("noted")) for session in sessions]
@@ -108,9 +101,9 @@ async def test_different_commands_share_a_transaction(
     assert len(begun) == 2
     for session in sessions:
         assert await versions(session) == [1, 2, 3, 4, 5]
-        assert await session.get_items() == [item("a")]
+        assert await session.get_items() == [user("a")]
         assert await session.get_metadata() == {}
-    assert results[10:15] == [item("b")] * 5
+    assert results[10:15] == [user("b")] * 5
 
 
 async def test_a_lone_caller_waits_for_no_one(store: MetadataStore, batches: Batches) -> None:
@@ -161,7 +154,7 @@ async def test_a_session_keeps_the_order_of_its_calls(
         if n % 5 == 4:
             await session.delete_metadata([f"k{n - 1}"])
         elif n % 5 == 2:
-            await session.add_items([item(str(n))])
+            await session.add_items([user(str(n))])
         else:
             await session.set_metadata({f"k{n}": n, "last": n})
         await other.set_metadata({"n": n})
@@ -172,7 +165,7 @@ async def test_a_session_keeps_the_order_of_its_calls(
     types = ["metadata_set", "metadata_set", "items_added", "metadata_set", "metadata_deleted"]
     assert [entry.event.type for entry in entries] == types * 12
     assert (await session.get_metadata(["last"])) == {"last": 58}
-    assert await session.get_items() == [item(str(n)) for n in range(2, 60, 5)]
+    assert await session.get_items() == [user(str(n)) for n in range(2, 60, 5)]
 
 
 # --- Neighbours ---------------------------------------------------------------------------------
@@ -189,7 +182,7 @@ async def test_a_bad_command_harms_no_other(
         session.set_metadata({"before": 1}, event_id=used),
         session.set_metadata({"stale": 1}, expected_version=7),
         session.set_metadata({"reused": 1}, event_id=used),
-        session.add_items([item("kept")]),
+        session.add_items([user("kept")]),
         store.append("s", NewEvent("refused")),
         store.session("t").set_metadata({"neighbour": 1}),
         session.set_metadata({"after": 1}, expected_version=2),
@@ -201,22 +194,33 @@ async def test_a_bad_command_harms_no_other(
     assert (kinds[4], kinds[7]) == (DatabaseFailure, DatabaseFailure)
     assert "not in this database" in str(results[4])
     assert await session.get_metadata() == {"before": 1, "after": 1}
-    assert await session.get_items() == [item("kept")]
+    assert await session.get_items() == [user("kept")]
     assert await store.session("t").get_metadata() == {"neighbour": 1}
     assert await versions(session) == [1, 2, 3]
     assert await versions(store.session("t")) == [1]
     assert await verify_projection(store) == []
 
 
+@pytest.mark.parametrize("name", ["add", "set", "append"])
 async def test_the_same_event_id_twice_in_a_batch_is_one_event(
-    store: MetadataStore, batches: Batches
+    store: MetadataStore, batches: Batches, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     session, event_id = store.session("s"), new_event_id()
-    calls = [session.add_items([item("once")], event_id=event_id) for _ in range(4)]
-    events = await together(batches, store, *calls)
-    assert [event.version for event in events] == [1] * 4
-    assert len({event.position for event in events}) == 1
-    assert await session.get_items() == [item("once")]
+
+    def call() -> Awaitable[Any]:
+        match name:
+            case "add":
+                return session.add_items([user("once")], event_id=event_id)
+            case "set":
+                return session.set_metadata({"once": 1}, event_id=event_id)
+        return store.append("s", NewEvent("noted", event_id=event_id))
+
+    begun = count_transactions(store, monkeypatch)
+    events = await together(batches, store, *(call() for _ in range(4)))
+    assert len(begun) == 2, "the one that holds the others up, and theirs"
+    assert events == [events[0]] * 4
+    assert [found async for found in store.events(stream="s")] == events[:1]
+    assert await session.get_items() == [user("once")] * (name == "add")
 
 
 # --- Back-pressure and the end ------------------------------------------------------------------
@@ -248,10 +252,13 @@ async def test_a_caller_that_waits_for_a_place_can_give_up(
     assert list(await session.get_metadata()) == ["k0", "k2", "k3"]
 
 
+@pytest.mark.parametrize("owned", [False, True], ids=["engine passed in", "engine of its own"])
 async def test_close_carries_out_what_was_submitted(
-    engine: AsyncEngine, store: MetadataStore, batches: Batches
+    engine: AsyncEngine, persistent_url: str, monkeypatch: pytest.MonkeyPatch, owned: bool
 ) -> None:
-    session = store.session("s")
+    store = MetadataStore.from_url(persistent_url) if owned else MetadataStore(engine)
+    await store.create_tables()
+    batches, session = Batches(store, monkeypatch), store.session("s")
     first = await batches.hold(store)
     tasks = [asyncio.create_task(session.set_metadata({f"k{n}": n})) for n in range(5)]
     await turns()
@@ -259,14 +266,17 @@ async def test_close_carries_out_what_was_submitted(
     await turns()
     assert not closing.done()
     with pytest.raises(StoreClosed):
-        await session.set_metadata({"late": True})
+        await store.append("s", NewEvent("late"))
     batches.gate.set()
     await closing
     assert first.done()
     assert all(task.done() for task in tasks)
-    with pytest.raises(StoreClosed):
-        await store.append("s", NewEvent("late"))
     await store.close()
+    if owned:
+        with pytest.raises(StoreClosed):
+            await session.set_metadata({"late": True})
+    else:
+        await session.set_metadata({"k5": 5})
     again = MetadataStore(engine).session("s")
-    assert list(await again.get_metadata()) == [f"k{n}" for n in range(5)]
+    assert list(await again.get_metadata()) == [f"k{n}" for n in range(5 if owned else 6)]
     await again.set_metadata({"reopened": True})

@@ -19,14 +19,14 @@ from eventmeta import (
     verify_projection,
 )
 from tests.backends import Backend
-from tests.helpers import item, refuse, versions
+from tests.helpers import refuse, user, versions
 
 Write = Callable[[MetadataStore, MetadataSession, Any], Awaitable[Any]]
 
 WRITES: dict[str, Write] = {
     "set": lambda store, session, within: session.set_metadata({"k": 2}, connection=within),
     "delete": lambda store, session, within: session.delete_metadata(["k"], connection=within),
-    "add": lambda store, session, within: session.add_items([item("c")], connection=within),
+    "add": lambda store, session, within: session.add_items([user("c")], connection=within),
     "pop": lambda store, session, within: session.pop_item(connection=within),
     "clear": lambda store, session, within: session.clear_session(connection=within),
     "append": lambda store, session, within: store.append(
@@ -48,14 +48,12 @@ class Rollback(Exception):
 
 
 @pytest.fixture
-async def store(engine: AsyncEngine) -> MetadataStore:
+async def store(store: MetadataStore, engine: AsyncEngine) -> MetadataStore:
     """A store beside a table of the app's own, with one session that has items and metadata."""
-    store = MetadataStore(engine)
-    await store.create_tables()
     async with engine.begin() as connection:
         await connection.exec_driver_sql("CREATE TABLE orders (number INTEGER)")
     await store.session("s").set_metadata({"k": 1})
-    await store.session("s").add_items([item("a"), item("b")])
+    await store.session("s").add_items([user("a"), user("b")])
     return store
 
 
@@ -92,7 +90,7 @@ async def test_it_is_committed_with_the_apps_rows(
     assert await state(session) == AFTER[name]
     assert await versions(session) == [1, 2, 3]
     assert await orders(engine) == 1
-    assert result == item("b") if name == "pop" else result.version == 3
+    assert result == user("b") if name == "pop" else result.version == 3
     assert await verify_projection(store) == []
 
 
@@ -141,7 +139,7 @@ async def test_a_write_that_fails_midway_leaves_nothing_in_the_transaction(
     await refuse(engine, backend, "items_added")
     async with engine.begin() as connection:
         with pytest.raises(DatabaseFailure, match="not in this database"):
-            await session.add_items([item("c")], connection=connection)
+            await session.add_items([user("c")], connection=connection)
         await order(connection)
     assert await state(session) == (["a", "b"], {"k": 1})
     assert await versions(session) == [1, 2]
@@ -155,9 +153,9 @@ async def test_several_writes_in_one_transaction(
     async with engine.begin() as connection:
         await session.set_metadata({"k": 2}, event_id=event_id, connection=connection)
         await session.set_metadata({"k": 2}, event_id=event_id, connection=connection)
-        assert await session.pop_item(connection=connection) == item("b")
+        assert await session.pop_item(connection=connection) == user("b")
         await session.clear_session(keep_metadata=True, connection=connection)
-        await store.session("t").add_items([item("other")], connection=connection)
+        await store.session("t").add_items([user("other")], connection=connection)
     assert await state(session) == ([], {"k": 2})
     assert await state(store.session("t")) == (["other"], {})
     assert await versions(session) == [1, 2, 3, 4, 5]

@@ -9,21 +9,14 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from eventmeta import DatabaseBusy, MetadataSession, MetadataStore, log, verify_projection
-from tests.backends import Backend, Backends
-from tests.helpers import count_transactions, item, versions
+from tests.backends import Backend
+from tests.helpers import count_transactions, user, versions
 
 Act = Callable[[MetadataSession], Awaitable[Any]]
-
-
-@pytest.fixture
-async def store(engine: AsyncEngine) -> MetadataStore:
-    store = MetadataStore(engine)
-    await store.create_tables()
-    return store
 
 
 # --- Lost connections ---------------------------------------------------------------------------
@@ -74,7 +67,7 @@ async def test_connections_lost_at_any_moment_lose_and_repeat_nothing(
 
     async def work(session: MetadataSession) -> None:
         for n in texts:
-            await session.add_items([item(n)])
+            await session.add_items([user(n)])
             await session.set_metadata({f"k{n}": n})
         for _ in texts[:6]:
             popped.append(await session.pop_item())  # noqa: PERF401 (each as it comes)
@@ -86,9 +79,9 @@ async def test_connections_lost_at_any_moment_lose_and_repeat_nothing(
         await asyncio.sleep(0.01)
     await asyncio.gather(*tasks)
     assert killed > 0
-    assert sorted(map(str, popped)) == sorted(str(item(n)) for n in texts[6:] * len(sessions))
+    assert sorted(map(str, popped)) == sorted(str(user(n)) for n in texts[6:] * len(sessions))
     for session in sessions:
-        assert await session.get_items() == [item(n) for n in texts[:6]]
+        assert await session.get_items() == [user(n) for n in texts[:6]]
         assert await session.get_metadata() == {f"k{n}": n for n in texts}
         assert await versions(session) == list(range(1, 31))
     assert await verify_projection(store) == []
@@ -98,7 +91,7 @@ WRITES: dict[str, Act] = {
     "set": lambda session: session.set_metadata({"k": 2}),
     "set, expecting": lambda session: session.set_metadata({"k": 2}, expected_version=2),
     "delete": lambda session: session.delete_metadata(["k"]),
-    "add": lambda session: session.add_items([item("c")]),
+    "add": lambda session: session.add_items([user("c")]),
     "pop": lambda session: session.pop_item(),
     "clear": lambda session: session.clear_session(),
 }
@@ -113,7 +106,7 @@ async def test_an_answer_lost_after_the_commit_repeats_nothing(
 ) -> None:
     session = store.session("s")
     await session.set_metadata({"k": 1})
-    await session.add_items([item("a"), item("b")])
+    await session.add_items([user("a"), user("b")])
     write = store._database.dialect.write
     lost: list[Any] = []
 
@@ -129,21 +122,19 @@ async def test_an_answer_lost_after_the_commit_repeats_nothing(
     assert lost
     assert await versions(session) == [1, 2, 3]
     expected_items = {"add": ["a", "b", "c"], "pop": ["a"], "clear": []}.get(name, ["a", "b"])
-    assert await session.get_items() == [item(text) for text in expected_items]
-    assert result == item("b") if name == "pop" else result.version == 3
+    assert await session.get_items() == [user(text) for text in expected_items]
+    assert result == user("b") if name == "pop" else result.version == 3
 
 
 # --- A busy database ----------------------------------------------------------------------------
 
 
 @pytest.fixture
-async def impatient(backends: Backends) -> AsyncIterator[MetadataStore]:
+async def impatient(sqlite_file_backend: Backend, store: MetadataStore) -> MetadataStore:
     """On SQLite, where a writer locks the whole database; its own timeout is nearly off."""
-    async with backends["sqlite-file"].database() as url, MetadataStore.from_url(url) as store:
-        await store.create_tables()
-        async with store.engine.connect() as connection:
-            await connection.exec_driver_sql("PRAGMA busy_timeout = 1")
-        yield store
+    async with store.engine.connect() as connection:
+        await connection.exec_driver_sql("PRAGMA busy_timeout = 1")
+    return store
 
 
 @pytest.mark.parametrize("callers", [1, 30])

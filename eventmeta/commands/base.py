@@ -12,7 +12,7 @@ from eventmeta.errors import AppendRejected, EventIdReused
 from eventmeta.events import RecordedEvent, StreamType
 
 if TYPE_CHECKING:
-    from eventmeta.statements import Statements
+    from eventmeta.write_statements import WriteStatements
 
 
 class StreamKey(NamedTuple):
@@ -53,7 +53,7 @@ class Command:
     creates_session: ClassVar[bool] = False
     type: ClassVar[str]
 
-    def carry_out(self, sql: Statements) -> Program[Fact | None]:
+    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
         """Do what there is to do, and say what to record."""
         raise NotImplementedError
 
@@ -76,7 +76,7 @@ class Append(Command):
     fact: Fact
     data_size: int = 0
 
-    def carry_out(self, sql: Statements) -> Program[Fact | None]:
+    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
         """Record it."""
         yield from ()
         return self.fact

@@ -19,7 +19,7 @@ from eventmeta.events import (
 )
 
 if TYPE_CHECKING:
-    from eventmeta.statements import Statements
+    from eventmeta.write_statements import WriteStatements
 
 _ITEMS_ADDED = Fact(ITEMS_ADDED, {})
 
@@ -60,7 +60,7 @@ class PopItem(Command):
 
     type: ClassVar[str] = ITEM_POPPED
 
-    def carry_out(self, sql: Statements) -> Program[Fact | None]:
+    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
         """Upstream's own writers keep out while the session's row is locked."""
         self.popped = None
         session_id = self.stream.stream_id
@@ -91,7 +91,7 @@ class ClearSession(Command):
 
     type: ClassVar[str] = SESSION_CLEARED
 
-    def carry_out(self, sql: Statements) -> Program[Fact | None]:
+    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
         """Name in the event every item and key that was there."""
         session_id = self.stream.stream_id
         exists = yield sql.lock_session(session_id=session_id)
@@ -134,7 +134,7 @@ class ReplaceItems(Command):
 
     type: ClassVar[str] = ITEMS_REPLACED
 
-    def carry_out(self, sql: Statements) -> Program[Fact | None]:
+    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
         """Compare under the lock of the session's row, then replace."""
         self.replaced = False
         session_id = self.stream.stream_id
@@ -155,7 +155,7 @@ class ReplaceItems(Command):
         self.replaced = True
         return Fact(ITEMS_REPLACED, {"removed_item_ids": gone, "item_ids": added})
 
-    def _insert(self, sql: Statements, at: int | None) -> Program[list[int]]:
+    def _insert(self, sql: WriteStatements, at: int | None) -> Program[list[int]]:
         if not self.items:
             return []
         session_id = self.stream.stream_id

@@ -13,7 +13,7 @@ from eventmeta.errors import AppendRejected, EventIdReused
 from eventmeta.events import METADATA_DELETED, METADATA_SET, RecordedEvent
 
 if TYPE_CHECKING:
-    from eventmeta.statements import Statements
+    from eventmeta.write_statements import WriteStatements
 
 
 @dataclass(kw_only=True)
@@ -36,7 +36,7 @@ class DeleteMetadata(Command):
 
     type: ClassVar[str] = METADATA_DELETED
 
-    def carry_out(self, sql: Statements) -> Program[Fact | None]:
+    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
         """Name in the event exactly what was there to remove."""
         removed = yield from keys_of(sql, self.stream.stream_id, self.keys)
         return Fact(METADATA_DELETED, {"changes": removals(removed)}) if removed else None
@@ -49,7 +49,9 @@ class DeleteMetadata(Command):
         return None
 
 
-def keys_of(sql: Statements, session_id: str, keys: Sequence[str] | None) -> Program[list[str]]:
+def keys_of(
+    sql: WriteStatements, session_id: str, keys: Sequence[str] | None
+) -> Program[list[str]]:
     """Those of ``keys`` that the session has; of all keys if None."""
     if keys is None:
         rows = yield sql.all_keys(session_id=session_id)

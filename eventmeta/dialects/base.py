@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sqlalchemy import (
     ClauseElement,
@@ -38,6 +38,10 @@ from projections.types import UtcDateTime
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
+
+
+LOCK_TIMEOUT_MS = 5_000
+"""How long a write waits for a lock that another transaction holds, at each attempt."""
 
 
 class Failure(enum.Enum):
@@ -90,6 +94,9 @@ _ABOUT = (
 class Dialect(ABC):
     """One kind of database, behind one engine."""
 
+    locks_whole_database: ClassVar[bool] = False
+    """Whether a writer that is kept waiting would be so in any session."""
+
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
 
@@ -133,6 +140,11 @@ class Dialect(ABC):
             UniqueConstraint("stream_id", "stream_type", "event_id", name=f"uq_{table}_event_id"),
             Index(f"idx_{table}_position", "position"),
         )
+
+    async def check_tables(  # noqa: B027
+        self, connection: AsyncConnection, tables: Tables
+    ) -> None:
+        """Refuse existing tables in which different ids would count as equal."""
 
     def prepare_tables(self, tables: Tables) -> None:  # noqa: B027
         """Add to the definitions what only the server can tell, before they are created."""
@@ -228,7 +240,7 @@ class Dialect(ABC):
 
         Args:
             tables: The store's tables.
-            projected: The statement of each read model over a relation called ``appended``.
+            projected: The statement of each read model over a relation called ``_appended``.
             with_items: Whether the batch adds items as well.
         """
         return None
@@ -259,6 +271,11 @@ class Dialect(ABC):
     @abstractmethod
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         """Run ``program`` inside the caller's transaction; if it fails, it has changed nothing."""
+
+    async def first_connection(self, tables: Tables) -> None:
+        """Connect once, so that it is known what server this is."""
+        async with self.engine.connect() as connection:
+            await self.check_tables(connection, tables)
 
     # --- Errors ---------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from eventmeta.commands import ReplaceItems
 from eventmeta.dialects.statement import Row
 from eventmeta.options import command_fields
-from eventmeta.queries import NO_LIMIT
+from eventmeta.read_statements import NO_LIMIT
 from eventmeta.session.items import SessionItems
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class CompactableItems(SessionItems):
         return expired
 
     async def _last_rows(self, limit: int) -> Sequence[Row]:
-        query = self._database.queries.last_items(session_id=self.session_id, limit=limit)
+        query = self._database.reads.last_items(session_id=self.session_id, limit=limit)
         return await self._database.fetch(query)
 
     def _transforms_items(self) -> bool:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from eventmeta.codec import text_problem
 from eventmeta.commands import AddItems, ClearSession, PopItem
 from eventmeta.errors import InvalidInput
+from eventmeta.identifiers import check_limit
 from eventmeta.options import WriteOptions, command_fields
+from eventmeta.read_statements import NO_LIMIT
 from eventmeta.session.opened import OpenedSession
 
 if TYPE_CHECKING:
@@ -36,21 +38,23 @@ class SessionItems(OpenedSession):
         """
         if limit is None and self._session_settings is not None:
             limit = self._session_settings.limit
+        if limit is not None:
+            check_limit(limit)
         await self._connected()
-        queries = self._database.queries
+        reads = self._database.reads
         if limit is None:
-            rows = await self._database.fetch(queries.items(session_id=self.session_id))
+            rows = await self._database.fetch(reads.items(session_id=self.session_id))
             return await self._items(row[0] for row in rows)
         if limit <= 0:
             return []
-        window = limit
+        window = min(limit, NO_LIMIT)
         while True:
-            query = queries.last_items(session_id=self.session_id, limit=window)
+            query = reads.last_items(session_id=self.session_id, limit=window)
             rows = await self._database.fetch(query)
             items = await self._items(row[0] for row in reversed(rows))
             if len(items) >= limit or len(rows) < window:
                 return items[-limit:]
-            window *= 2
+            window = min(2 * window, NO_LIMIT)
 
     async def add_items(
         self, items: list[TResponseInputItem], **options: Unpack[WriteOptions]

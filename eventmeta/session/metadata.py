@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from eventmeta import history as past
 from eventmeta.codec import check_key, encode_changes, parse
@@ -36,7 +36,7 @@ class SessionMetadata(OpenedSession):
             VersionConflict: The session is not at ``expected_version``; nothing was changed.
         """
         fields = command_fields(options)
-        changes = encode_changes(metadata, self._database.max_value_bytes)
+        changes = encode_changes(metadata, self._max_value_bytes)
         if not changes:
             return None
         command = SetMetadata(
@@ -77,12 +77,12 @@ class SessionMetadata(OpenedSession):
         return {key: found.get(key, default) for key in wanted}
 
     async def _current_metadata(self, keys: Sequence[str] | None) -> dict[str, Any]:
-        queries, session_id = self._database.queries, self.session_id
+        reads, session_id = self._database.reads, self.session_id
         if keys is None:
-            rows = await self._database.fetch(queries.metadata, {"session_id": session_id})
+            rows = await self._database.fetch(reads.metadata, {"session_id": session_id})
         elif keys:
             wanted = [{"session_id": session_id, "key": key} for key in keys]
-            rows = await self._database.fetch(queries.metadata_of_keys, *wanted)
+            rows = await self._database.fetch(reads.metadata_of_keys, *wanted)
         else:
             return {}
         return {key: parse(text) for key, text in sorted(tuple(row)[1:] for row in rows)}
@@ -139,7 +139,9 @@ class SessionMetadata(OpenedSession):
         return await past.diff(self._database, self._stream, *bounds)
 
 
-def _checked(keys: Sequence[str]) -> list[str]:
+def _checked(keys: object) -> list[str]:
     if isinstance(keys, str):
         raise InvalidInput(f"keys is the string {keys!r}; give a list: [{keys!r}]")
-    return list(dict.fromkeys(check_key(key) for key in keys))
+    if not isinstance(keys, Iterable):
+        raise InvalidInput(f"keys is a {type(keys).__name__}; give a list of strings")
+    return list(dict.fromkeys(check_key(key) for key in cast("Iterable[object]", keys)))

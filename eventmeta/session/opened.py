@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -43,8 +43,8 @@ class OpenedSession:
 
         Args:
             session_id: Which conversation; at most 255 bytes.
-            engine: An async engine on aiosqlite, asyncpg, asyncmy or aiomysql. It is configured on
-                its next connections: WAL, full durability and foreign keys on SQLite, a binary
+            engine: An async engine on aiosqlite, asyncpg or asyncmy. It is configured on its next
+                connections: WAL, full durability and foreign keys on SQLite, a binary
                 collation on MySQL.
             create_tables: Create missing tables at the first call.
             sessions_table: Upstream's table of sessions.
@@ -73,12 +73,14 @@ class OpenedSession:
             streams=streams_table,
             metadata_changes=metadata_changes_view,
         )
-        self._database = Database.of(engine, names, max_value_bytes)
+        self._database = Database.of(engine, names)
+        self._max_value_bytes = max_value_bytes
         self._stream = StreamKey(self.session_id)
         self._create_tables = create_tables
         self._ensure_ascii = ensure_ascii
         self._clear_keeps_metadata = clear_keeps_metadata
-        self.session_settings = session_settings
+        self._session_settings: SessionSettings | None
+        self.session_settings = cast("SessionSettings | None", session_settings)
 
     @classmethod
     def from_url(
@@ -110,24 +112,31 @@ class OpenedSession:
         """The engine, for the app's own statements."""
         return self._database.engine
 
-    @property
-    def session_settings(self) -> SessionSettings | None:
-        """Upstream's settings of this session."""
-        if self._session_settings is None:
-            self.session_settings = {}
-        return self._session_settings
+    if TYPE_CHECKING:
+        # Upstream's protocol wants an attribute, and will not take a property for one.
+        session_settings: SessionSettings | None
+    else:
 
-    @session_settings.setter
-    def session_settings(self, value: SessionSettings | dict[str, Any] | None) -> None:
-        if isinstance(value, Mapping):
-            from agents.memory import SessionSettings
+        @property
+        def session_settings(self) -> SessionSettings | None:
+            """Upstream's settings of this session."""
+            if self._session_settings is None:
+                self.session_settings = {}
+            return self._session_settings
 
-            value = SessionSettings(**value)
-        self._session_settings = value
+        @session_settings.setter
+        def session_settings(self, value: SessionSettings | dict[str, Any] | None) -> None:
+            if isinstance(value, Mapping):
+                from agents.memory import SessionSettings
+
+                value = SessionSettings(**value)
+            self._session_settings = value
 
     async def _connected(self) -> None:
         await self._database.connect(create=self._create_tables)
 
     async def _submit(self, command: Command, options: WriteOptions) -> RecordedEvent | None:
-        await self._connected()
-        return await self._database.submit(command, options.get("connection"))
+        connection = options.get("connection")
+        if connection is None:
+            await self._connected()
+        return await self._database.submit(command, connection)

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.dialects.base import Failure
+from eventmeta.dialects.base import LOCK_TIMEOUT_MS, Failure
 from eventmeta.dialects.mysql.statements import MySQLStatements
 from eventmeta.dialects.pool import configure
 from eventmeta.dialects.statement import Program, Query, Row, T, run
@@ -30,6 +30,7 @@ class MySQL(MySQLStatements):
     def _prepare_connection(self, dbapi_connection: Any) -> None:
         cursor = dbapi_connection.cursor()
         cursor.execute(f"SET NAMES utf8mb4 COLLATE {self.collation}")
+        cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {LOCK_TIMEOUT_MS // 1000}")
         cursor.execute("SELECT @@max_allowed_packet")
         (self._max_packet,) = cursor.fetchone()
         cursor.close()
@@ -42,6 +43,8 @@ class MySQL(MySQLStatements):
 
     async def write(self, program: Program[T], *, single: bool = False) -> T:
         async with self._lent() as connection:
+            # Said to the server, for the engine may be in autocommit mode.
+            await connection.exec_driver_sql("START TRANSACTION")
             result = await run(program, partial(self._execute, connection))
             await connection.commit()
             return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.base import Dialect
+from eventmeta.errors import DatabaseBusy, UnsupportedEngine
 from projections import AnySelect
 from projections.types import LongText, UtcDateTime
 
@@ -52,12 +53,30 @@ class MySQLStatements(Dialect):
 
     async def begin_schema_change(self, connection: AsyncConnection) -> None:
         """DDL commits by itself here, so a named lock stands in for the transaction's."""
-        await connection.exec_driver_sql(f"SELECT GET_LOCK('{_SCHEMA_LOCK}', 60)")
+        locked = await connection.exec_driver_sql(f"SELECT GET_LOCK('{_SCHEMA_LOCK}', 60)")
+        if locked.scalar() != 1:
+            raise DatabaseBusy("another process has been creating tables for 60 s")
         # The driver would print a line for whatever exists already.
         await connection.exec_driver_sql("SET sql_notes = 0")
 
     def finish_schema_change(self) -> Sequence[str]:
         return ("SET sql_notes = DEFAULT", f"SELECT RELEASE_LOCK('{_SCHEMA_LOCK}')")
+
+    async def check_tables(self, connection: AsyncConnection, tables: Tables) -> None:
+        names = ", ".join(f"'{name}'" for name in tables.metadata.tables)
+        found = await connection.exec_driver_sql(
+            "SELECT table_name, column_name, collation_name FROM information_schema.columns "
+            f"WHERE table_schema = DATABASE() AND table_name IN ({names}) "
+            "AND column_name IN ('session_id', 'stream_id', 'key') "
+            "AND collation_name NOT IN ('utf8mb4_nopad_bin', 'utf8mb4_0900_bin', 'utf8mb4_bin')"
+        )
+        for row in found.fetchall():
+            table, column_name, collation = cast("tuple[str, str, str]", tuple(row))
+            raise UnsupportedEngine(
+                f"in column {column_name} of table {table} different texts are equal, by its "
+                f"collation {collation}, so sessions would mix: ALTER TABLE {table} "
+                f"CONVERT TO CHARACTER SET utf8mb4 COLLATE {self.collation}"
+            )
 
     def prepare_tables(self, tables: Tables) -> None:
         """Give every table the collation that tells all texts apart."""
@@ -110,7 +129,7 @@ class MySQLStatements(Dialect):
 
     def recordset(self, name: str, columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
         fields = {field: (kind, f"$.{field}") for field, kind in columns.items()}
-        return self._json_table(bindparam(name), "$[*]", fields, name)
+        return self._json_table(bindparam(name), "$[*]", fields, f"given_{name}")
 
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         change = self._json_table(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from eventmeta.dialects.base import LOCK_TIMEOUT_MS
+
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
@@ -42,36 +44,39 @@ def append_at_once(tables: Tables, projected: Sequence[str], *, with_items: bool
     two batches cannot deadlock.
     """
     log = tables.events.name
-    last_value = f"CASE WHEN (SELECT count(*) FROM heads) > 0 THEN ({last_position(log)}) END"
+    last_value = f"CASE WHEN (SELECT count(*) FROM _heads) > 0 THEN ({last_position(log)}) END"
     parts = [
         _INPUT,
-        f"""heads AS (
+        f"""_settings AS MATERIALIZED (
+  SELECT set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true)
+)""",
+        f"""_heads AS (
   INSERT INTO "{tables.streams.name}" AS head (stream_id, stream_type, version, recorded_at)
   SELECT stream_id, stream_type, count(*), clock_timestamp()
-  FROM input GROUP BY stream_id, stream_type ORDER BY stream_id, stream_type
+  FROM _input CROSS JOIN _settings GROUP BY stream_id, stream_type ORDER BY stream_id, stream_type
   ON CONFLICT (stream_id, stream_type) DO UPDATE SET
     version = head.version + excluded.version,
     recorded_at = greatest(head.recorded_at, clock_timestamp())
   RETURNING stream_id, stream_type, version, recorded_at
 )""",
-        f"""fence AS MATERIALIZED (
+        f"""_fence AS MATERIALIZED (
   SELECT pg_advisory_xact_lock_shared({fence_key(log, last_value)})
 )""",
         *(_items(tables) if with_items else []),
-        f"""numbered AS MATERIALIZED (
+        f"""_numbered AS MATERIALIZED (
   SELECT nextval('{sequence_name(log)}') AS position, ordered.* FROM (
-    SELECT input.*, heads.recorded_at, heads.version + 1
+    SELECT _input.*, _heads.recorded_at, _heads.version + 1
       - row_number() OVER (PARTITION BY stream_id, stream_type ORDER BY n DESC) AS version
-    FROM input JOIN heads USING (stream_id, stream_type) CROSS JOIN fence ORDER BY n OFFSET 0
+    FROM _input JOIN _heads USING (stream_id, stream_type) CROSS JOIN _fence ORDER BY n OFFSET 0
   ) AS ordered
 )""",
         _sessions(tables, with_items=with_items),
-        f"""appended AS (
+        f"""_appended AS (
   INSERT INTO "{log}" (position, stream_type, stream_id, version, event_id, type, data, actor,
     context, recorded_at)
   SELECT position, stream_type, stream_id, version, event_id, type, {_data(with_items)}, actor,
     context, recorded_at
-  FROM numbered
+  FROM _numbered
   RETURNING position, stream_type, stream_id, version, event_id, type, data, actor, context,
     recorded_at
 )""",
@@ -79,11 +84,11 @@ def append_at_once(tables: Tables, projected: Sequence[str], *, with_items: bool
     ]
     return (
         "WITH " + ", ".join(parts) + "\nSELECT position, version, recorded_at, data "
-        "FROM appended ORDER BY position"
+        "FROM _appended ORDER BY position"
     )
 
 
-_INPUT = """input AS MATERIALIZED (
+_INPUT = """_input AS MATERIALIZED (
   SELECT * FROM json_to_recordset(CAST($1 AS json)) AS r (n int, stream_type varchar,
     stream_id varchar, event_id uuid, type varchar, data text, actor varchar, context text,
     creates boolean)
@@ -94,17 +99,17 @@ def _items(tables: Tables) -> list[str]:
     """Items get ids in the order of ``n``, and the time of their stream, which never goes back."""
     messages = f'"{tables.messages.name}"'
     return [
-        f"""items AS MATERIALIZED (
+        f"""_items AS MATERIALIZED (
   SELECT nextval(pg_get_serial_sequence('{messages}', 'id')) AS id, ordered.* FROM (
-    SELECT r.*, heads.recorded_at FROM json_to_recordset(CAST($2 AS json))
+    SELECT r.*, _heads.recorded_at FROM json_to_recordset(CAST($2 AS json))
       AS r (n int, event int, session_id varchar, message_data text)
-    JOIN heads ON heads.stream_id = r.session_id AND heads.stream_type = 'session'
-    CROSS JOIN fence ORDER BY r.n OFFSET 0
+    JOIN _heads ON _heads.stream_id = r.session_id AND _heads.stream_type = 'session'
+    CROSS JOIN _fence ORDER BY r.n OFFSET 0
   ) AS ordered
 )""",
-        f"""added AS (
+        f"""_added AS (
   INSERT INTO {messages} (id, session_id, message_data, created_at)
-  SELECT id, session_id, message_data, CAST(recorded_at AS timestamp) FROM items
+  SELECT id, session_id, message_data, CAST(recorded_at AS timestamp) FROM _items
 )""",
     ]
 
@@ -112,7 +117,7 @@ def _items(tables: Tables) -> list[str]:
 def _data(with_items: bool) -> str:
     if not with_items:
         return "data"
-    own = "FROM items WHERE items.event = numbered.n"
+    own = "FROM _items WHERE _items.event = _numbered.n"
     ids = f"(SELECT string_agg(CAST(id AS text), ',' ORDER BY id) {own})"
     return f"""CASE type WHEN 'items_added' THEN '{{"item_ids":[' || {ids} || ']}}' ELSE data END"""
 
@@ -121,11 +126,11 @@ def _sessions(tables: Tables, *, with_items: bool) -> str:
     sessions = f'"{tables.sessions.name}"'
     touch = (
         f"""DO UPDATE SET updated_at = excluded.updated_at
-  WHERE {sessions}.session_id IN (SELECT session_id FROM items)"""
+  WHERE {sessions}.session_id IN (SELECT session_id FROM _items)"""
         if with_items
         else "DO NOTHING"
     )
-    return f"""created AS (
-  INSERT INTO {sessions} (session_id) SELECT DISTINCT stream_id FROM input WHERE creates
+    return f"""_created AS (
+  INSERT INTO {sessions} (session_id) SELECT DISTINCT stream_id FROM _input WHERE creates
   ORDER BY stream_id ON CONFLICT (session_id) {touch}
 )"""

@@ -15,9 +15,6 @@ from eventmeta.dialects.statement import Program, Query, Row, T, run
 from eventmeta.errors import UnsupportedEngine
 from eventmeta.settle import settle
 
-WRITE_SECONDS = 20.0
-"""No write waits longer for a session that someone's open transaction holds, perhaps for ever."""
-
 
 class PostgreSQL(PostgreSQLStatements):
     """Positions come from a sequence, so they are visible out of order: see `horizon`."""
@@ -39,7 +36,7 @@ class PostgreSQL(PostgreSQLStatements):
 
     async def write(self, program: Program[T], *, single: bool = False) -> T:
         async with checkout(self.engine, self.is_lost) as connection:
-            execute = partial(_execute, connection, timeout=WRITE_SECONDS)
+            execute = partial(_execute, connection)
             if single:
                 return await run(program, execute)
             async with connection.transaction():
@@ -61,8 +58,6 @@ class PostgreSQL(PostgreSQLStatements):
         code = getattr(error, "sqlstate", None) or getattr(
             getattr(error, "orig", None), "sqlstate", None
         )
-        if isinstance(error, TimeoutError):
-            return Failure.CONFLICT, None
         if code is None:
             # InternalClientError: the server's farewell came between two of our messages.
             lost = isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
@@ -85,6 +80,6 @@ _FAILURES = {
 }
 
 
-async def _execute(connection: Any, query: Query, timeout: float | None = None) -> Sequence[Row]:
-    rows = await connection.fetch(query.statement.sql, *query.values, timeout=timeout)
+async def _execute(connection: Any, query: Query) -> Sequence[Row]:
+    rows = await connection.fetch(query.statement.sql, *query.values)
     return query.statement.decode(rows)

@@ -31,7 +31,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
-from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.base import LOCK_TIMEOUT_MS, Dialect
 from eventmeta.dialects.postgresql.append import (
     append_at_once,
     fence_key,
@@ -54,31 +54,44 @@ class PostgreSQLStatements(Dialect):
     # --- Schema ---------------------------------------------------------------------------------
 
     async def begin_schema_change(self, connection: AsyncConnection) -> None:
+        # Whoever waits for a lock on a table makes all others wait behind him.
+        await connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
         await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})")
 
     def guards(self, tables: Tables) -> Sequence[str]:
+        """All or nothing, and nothing if it is there: DDL would wait for every reader."""
         name = tables.events.name
         log, sequence, refuse = f'"{name}"', sequence_name(name), f'"{name}_refuse"()'
+        last = f"{name}_no_truncate"
         return (
-            f"CREATE SEQUENCE IF NOT EXISTS {sequence} CACHE 1",
-            f"ALTER TABLE {log} ALTER COLUMN position SET DEFAULT nextval('{sequence}'::regclass)",
-            f"CREATE OR REPLACE FUNCTION {refuse} RETURNS trigger LANGUAGE plpgsql AS "
-            f"$$BEGIN RAISE EXCEPTION '{name} is append-only'; END$$",
-            f'CREATE OR REPLACE TRIGGER "{name}_no_change" BEFORE UPDATE OR DELETE ON {log} '
-            f"FOR EACH ROW EXECUTE FUNCTION {refuse}",
-            f'CREATE OR REPLACE TRIGGER "{name}_no_truncate" BEFORE TRUNCATE ON {log} '
-            f"FOR EACH STATEMENT EXECUTE FUNCTION {refuse}",
+            f"""DO $do$ BEGIN
+IF NOT EXISTS (
+  SELECT FROM pg_trigger WHERE tgname = '{last}' AND tgrelid = '{log}'::regclass
+) THEN
+  CREATE SEQUENCE {sequence} CACHE 1;
+  ALTER TABLE {log} ALTER COLUMN position SET DEFAULT nextval('{sequence}'::regclass);
+  CREATE FUNCTION {refuse} RETURNS trigger LANGUAGE plpgsql AS
+    $$BEGIN RAISE EXCEPTION '{name} is append-only'; END$$;
+  CREATE TRIGGER "{name}_no_change" BEFORE UPDATE OR DELETE ON {log}
+    FOR EACH ROW EXECUTE FUNCTION {refuse};
+  CREATE TRIGGER "{last}" BEFORE TRUNCATE ON {log}
+    FOR EACH STATEMENT EXECUTE FUNCTION {refuse};
+END IF; END $do$""",
         )
 
     def create_view(self, name: str, definition: str) -> str:
-        return f'CREATE OR REPLACE VIEW "{name}" AS {definition}'
+        return f"""DO $do$ BEGIN
+IF to_regclass('"{name}"') IS NULL THEN CREATE VIEW "{name}" AS {definition}; END IF;
+END $do$"""
 
     # --- Pieces of SQL --------------------------------------------------------------------------
 
     def recordset(self, name: str, columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
         return (
             func.json_to_recordset(cast(bindparam(name, type_=Text()), JSON))
-            .table_valued(*(column(field, kind) for field, kind in columns.items()), name=name)
+            .table_valued(
+                *(column(field, kind) for field, kind in columns.items()), name=f"given_{name}"
+            )
             .render_derived(with_types=True)
         )
 
@@ -124,9 +137,13 @@ class PostgreSQLStatements(Dialect):
         return select(*also, *found.c).select_from(wanted.join(found, true()))
 
     def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
-        missing = select(
-            keys.c.stream_id, keys.c.stream_type, literal(0), func.clock_timestamp()
-        ).order_by(keys.c.stream_id, keys.c.stream_type)
+        # The limit applies from the first row on, for the rest of the transaction.
+        limited = func.set_config("lock_timeout", str(LOCK_TIMEOUT_MS), true()).is_not(None)
+        missing = (
+            select(keys.c.stream_id, keys.c.stream_type, literal(0), func.clock_timestamp())
+            .where(limited)
+            .order_by(keys.c.stream_id, keys.c.stream_type)
+        )
         own = insert(streams).from_select(
             ["stream_id", "stream_type", "version", "recorded_at"], missing
         )
@@ -149,6 +166,15 @@ class PostgreSQLStatements(Dialect):
         position = SQLSequence(sequence_name(log).strip('"')).next_value()
         ordered = select(numbers.c.n).order_by(numbers.c.n).offset(0).subquery("ordered")
         return (text(fence), select(position.label("position")).select_from(ordered))
+
+    def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
+        """At the time of their event, for CURRENT_TIMESTAMP is when the transaction began."""
+        at = cast(
+            func.coalesce(items.c.recorded_at, func.clock_timestamp()), messages.c.created_at.type
+        )
+        source = select(items.c.session_id, items.c.message_data, at).order_by(items.c.n)
+        added = insert(messages).from_select(["session_id", "message_data", "created_at"], source)
+        return (added.returning(messages.c.session_id, messages.c.id),)
 
     def append_at_once(
         self, tables: Tables, projected: Sequence[Executable], *, with_items: bool

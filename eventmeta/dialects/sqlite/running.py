@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.dialects.base import Failure
+from eventmeta.dialects.base import LOCK_TIMEOUT_MS, Failure
 from eventmeta.dialects.pool import checkout, configure
 from eventmeta.dialects.sqlite.statements import SQLiteStatements
 from eventmeta.dialects.statement import Program, Query, Row, T, run_in_thread
 from eventmeta.settle import settle
 
-BUSY_TIMEOUT_MS = 5_000
+if TYPE_CHECKING:
+    from eventmeta.tables import Tables
+
 _SETTINGS = (
-    f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",
-    "PRAGMA journal_mode = WAL",
+    f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}",
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
 )
@@ -32,6 +34,8 @@ class SharedConnectionBusy(sqlite3.OperationalError):
 
 class SQLite(SQLiteStatements):
     """The embedded database: one writer at a time, so positions are in commit order."""
+
+    locks_whole_database: ClassVar[bool] = True
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
@@ -79,6 +83,10 @@ class SQLite(SQLiteStatements):
         lent = await connection.get_raw_connection()
         return await settle(_hop(lent.driver_connection, work))
 
+    async def first_connection(self, tables: Tables) -> None:
+        """Not through the engine: it would reset a connection that the app shares with us."""
+        await self._in_thread(lambda _: None)
+
     async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
         async with checkout(self.engine, self.is_lost) as connection:
             return await _hop(connection, work)
@@ -109,6 +117,8 @@ def _prepare(dbapi_connection: Any) -> None:
     cursor = dbapi_connection.cursor()
     for setting in _SETTINGS:
         cursor.execute(setting)
+    with suppress(sqlite3.OperationalError):  # a database that may only be read stays as it is
+        cursor.execute("PRAGMA journal_mode = WAL")
     cursor.close()
 
 

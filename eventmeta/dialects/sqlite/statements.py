@@ -88,7 +88,7 @@ class SQLiteStatements(Dialect):
             func.json_extract(row.c.value, literal_column(f"'$.{field}'"), type_=kind).label(field)
             for field, kind in columns.items()
         ]
-        return select(*fields).subquery(name)
+        return select(*fields).subquery(f"given_{name}")
 
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         pair = func.json_each(events.c.data, literal_column("'$.changes'")).table_valued(

@@ -24,7 +24,7 @@ _LIMIT = bindparam("limit", type_=BigInteger())
 
 
 @dataclass(frozen=True)
-class Queries:
+class ReadStatements:
     """What sessions and stores read."""
 
     tables: Tables

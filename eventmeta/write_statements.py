@@ -32,16 +32,21 @@ from eventmeta.dialects.statement import Statement
 from eventmeta.projector import remove_rows, write_rows
 from eventmeta.tables import Tables
 from projections import EVENT_COLUMNS, Projection
-from projections.types import LongText, SessionId
+from projections.types import LongText, SessionId, UtcDateTime
 
 _KEY: Mapping[str, TypeEngine[Any]] = {"stream_id": SessionId, "stream_type": String(16)}
 _SESSION: Mapping[str, TypeEngine[Any]] = {"session_id": SessionId}
 _NUMBER: Mapping[str, TypeEngine[Any]] = {"n": Integer()}
-_ITEM: Mapping[str, TypeEngine[Any]] = {**_NUMBER, **_SESSION, "message_data": LongText}
+_ITEM: Mapping[str, TypeEngine[Any]] = {
+    **_NUMBER,
+    **_SESSION,
+    "message_data": LongText,
+    "recorded_at": UtcDateTime(),
+}
 
 
 @dataclass(frozen=True)
-class Statements:
+class WriteStatements:
     """What the write path runs, in the order in which a batch runs it. Compiled at first use."""
 
     tables: Tables
@@ -209,7 +214,7 @@ class Statements:
     def append_at_once(self) -> dict[bool, Statement] | None:
         """The one statement for a batch of plain appends: without and with items."""
         columns: list[ColumnClause[Any]] = [column(name) for name in EVENT_COLUMNS]
-        appended = table("appended", *columns)
+        appended = table("_appended", *columns)
         events = self.dialect.relation(appended)
         projected = [
             write_rows(projection, self.dialect, events) for projection in self.tables.projections

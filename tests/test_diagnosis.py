@@ -1,0 +1,287 @@
+"""What a failure of the database or of its driver means to the caller."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import asyncmy.errors
+import asyncpg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from eventmeta import (
+    DatabaseBusy,
+    MetadataSession,
+    MetadataStore,
+    OutcomeUnknown,
+    UnsupportedEngine,
+    log,
+    new_event_id,
+)
+from eventmeta.dialects import Dialect, Failure, dialect_of
+from tests.backends import Backend
+from tests.helpers import count_transactions, versions
+
+# --- Codes --------------------------------------------------------------------------------------
+
+URLS = {
+    "sqlite": "sqlite+aiosqlite://",
+    "postgresql": "postgresql+asyncpg://nobody@nowhere.invalid/nothing",
+    "mysql": "mysql+asyncmy://nobody@nowhere.invalid/nothing",
+}
+
+
+def sqlite_error(code: int, message: str = "as SQLite says it") -> Exception:
+    error = sqlite3.OperationalError(message)
+    error.sqlite_errorcode = code
+    return error
+
+
+def postgresql_error(code: str) -> asyncpg.PostgresError:
+    return asyncpg.PostgresError.new({"C": code, "M": "as PostgreSQL says it", "S": "ERROR"})
+
+
+def mysql_error(code: int) -> asyncmy.errors.OperationalError:
+    return asyncmy.errors.OperationalError(code, "as MySQL says it")
+
+
+def cases(name: str, make: Any, failure: Failure, codes: Sequence[Any]) -> list[Any]:
+    return [pytest.param(name, make(code), failure, code, id=f"{name} {code}") for code in codes]
+
+
+CODES = [
+    *cases("sqlite", sqlite_error, Failure.CONFLICT, [5, 6, 261, 517, 262, 787]),
+    *cases("sqlite", sqlite_error, Failure.DUPLICATE, [2067, 1555]),
+    *cases("sqlite", sqlite_error, Failure.OTHER, [1, 11, 13, 1811]),
+    *cases("postgresql", postgresql_error, Failure.CONFLICT, ["40001", "40P01", "55P03", "23503"]),
+    *cases("postgresql", postgresql_error, Failure.DUPLICATE, ["23505"]),
+    *cases("postgresql", postgresql_error, Failure.TABLE_MISSING, ["42P01"]),
+    *cases(
+        "postgresql",
+        postgresql_error,
+        Failure.DISCONNECTED,
+        ["08000", "08006", "57P01", "57P02", "57P03", "53300"],
+    ),
+    *cases("postgresql", postgresql_error, Failure.OTHER, ["P0001", "42501", "53100", "57014"]),
+    *cases("mysql", mysql_error, Failure.CONFLICT, [1213, 1205, 1020, 1452]),
+    *cases("mysql", mysql_error, Failure.DUPLICATE, [1062]),
+    *cases("mysql", mysql_error, Failure.TABLE_MISSING, [1146]),
+    *cases("mysql", mysql_error, Failure.DISCONNECTED, [1053, 1927, 2003, 2006, 2013, 4031]),
+    *cases("mysql", mysql_error, Failure.OTHER, [1644, 1142, 1064]),
+]
+WITHOUT_CODES = [
+    ("sqlite", sqlite_error(1, "no such table: agent_events"), Failure.TABLE_MISSING, 1),
+    ("sqlite", ValueError("not of the driver"), Failure.OTHER, None),
+    ("postgresql", ConnectionResetError(104, "reset"), Failure.DISCONNECTED, None),
+    ("postgresql", asyncpg.InterfaceError("closed"), Failure.DISCONNECTED, None),
+    ("postgresql", asyncpg.InternalClientError("odd"), Failure.DISCONNECTED, None),
+    ("postgresql", ValueError("not of the driver"), Failure.OTHER, None),
+    ("mysql", ConnectionResetError(104, "reset"), Failure.DISCONNECTED, None),
+    ("mysql", asyncio.IncompleteReadError(b"", 4), Failure.DISCONNECTED, None),
+    ("mysql", ValueError("not of the driver"), Failure.OTHER, None),
+]
+
+
+def dialect_named(name: str) -> Dialect:
+    return dialect_of(create_async_engine(URLS[name]))
+
+
+@pytest.mark.parametrize(("name", "error", "failure", "code"), [*CODES, *WITHOUT_CODES])
+def test_an_error_of_the_driver_is_understood(
+    name: str, error: Exception, failure: Failure, code: Any
+) -> None:
+    assert dialect_named(name).diagnose(error) == (failure, code)
+
+
+@pytest.mark.parametrize(("name", "error", "failure", "code"), CODES)
+def test_it_is_understood_as_sqlalchemy_wraps_it(
+    name: str, error: Exception, failure: Failure, code: Any
+) -> None:
+    """For asyncpg, in an error of its adapter that has the code."""
+    inner: Any = error
+    if name == "postgresql":
+        inner = create_async_engine(URLS[name]).dialect.dbapi.Error(str(error))  # type: ignore[union-attr]
+        inner.pgcode = inner.sqlstate = code
+    assert dialect_named(name).diagnose(DBAPIError("SELECT 1", None, inner)) == (failure, code)
+
+
+# --- Deadlocks ----------------------------------------------------------------------------------
+
+CODE = {"postgresql": "40P01", "mariadb": 1213}
+WAITING = {
+    "postgresql": "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+    "WHERE datname = current_database() AND pid IN (SELECT pid FROM pg_locks WHERE NOT granted)",
+    "mariadb": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+}
+
+
+class Rival:
+    """A transaction that owns session b, and then wants a; whoever wants b meanwhile loses.
+
+    PostgreSQL ends the one that has waited longest; MariaDB the one that has changed least.
+    """
+
+    def __init__(self, name: str, connection: AsyncConnection) -> None:
+        self._name = name
+        self._connection = connection
+
+    async def own(self, session_id: str) -> None:
+        query = text("SELECT version FROM agent_streams WHERE stream_id = :session_id FOR UPDATE")
+        await self._connection.execute(query, {"session_id": session_id})
+
+    async def begin(self) -> None:
+        await self._connection.execute(
+            text("INSERT INTO ballast VALUES (:n)"), [{"n": n} for n in range(100)]
+        )
+        await self.own("b")
+
+    async def cross(self, engine: AsyncEngine) -> None:
+        """Want a too, as soon as someone waits."""
+        async with engine.connect() as connection:
+            autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            while not await autocommit.scalar(text(WAITING[self._name])):
+                await asyncio.sleep(0.02)
+        await self.own("a")
+        await self._connection.commit()
+
+
+@pytest.fixture
+async def rival(server_backend: Backend, store: MetadataStore) -> AsyncIterator[Rival]:
+    async with store.engine.begin() as connection:
+        await connection.exec_driver_sql("CREATE TABLE ballast (n INTEGER)")
+    for name in ("a", "b"):
+        await store.session(name).set_metadata({"k": 0})
+    async with store.engine.connect() as connection:
+        yield Rival(server_backend.name, connection)
+
+
+async def found(store: MetadataStore) -> list[tuple[dict[str, Any], list[int]]]:
+    sessions = [store.session(name) for name in ("a", "b")]
+    return [(await session.get_metadata(), await versions(session)) for session in sessions]
+
+
+async def test_a_deadlock_ends_the_transaction_of_the_callers(
+    server_backend: Backend, store: MetadataStore, rival: Rival
+) -> None:
+    a, b = store.session("a"), store.session("b")
+    await rival.begin()
+    async with store.engine.connect() as connection:
+        await a.set_metadata({"k": 1}, connection=connection)
+        crossing = asyncio.create_task(rival.cross(store.engine))
+        with pytest.raises(DatabaseBusy) as caught:
+            await b.set_metadata({"k": 1}, connection=connection)
+        assert caught.value.code == CODE[server_backend.name]
+        await connection.rollback()
+    await crossing
+    assert await found(store) == [({"k": 0}, [1])] * 2
+    async with store.engine.begin() as connection:
+        for session in (a, b):
+            await session.set_metadata({"k": 2}, connection=connection)
+    assert await found(store) == [({"k": 2}, [1, 2])] * 2
+
+
+async def test_a_deadlock_is_retried_in_a_transaction_of_our_own(
+    store: MetadataStore, rival: Rival, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of both sessions, whose locks are taken in the order of their ids."""
+    begun = count_transactions(store, monkeypatch)
+    await rival.begin()
+    crossing = asyncio.create_task(rival.cross(store.engine))
+    await asyncio.gather(*(store.session(name).set_metadata({"k": 1}) for name in ("a", "b")))
+    await crossing
+    assert len(begun) == 2, "the victim, and the one that went through"
+    assert await found(store) == [({"k": 1}, [1, 2])] * 2
+
+
+# --- No answer ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(log, "BATCH_RETRY_SECONDS", 0.1)
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+CALLS: dict[str, Callable[[MetadataSession], Awaitable[Any]]] = {
+    "set": lambda session: session.set_metadata({"k": 1}),
+    "pop": lambda session: session.pop_item(),
+    "get": lambda session: session.get_metadata(),
+    "history": lambda session: session.history(),
+}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("driver", ["postgresql+asyncpg", "mysql+asyncmy"])
+async def test_a_server_that_is_not_there_is_reported(
+    closed_port: int, driver: str, name: str
+) -> None:
+    engine = create_async_engine(f"{driver}://nobody@127.0.0.1:{closed_port}/nothing")
+    with pytest.raises(OutcomeUnknown, match="the connection was lost"):
+        await CALLS[name](MetadataSession("s", engine=engine))
+    await engine.dispose()
+
+
+@pytest.mark.usefixtures("impatient", "server_backend")
+@pytest.mark.parametrize("callers", [1, 3])
+async def test_what_became_of_a_write_is_found_out_by_repeating_it(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch, callers: int
+) -> None:
+    """Though each was recorded, no answer ever came."""
+    session, event_ids = store.session("s"), [new_event_id() for _ in range(callers)]
+    write = store._database.dialect.write
+
+    async def loses_the_answer(*arguments: Any, **options: Any) -> Any:
+        await write(*arguments, **options)
+        raise ConnectionResetError("as if the server had gone right after the commit")
+
+    def calls() -> list[Awaitable[Any]]:
+        return [
+            session.set_metadata({f"k{n}": n}, event_id=event_id)
+            for n, event_id in enumerate(event_ids)
+        ]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._database.dialect, "write", loses_the_answer)
+        results = await asyncio.gather(*calls(), return_exceptions=True)
+    assert [type(result) for result in results] == [OutcomeUnknown] * callers
+    events = await asyncio.gather(*calls())
+    assert [event.event_id for event in events] == event_ids
+    assert await versions(session) == list(range(1, callers + 1))
+
+
+# --- Engines ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "driver", "message"),
+    [
+        ("postgresql", "psycopg", r"driver 'psycopg' is not supported.*postgresql\+asyncpg://"),
+        ("oracle", "oracledb", r"oracle is not supported: use sqlite\+aiosqlite://"),
+    ],
+)
+def test_an_engine_without_a_dialect_is_refused(name: str, driver: str, message: str) -> None:
+    engine = cast(
+        AsyncEngine,
+        SimpleNamespace(
+            sync_engine=SimpleNamespace(), dialect=SimpleNamespace(name=name, driver=driver)
+        ),
+    )
+    with pytest.raises(UnsupportedEngine, match=message):
+        MetadataStore(engine)
+    with pytest.raises(UnsupportedEngine, match=message):
+        MetadataSession("s", engine=engine)
