@@ -150,7 +150,7 @@ class WriteStatements:
 
     @cached_property
     def delete_items(self) -> Statement:
-        """``items``, by their ids ``n``."""
+        """``items``, by their ``id``."""
         gone = self.dialect.recordset("items", {"id": Integer()})
         ids = select(gone.c.id).subquery("gone")
         return self._one(self.dialect.delete_matching(self.tables.messages, ids))

@@ -116,9 +116,11 @@ def test_it_is_understood_as_sqlalchemy_wraps_it(
 
 CODE = {"postgresql": "40P01", "mariadb": 1213}
 WAITING = {
-    "postgresql": "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database "
-    "WHERE datname = current_database() AND pid IN (SELECT pid FROM pg_locks WHERE NOT granted)",
-    "mariadb": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+    "postgresql": "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) "
+    "WHERE NOT granted AND datname = current_database()",
+    "mariadb": "SELECT count(*) FROM information_schema.innodb_trx "
+    "JOIN information_schema.processlist ON id = trx_mysql_thread_id "
+    "WHERE trx_state = 'LOCK WAIT' AND db = database()",
 }
 
 
@@ -133,7 +135,10 @@ class Rival:
         self._connection = connection
 
     async def own(self, session_id: str) -> None:
-        query = text("SELECT version FROM agent_streams WHERE stream_id = :session_id FOR UPDATE")
+        query = text(
+            "SELECT version FROM agent_streams "
+            "WHERE stream_id = :session_id AND stream_type = 'session' FOR UPDATE"
+        )
         await self._connection.execute(query, {"session_id": session_id})
 
     async def begin(self) -> None:
@@ -147,7 +152,7 @@ class Rival:
         async with engine.connect() as connection:
             autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
             while not await autocommit.scalar(text(WAITING[self._name])):
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.15)  # MariaDB answers afresh after 0.1 s without a question
         await self.own("a")
         await self._connection.commit()
 
@@ -156,8 +161,9 @@ class Rival:
 async def rival(server_backend: Backend, store: MetadataStore) -> AsyncIterator[Rival]:
     async with store.engine.begin() as connection:
         await connection.exec_driver_sql("CREATE TABLE ballast (n INTEGER)")
-    for name in ("a", "b"):
-        await store.session(name).set_metadata({"k": 0})
+    # Among many, as MariaDB may lock a whole table that is small.
+    names = ["a", "b", *(f"other{n}" for n in range(300))]
+    await asyncio.gather(*(store.session(name).set_metadata({"k": 0}) for name in names))
     async with store.engine.connect() as connection:
         yield Rival(server_backend.name, connection)
 

@@ -1,4 +1,4 @@
-"""MySQL and MariaDB at work, through SQLAlchemy: asyncmy and aiomysql alike."""
+"""MySQL and MariaDB at work, through SQLAlchemy's own execution."""
 
 from __future__ import annotations
 
