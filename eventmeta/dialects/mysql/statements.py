@@ -193,6 +193,9 @@ class MySQLStatements(Dialect):
                     streams.c.stream_type == keys.c.stream_type,
                 ),
             )
+            # Of a small table the planner would read, and so lock, every row.
+            .prefix_with("STRAIGHT_JOIN")
+            .with_hint(streams, "FORCE INDEX (PRIMARY)")
             .with_for_update(of=streams if not self._is_mariadb else None)
         )
         return (own, heads)
