@@ -124,7 +124,6 @@ def run_page(page: str, directory: Path) -> str:
     return output_of("-c", as_script(blocks_of(page)), folder=directory)
 
 
-@pytest.mark.skipif(not README.exists(), reason="there is no README yet")
 def test_the_code_in_the_readme_runs(tmp_path: Path) -> None:
     page = README.read_text(encoding="utf-8")
     assert [block for block in blocks_of(page) if not block.skipped]
