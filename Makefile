@@ -1,15 +1,19 @@
 # Everything this project can do is a target here; `make help` lists them.
 #
 # The machine needs only make and Python 3.11 or newer. uv does the installing when it is there,
-# pip when it is not.  PYTHON=… picks the interpreter, UV= forces pip, ARGS=… goes to the command.
+# pip when it is not.  PYTHON=… picks the interpreter, UV= forces pip, ARGS=… goes to the command,
+# WORKERS=… says how many processes run the tests, each with servers of its own.
 
 UV ?= $(shell command -v uv)
 PYTHON ?=
 ARGS ?=
+WORKERS ?= auto
 
 BIN := .venv/bin
 
-.PHONY: help demo test test-lowest lint format bench lock clean
+pytest = python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal
+
+.PHONY: help demo test test-long test-lowest test-bench lint format bench lock clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -19,10 +23,16 @@ demo: .venv/.core ## run examples/quickstart.py on an embedded database
 	@$(BIN)/python examples/quickstart.py $(ARGS)
 
 test: .venv/.dev ## run the tests on every backend that can be had
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/$(pytest) $(ARGS)
+
+test-long: .venv/.dev ## run every test on every backend, with twenty times the examples
+	@EVENTMETA_LONG=1 EVENTMETA_HYPOTHESIS_PROFILE=thorough $(BIN)/$(pytest) $(ARGS)
 
 test-lowest: .venv-lowest/.test ## run the tests on the oldest supported dependencies
-	@.venv-lowest/bin/python -m pytest $(ARGS)
+	@.venv-lowest/bin/$(pytest) $(ARGS)
+
+test-bench: .venv-bench/.bench ## test the benchmarks with all peers installed
+	@.venv-bench/bin/python -m pytest tests/test_benchmarks.py tests/test_benchmark_results.py $(ARGS)
 
 lint: .venv/.dev ## check style, types and the direction of imports
 	@$(BIN)/ruff check --quiet
@@ -35,27 +45,30 @@ format: .venv/.dev ## format the code and fix what can be fixed
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: .venv/.dev ## compare the speed with upstream and with the bare drivers
-	@$(BIN)/python -m benchmarks $(ARGS)
+bench: .venv-bench/.bench ## compare the speed with others (ARGS="run --help": how)
+	@.venv-bench/bin/python -m benchmarks $(or $(ARGS),run)
 
 clean: ## delete everything that make and the tools made
-	rm -rf .venv .venv-lowest build dist .*_cache .hypothesis
+	rm -rf .venv .venv-bench .venv-lowest build dist .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- Environments ---------------------------------------------------------------------------
 # .venv holds the locked versions: .core what the library needs, .dev everything else too.
+# .venv-bench holds those of the benchmarks, with the peers and what they hold back.
 # .venv-lowest holds the lower bounds of pyproject.toml. Each stamp says that its installs are done.
 
 ifneq ($(UV),)
 
 create = $(UV) venv --quiet --allow-existing $(if $(PYTHON),--python $(PYTHON)) $(1)
 install = $(UV) pip install --quiet --python .venv
+install-bench = $(UV) pip install --quiet --python .venv-bench
 lowest-uv = $(UV)
 
 else
 
 python := $(or $(PYTHON),python3)
 install = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+install-bench = .venv-bench/bin/python -m pip install --quiet --disable-pip-version-check
 lowest-uv = .venv-lowest/bin/uv
 
 define create
@@ -80,6 +93,12 @@ endif
 	$(install) --no-deps --editable .
 	@touch .venv/.core $@
 
+.venv-bench/.bench: requirements-bench.lock pyproject.toml
+	$(call create,.venv-bench)
+	$(install-bench) -r requirements-bench.lock
+	$(install-bench) --no-deps --editable .
+	@touch $@
+
 .venv-lowest/.test: pyproject.toml
 	$(call create,.venv-lowest)
 	$(if $(UV),,.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv)
@@ -88,7 +107,8 @@ endif
 	@touch $@
 
 # --- Lock files -----------------------------------------------------------------------------
-# One pair for all platforms and Pythons, with hashes; pip and uv both read them, from any index.
+# For all platforms and Pythons, with hashes; pip and uv both read them, from any index. Those of the
+# benchmarks are by themselves, as the peers hold back what others would have newer.
 
 compile = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --custom-compile-command 'make lock' pyproject.toml
@@ -97,3 +117,4 @@ lock: ## bring the lock files in line with pyproject.toml (ARGS=--upgrade: newes
 	@test -n '$(UV)' || { echo 'make lock needs uv' >&2; exit 1; }
 	$(compile) $(ARGS) --all-extras --group dev --output-file requirements-dev.lock
 	$(compile) $(ARGS) --constraint requirements-dev.lock --output-file requirements.lock
+	$(compile) $(ARGS) --all-extras --group bench --output-file requirements-bench.lock

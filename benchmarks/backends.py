@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import tempfile
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,56 +14,74 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from benchmarks.slow_disk import postgresql_settings
 from tests import servers
 
 BACKENDS = ("sqlite", "postgresql")
 
+Databases = Callable[[int, float], AbstractAsyncContextManager[list[str]]]
+
 
 @dataclass(frozen=True)
-class Databases:
-    """Fresh empty databases of one server.
+class Place:
+    """A server.
 
     Attributes:
         server: Its name and version.
-        urls: One for each peer.
+        databases: Gives the URLs of so many fresh, empty databases, whose commits take so many
+            milliseconds longer, and drops them at the end. On SQLite the process that connects
+            has to see to that: `benchmarks.slow_disk.slow_sqlite`.
     """
 
     server: str
-    urls: list[str]
+    databases: Databases
 
 
 @asynccontextmanager
-async def databases(backend: str, count: int) -> AsyncGenerator[Databases]:
-    """``count`` databases, dropped at the end.
+async def opened(backend: str) -> AsyncGenerator[Place]:
+    """The server of a backend.
 
     Raises:
-        tests.servers.Unavailable: The server cannot be had.
+        tests.servers.Unavailable: It cannot be had.
     """
     if backend == "sqlite":
-        with tempfile.TemporaryDirectory(prefix="eventmeta-") as directory:
-            files = [Path(directory) / f"{i}.db" for i in range(count)]
-            urls = [f"sqlite+aiosqlite:///{file}" for file in files]
-            yield Databases(f"SQLite {sqlite3.sqlite_version}", urls)
+        yield Place(f"SQLite {sqlite3.sqlite_version}", in_files)
     else:
         with servers.postgresql(durable=True) as server:
-            async with _on_postgresql(server, count) as found:
-                yield found
+            engine = create_async_engine(server, poolclass=NullPool)
+            async with engine.connect() as connection:
+                version = (await connection.exec_driver_sql("SHOW server_version")).scalar_one()
+            yield Place(
+                f"PostgreSQL {version}", lambda count, delay: on_postgresql(server, count, delay)
+            )
 
 
 @asynccontextmanager
-async def _on_postgresql(server: str, count: int) -> AsyncGenerator[Databases]:
+async def in_files(count: int, _delay: float) -> AsyncGenerator[list[str]]:
+    """Those of SQLite, all in WAL mode: it is a property of the file, and not all peers set it."""
+    with tempfile.TemporaryDirectory(prefix="eventmeta-") as directory:
+        files = [Path(directory) / f"{i}.db" for i in range(count)]
+        for file in files:
+            with closing(sqlite3.connect(file)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+        yield [f"sqlite+aiosqlite:///{file}" for file in files]
+
+
+@asynccontextmanager
+async def on_postgresql(server: str, count: int, delay: float) -> AsyncGenerator[list[str]]:
+    """The databases of a PostgreSQL server: see `Place.databases`."""
     engine = create_async_engine(server, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     names = [f"eventmeta_{secrets.token_hex(6)}" for _ in range(count)]
     async with engine.connect() as connection:
-        version = (await connection.exec_driver_sql("SHOW server_version")).scalar_one()
         for name in names:
             await connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0")
+            for setting, value in postgresql_settings(delay).items():
+                await connection.exec_driver_sql(f"ALTER DATABASE {name} SET {setting} = {value}")
     try:
-        urls = [
+        yield [
             make_url(server).set(database=name).render_as_string(hide_password=False)
             for name in names
         ]
-        yield Databases(f"PostgreSQL {version}", urls)
     finally:
         async with engine.connect() as connection:
             for name in names:

@@ -4,6 +4,8 @@ Every change is appended to an immutable log in the transaction that updates the
 that the present is an index lookup and the past is a fold of the same log.
 """
 
+import lazy_loader
+
 import projections
 
 if not hasattr(projections, "EVENT_COLUMNS"):
@@ -14,65 +16,9 @@ if not hasattr(projections, "EVENT_COLUMNS"):
     )
 del projections
 
-from eventmeta.actor import acting_as
-from eventmeta.errors import (
-    AppendRejected,
-    DatabaseBusy,
-    DatabaseFailure,
-    EventIdReused,
-    EventMetaError,
-    InvalidIdentifier,
-    InvalidInput,
-    InvalidKey,
-    InvalidPoint,
-    InvalidValue,
-    ItemAlreadyPopped,
-    OutcomeUnknown,
-    StoreClosed,
-    TablesMissing,
-    UnsupportedEngine,
-    ValueTooLarge,
-    VersionConflict,
-)
-from eventmeta.events import NewEvent, Position, RecordedEvent
-from eventmeta.history import MISSING, HistoryEntry, ValueChange
-from eventmeta.identifiers import new_event_id
-from eventmeta.options import WriteOptions
-from eventmeta.projector import Difference
-from eventmeta.session import MetadataSession
-from eventmeta.store import MetadataStore, verify_projection
-
 __version__ = "0.1.0"
 
-__all__ = [
-    "AppendRejected",
-    "DatabaseBusy",
-    "DatabaseFailure",
-    "Difference",
-    "EventIdReused",
-    "EventMetaError",
-    "HistoryEntry",
-    "InvalidIdentifier",
-    "InvalidInput",
-    "InvalidKey",
-    "InvalidPoint",
-    "InvalidValue",
-    "ItemAlreadyPopped",
-    "MISSING",
-    "MetadataSession",
-    "MetadataStore",
-    "NewEvent",
-    "OutcomeUnknown",
-    "Position",
-    "RecordedEvent",
-    "StoreClosed",
-    "TablesMissing",
-    "UnsupportedEngine",
-    "ValueChange",
-    "ValueTooLarge",
-    "VersionConflict",
-    "WriteOptions",
-    "acting_as",
-    "new_event_id",
-    "verify_projection",
-]
+# The names are in `__init__.pyi`. Whoever needs no projector, say, does not wait for its import.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(  # pyright: ignore[reportUnknownVariableType]
+    __name__, __file__
+)

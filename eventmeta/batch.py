@@ -1,8 +1,8 @@
 """A batch of commands as one transaction, without its I/O.
 
-Two programs do the same. `append_at_once` is one statement, where the database has one and every
-command is plain. `append_in_steps` is for everything else: it owns the heads of all streams first,
-in the order of their keys, so that from then on versions and conflicts are known.
+It owns the heads of all streams first, in the order of their keys, so that from then on versions,
+owners and conflicts are known. Where the database can do plain commands in one statement,
+`append_at_once` takes the place of this.
 """
 
 from __future__ import annotations
@@ -10,96 +10,52 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
-import orjson
-
-from eventmeta.commands import AddItems, Append, Command, Fact, StreamKey
-from eventmeta.dialects.statement import Program, Row, Statement, recordset, steps
-from eventmeta.errors import AppendRejected, VersionConflict
-from eventmeta.events import Position, RecordedEvent, read_event
-from eventmeta.projector import can_remove
+from eventmeta.commands import (
+    AddItems,
+    Append,
+    Command,
+    DeleteUser,
+    Fact,
+    StreamKey,
+    TransferSession,
+)
+from eventmeta.dialects.statement import Program, Row, recordset, steps
+from eventmeta.drafts import Draft, Outcome, item_rows
+from eventmeta.errors import AppendRejected, EventMetaError, InvalidInput, VersionConflict
+from eventmeta.events import RecordedEvent, read_event
+from eventmeta.folding import can_remove
+from eventmeta.heads import Head, Heads, events_before, users_of, within_reach
+from eventmeta.identifiers import new_event_id
+from eventmeta.structure import follow
 from eventmeta.write_statements import WriteStatements
-
-Outcome = RecordedEvent | AppendRejected | None
-"""The event; why there is none; or None, where there was nothing to do."""
+from projections import EVENT_COLUMNS, USER_ASSIGNED
 
 
-def is_plain(command: Command) -> bool:
-    """Whether nothing need be known of the stream to record ``command``."""
-    return (
-        isinstance(command, Append)
-        and command.expected_version is None
-        and not command.may_be_recorded
-    )
+def append_in_steps(
+    commands: Sequence[Command],
+    sql: WriteStatements,
+    recorded: list[RecordedEvent] | None = None,
+) -> Program[list[Outcome]]:
+    """Carry out commands of any kind, each as if it were alone.
 
-
-def append_at_once(commands: Sequence[Append], statement: Statement) -> Program[list[Outcome]]:
-    """Record plain commands. An event id that is recorded already fails the whole batch."""
-    rows = yield statement(
-        events=recordset(
-            [
-                {**_event_row(command, command.fact), "n": n, "creates": command.creates_session}
-                for n, command in enumerate(commands)
-            ]
-        ),
-        items=recordset(_item_rows(enumerate(commands))),
-    )
-    return [_recorded(command, row) for command, row in zip(commands, rows, strict=True)]
-
-
-def _recorded(command: Append, row: Row) -> RecordedEvent:
-    position, version, recorded_at, data = row
-    facts = orjson.loads(data) if isinstance(command, AddItems) else command.fact.data
-    draft = _Draft(command, Fact(command.fact.type, facts), version, recorded_at, position)
-    return draft.event()
-
-
-def append_in_steps(commands: Sequence[Command], sql: WriteStatements) -> Program[list[Outcome]]:
-    """Carry out commands of any kind, each as if it were alone."""
+    Args:
+        commands: What to do.
+        sql: The statements.
+        recorded: Takes every event that this records, those on behalf of others included.
+    """
     batch = _Batch(sql)
-    yield from batch.lock({command.stream for command in commands})
+    yield from batch.lock(commands)
     yield from batch.find_recorded(command for command in commands if command.may_be_recorded)
-    outcomes: list[_Draft | AppendRejected | RecordedEvent | None] = []
+    outcomes: list[Draft | RecordedEvent | EventMetaError | None] = []
     for command in commands:
         outcome = yield from batch.take(command)
         outcomes.append(outcome)
     yield from batch.flush()
     yield from batch.save_heads()
-    return [item.event() if isinstance(item, _Draft) else item for item in outcomes]
-
-
-@dataclass
-class _Head:
-    version: int
-    recorded_at: datetime
-    moved: bool = False
-
-
-@dataclass
-class _Draft:
-    """An event that may still lack its position, and the ids of its items."""
-
-    command: Command
-    fact: Fact
-    version: int
-    recorded_at: datetime
-    position: int = 0
-
-    def event(self) -> RecordedEvent:
-        command = self.command
-        return RecordedEvent(
-            Position(self.position),
-            command.stream.stream_type,
-            command.stream.stream_id,
-            self.version,
-            command.event_id,
-            self.fact.type,
-            self.fact.data,
-            command.actor,
-            orjson.loads(command.context) if command.context else {},
-            self.recorded_at,
-        )
+    if recorded is not None:
+        recorded += [draft.event() for draft in batch.written]
+    return [item.event() if isinstance(item, Draft) else item for item in outcomes]
 
 
 @dataclass
@@ -107,22 +63,43 @@ class _Batch:
     """The state of a transaction between its queries."""
 
     sql: WriteStatements
-    heads: dict[StreamKey, _Head] = field(default_factory=dict[StreamKey, _Head])
-    recorded: dict[tuple[StreamKey, str], RecordedEvent | _Draft] = field(
-        default_factory=dict[tuple[StreamKey, str], RecordedEvent | _Draft]
+    heads: Heads = field(default_factory=dict[StreamKey, Head])
+    recorded: dict[tuple[StreamKey, str], RecordedEvent | Draft] = field(
+        default_factory=dict[tuple[StreamKey, str], RecordedEvent | Draft]
     )
-    pending: list[_Draft] = field(default_factory=list[_Draft])
+    pending: list[Draft] = field(default_factory=list[Draft])
+    written: list[Draft] = field(default_factory=list[Draft])
 
-    def lock(self, streams: Iterable[StreamKey]) -> Program[None]:
+    def lock(self, commands: Sequence[Command]) -> Program[None]:
+        """Own the heads of all streams that the commands may append to.
+
+        First those of sessions, then those of users, which are needed only where a session changes
+        hands: in this order nobody waits for someone who waits for him.
+        """
+        streams = {command.stream for command in commands}
+        sessions = {stream for stream in streams if stream.stream_type == "session"}
+        for command in commands:
+            if isinstance(command, DeleteUser):
+                rows = yield self.sql.owned_sessions(user_id=command.stream.stream_id)
+                sessions |= {StreamKey(row[0]) for row in rows}
+        if sessions:
+            yield from self._lock(sessions)
+        users = streams - sessions
+        for command in commands:
+            users.update(users_of(command, self.heads))
+        if users:
+            yield from self._lock(users)
+
+    def _lock(self, streams: Iterable[StreamKey]) -> Program[None]:
         """Own the heads. No event is recorded before its stream's last one, whatever the clock."""
         rows = yield from steps(
             self.sql.lock_streams,
             streams=recordset([key._asdict() for key in sorted(streams)]),
             now=datetime.now(UTC),
         )
-        for stream_id, stream_type, version, recorded_at, now in rows:
+        for stream_id, stream_type, version, recorded_at, user_id, now in rows:
             at = max(now, recorded_at) if recorded_at else now
-            self.heads[StreamKey(stream_id, stream_type)] = _Head(version or 0, at)
+            self.heads[StreamKey(stream_id, stream_type)] = Head(version or 0, at, user_id)
 
     def find_recorded(self, commands: Iterable[Command]) -> Program[None]:
         """Learn which of the commands have been carried out before."""
@@ -136,26 +113,38 @@ class _Batch:
             key = StreamKey(event.stream_id, event.stream_type)  # type: ignore[arg-type]
             self.recorded[key, event.event_id] = event
 
-    def take(self, command: Command) -> Program[_Draft | AppendRejected | RecordedEvent | None]:
+    def take(self, command: Command) -> Program[Draft | RecordedEvent | EventMetaError | None]:
         """Carry out one command; its event is written with the next flush."""
-        earlier = self.recorded.get((command.stream, command.event_id))
-        if earlier is not None:
-            if isinstance(earlier, _Draft):
-                yield from self.flush()  # so that it is complete
-            event = earlier.event() if isinstance(earlier, _Draft) else earlier
-            return command.repetition(event) or earlier
         head = self.heads[command.stream]
-        expected = command.expected_version
-        if expected is not None and expected != head.version:
-            return VersionConflict(command.stream.stream_id, expected, head.version)
-        if not isinstance(command, Append):
+        earlier = self.recorded.get((command.stream, command.event_id))
+        if isinstance(earlier, Draft):
+            yield from self.flush()  # so that it is complete
+        event = earlier.event() if isinstance(earlier, Draft) else earlier
+        there = within_reach(command, head)
+        if event is not None and (there or _gave_away(command, event)):
+            return command.repetition(event) or earlier
+        expected, version = command.expected_version, head.version if there else 0
+        if expected is not None and expected != version:
+            return VersionConflict(command.stream.stream_id, expected, version)
+        if not there:
+            return command.beyond_reach()
+        if command.looks:
             yield from self.flush()
-        fact = yield from command.carry_out(self.sql)
+        command.owner, command.recorded_at = head.user_id, head.recorded_at
+        try:
+            fact = yield from command.carry_out(self.sql)
+        except (AppendRejected, InvalidInput) as refusal:
+            return refusal
         if fact is None:
             return None
-        head.version += 1
-        head.moved = True
-        draft = _Draft(command, fact, head.version, head.recorded_at)
+        for stream, before in events_before(command, fact, self.heads):
+            self._record(_on_behalf_of(command, stream, before), before)
+        return self._record(command, fact)
+
+    def _record(self, command: Command, fact: Fact) -> Draft:
+        head = self.heads[command.stream]
+        head.record(command.stream, fact)
+        draft = Draft(command, fact, head.version, head.recorded_at)
         self.recorded[command.stream, command.event_id] = draft
         self.pending.append(draft)
         return draft
@@ -165,27 +154,35 @@ class _Batch:
         drafts, self.pending = self.pending, []
         if not drafts:
             return
+        self.written += drafts
         yield from self._write_items(drafts)
         numbers = recordset([{"n": n} for n in range(1, len(drafts) + 1)])
         positions = yield from steps(self.sql.allocate, numbers=numbers)
         for draft, (position,) in zip(drafts, sorted(map(tuple, positions)), strict=True):
             draft.position = position
         time_text = self.sql.dialect.time_text
-        rows = recordset(
-            [
-                {
-                    **_event_row(draft.command, draft.fact),
-                    "position": draft.position,
-                    "version": draft.version,
-                    "recorded_at": time_text(draft.recorded_at),
-                }
-                for draft in drafts
-            ]
-        )
-        yield self.sql.insert_events(events=rows)
+        rows = [draft.row(time_text(draft.recorded_at)) for draft in drafts]
+        yield self.sql.insert_events(rows)
         yield from self._project(drafts, rows)
+        yield from self._assign(drafts)
+        if self.sql.structure:
+            yield from follow(self.sql.structure, [draft.change() for draft in drafts])
 
-    def _write_items(self, drafts: Sequence[_Draft]) -> Program[None]:
+    def _assign(self, drafts: Sequence[Draft]) -> Program[None]:
+        """Have the rows of sessions that changed hands say so, now that the users are there."""
+        assigned = {
+            draft.command.stream.stream_id: draft.fact.data["user_id"]
+            for draft in drafts
+            if draft.fact.type == USER_ASSIGNED
+        }
+        if not assigned:
+            return
+        yield from self.save_heads()
+        owned = {session_id for session_id, user_id in assigned.items() if user_id is not None}
+        if owned:
+            yield self.sql.assign_sessions(sessions=_session_rows(owned))
+
+    def _write_items(self, drafts: Sequence[Draft]) -> Program[None]:
         adding = [(draft, draft.command) for draft in drafts if isinstance(draft.command, AddItems)]
         touched = {command.stream.stream_id for _, command in adding}
         created = {
@@ -196,7 +193,7 @@ class _Batch:
         if not touched:
             return
         yield self.sql.touch_sessions(sessions=_session_rows(touched))
-        items = _item_rows(enumerate(command for _, command in adding))
+        items = item_rows(enumerate(command for _, command in adding))
         times = [self.sql.dialect.time_text(draft.recorded_at) for draft, _ in adding]
         for item in items:
             item["recorded_at"] = times[item["event"]]
@@ -209,51 +206,62 @@ class _Batch:
             item_ids = [own.pop() for _ in command.items]
             draft.fact = Fact(draft.fact.type, {"item_ids": item_ids})
 
-    def _project(self, drafts: Sequence[_Draft], rows: str) -> Program[None]:
-        first = drafts[0].position
-        for projection, remove, write in self.sql.project:
-            concerned = [d.fact.data for d in drafts if d.fact.type in projection.event_types]
-            if any(map(can_remove, concerned)):
-                yield remove(events=rows, first=first)
-            if concerned:
-                yield write(events=rows, first=first)
+    def _project(self, drafts: Sequence[Draft], rows: Sequence[Row]) -> Program[None]:
+        time_text = self.sql.dialect.time_text
+        for model in self.sql.read_models:
+            projection = model.projection
+            concerned = [
+                draft
+                for draft in drafts
+                if draft.fact.type in projection.event_types
+                and draft.command.stream.stream_type == projection.stream_type
+            ]
+            if not concerned:
+                continue
+            own = projection in self.sql.tables.inline
+            removing = own or any(can_remove(*draft.fact) for draft in concerned)
+            if projection.fold is not None and not removing:
+                known = (draft.known(time_text(draft.recorded_at)) for draft in concerned)
+                yield model.put(projection.fold(known))
+                continue
+            values = {"events": _recordset_of(rows), "first": drafts[0].position}
+            if removing:
+                yield model.remove(**values)
+            yield model.write(**values)
 
     def save_heads(self) -> Program[None]:
-        """Move the heads to their new versions."""
-        rows = [
-            {
-                **key._asdict(),
-                "version": head.version,
-                "recorded_at": self.sql.dialect.time_text(head.recorded_at),
-            }
-            for key, head in sorted(self.heads.items())
-            if head.moved
-        ]
-        if rows:
-            yield self.sql.save_streams(streams=recordset(rows))
+        """Move the heads to their new versions and owners."""
+        moved = [(key, head) for key, head in sorted(self.heads.items()) if head.moved]
+        time_text = self.sql.dialect.time_text
+        if moved:
+            yield self.sql.save_streams(
+                [
+                    (*key, head.version, time_text(head.recorded_at), head.user_id)
+                    for key, head in moved
+                ]
+            )
+        for _, head in moved:
+            head.moved = False
 
 
-def _event_row(command: Command, fact: Fact) -> dict[str, Any]:
-    return {
-        "stream_type": command.stream.stream_type,
-        "stream_id": command.stream.stream_id,
-        "event_id": command.event_id,
-        "type": fact.type,
-        "data": orjson.dumps(fact.data).decode(),
-        "actor": command.actor,
-        "context": command.context,
-    }
+def _gave_away(command: Command, recorded: RecordedEvent) -> bool:
+    """Whether the session is out of reach only because ``command`` was carried out before."""
+    return isinstance(command, TransferSession) and command.has_given_away(recorded)
 
 
-def _item_rows(commands: Iterable[tuple[int, Command]]) -> list[dict[str, Any]]:
-    """The items of all commands, numbered through, each with the number of its command."""
-    items = [
-        {"event": number, "session_id": command.stream.stream_id, "message_data": text}
-        for number, command in commands
-        if isinstance(command, AddItems)
-        for text in command.items
-    ]
-    return [{**item, "n": n} for n, item in enumerate(items)]
+def _on_behalf_of(command: Command, stream: StreamKey, fact: Fact) -> Append:
+    """What ``command`` records in a ``stream`` besides its own event."""
+    return Append(
+        stream=stream,
+        event_id=new_event_id(),
+        actor=command.actor,
+        context=command.context,
+        fact=fact,
+    )
+
+
+def _recordset_of(rows: Sequence[Row]) -> str:
+    return recordset([dict(zip(EVENT_COLUMNS, row, strict=True)) for row in rows])
 
 
 def _session_rows(session_ids: Iterable[str]) -> str:

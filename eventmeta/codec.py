@@ -83,6 +83,8 @@ def check_key(key: object) -> str:
     Raises:
         InvalidKey: It is not a non-empty string of at most 255 bytes without NUL.
     """
+    if type(key) is str and 0 < len(key) <= MAX_KEY_BYTES and key.isascii() and "\x00" not in key:
+        return key
     if not isinstance(key, str):
         raise InvalidKey(key, f"is a {type(key).__name__}; keys are strings")
     if not key:

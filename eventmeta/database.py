@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import StaticPool
 
+from eventmeta.access import Reach
 from eventmeta.commands import Command
 from eventmeta.dialects import dialect_of
 from eventmeta.dialects.statement import Query, Row
+from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError, StoreClosed
 from eventmeta.events import RecordedEvent
 from eventmeta.log import EventLog
+from eventmeta.reach import Ownership
 from eventmeta.read_statements import ReadStatements
 from eventmeta.reader import Lookup, Reader
-from eventmeta.schema import create_tables
+from eventmeta.registry import Registry
+from eventmeta.schema import create_tables, schema_sql
 from eventmeta.settle import settle
-from eventmeta.tables import TableNames, define_tables
+from eventmeta.signals import Signals
+from eventmeta.table_names import TableNames
+from eventmeta.tables import define_tables
 from eventmeta.writer import Writer
+from projections import AnyProjection
+
+logger = logging.getLogger("eventmeta")
 
 _ATTRIBUTE = "eventmeta_databases"
 _SCHEMA_LOCK = "eventmeta_schema_lock"
@@ -40,7 +52,15 @@ class Database:
         self.dialect = dialect_of(engine)
         self.tables = define_tables(names, self.dialect)
         self.log = EventLog(self.dialect, self.tables)
-        self.reads = ReadStatements(self.tables, self.dialect)
+        self.registry = Registry(self.tables, self.dialect)
+        self.appended = Signals()
+        self.applied = Signals()
+        self.gives_hints = False
+        self._hint: asyncio.Task[None] | None = None
+        self.reads = {
+            reach: ReadStatements(self.tables, self.dialect, Ownership(self.tables.streams, reach))
+            for reach in Reach
+        }
         self._writers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Writer]
         self._writers = weakref.WeakKeyDictionary()
         self._readers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Reader]
@@ -61,6 +81,13 @@ class Database:
         if names not in found:
             found[names] = cls(engine, names)
         return found[names]
+
+    def register(self, projection: AnyProjection, *, inline: bool) -> None:
+        """Have a projection kept up to date: see `MetadataStore.register`."""
+        if self.registry.add(projection, inline=inline):
+            self.tables = replace(self.tables, inline=self.registry.inline_folded)
+            self.log.maintain(self.tables, self.registry.inline_applied)
+            self._created = False
 
     async def connect(self, *, create: bool) -> None:
         """Make the first connection, from which the statements learn what server this is.
@@ -93,19 +120,21 @@ class Database:
         self._connected = True
 
     async def create_tables(self, *, unless_done: bool = False) -> None:
-        """Create the tables, indexes, triggers and the view that are missing."""
+        """Add what is missing of the tables, columns, indexes, triggers and the view."""
         lock = vars(self.engine.sync_engine).setdefault(_SCHEMA_LOCK, threading.Lock())
         while not lock.acquire(blocking=False):  # polls, as callers may be in several event loops
             await asyncio.sleep(0.01)
         try:
             if not (unless_done and self._created):
                 # Drivers leave connections behind that are cancelled as they are made.
-                await settle(
-                    self.log.run(lambda: create_tables(self.engine, self.dialect, self.tables))
-                )
+                await settle(self.log.run(lambda: create_tables(self.dialect, self.tables)))
                 self._connected = self._created = True
         finally:
             lock.release()
+
+    async def schema_sql(self) -> str:
+        """The script of what `create_tables` would do."""
+        return await self.log.run(lambda: schema_sql(self.dialect, self.tables))
 
     async def submit(
         self, command: Command, connection: AsyncConnection | AsyncSession | None = None
@@ -131,10 +160,10 @@ class Database:
             raise outcome
         return outcome
 
-    async def fetch(self, read: Query | Lookup, *keys: dict[str, Any]) -> Sequence[Row]:
-        """The rows of ``read``, for ``keys``; it sees every write acknowledged before."""
+    async def fetch(self, read: Query | Lookup, **request: Any) -> Sequence[Row]:
+        """The rows of ``read``, for ``request``; it sees every write acknowledged before."""
         self._check_open()
-        return await self._reader().fetch(read, *keys)
+        return await self._reader().fetch(read, **request)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -144,6 +173,8 @@ class Database:
         """Wait until what was submitted is carried out."""
         for writer in list(self._writers.values()):
             await writer.drain()
+        if self._hint is not None:
+            await asyncio.wait([self._hint])
 
     async def close(self) -> None:
         """Take no more, and wait until what was submitted is carried out."""
@@ -151,11 +182,36 @@ class Database:
         self._closed = True
         await self.drain()
 
+    async def _commit(self, commands: Sequence[Command]) -> list[Outcome | EventMetaError]:
+        outcomes = await self.log.commit(commands)
+        self.appended.give()
+        if self.gives_hints and self._hint is None:
+            self._hint = asyncio.create_task(self._give_hint(), name="eventmeta-hint")
+        return outcomes
+
+    async def _give_hint(self) -> None:
+        """To other processes, which look at the log by themselves after a while if it is lost."""
+        try:
+            await self.dialect.hint(self.tables)
+        except Exception as error:
+            logger.debug("could not hint at new events: %s", error)
+        finally:
+            self._hint = None
+
+    @asynccontextmanager
+    async def hints(self) -> AsyncGenerator[None]:
+        """Be told of what other processes append, until the end of the block."""
+        if not self.gives_hints:
+            yield
+            return
+        async with self.dialect.hints(self.tables, self.appended.give):
+            yield
+
     def _writer(self) -> Writer:
         loop = asyncio.get_running_loop()
         writer = self._writers.get(loop)
         if writer is None:
-            writer = self._writers[loop] = Writer(self.log.commit)
+            writer = self._writers[loop] = Writer(self._commit)
         return writer
 
     def _reader(self) -> Reader:

@@ -1,23 +1,4 @@
-"""Every error that eventmeta raises.
-
-EventMetaError
-├── InvalidInput (ValueError)         refused before any I/O
-│   ├── InvalidIdentifier             a session id, actor, event id or table name
-│   ├── InvalidKey                    a metadata key
-│   ├── InvalidValue                  a value that is not JSON
-│   │   └── ValueTooLarge
-│   └── InvalidPoint                  an as-of that names no point in history
-├── AppendRejected                    the log said no; nothing was changed
-│   ├── VersionConflict               the stream has moved on
-│   ├── EventIdReused                 the id belongs to another change
-│   └── ItemAlreadyPopped             the item went to an earlier attempt
-├── StoreClosed
-├── UnsupportedEngine                 no dialect for this database or driver
-└── DatabaseFailure                   the database failed; `code` is its SQLSTATE or number
-    ├── TablesMissing
-    ├── DatabaseBusy                  still in conflict after all retries
-    └── OutcomeUnknown                the connection was lost; retry with the same event id
-"""
+"""Every error that eventmeta raises: one tree under `EventMetaError`, which the README draws."""
 
 from __future__ import annotations
 
@@ -35,10 +16,16 @@ __all__ = [
     "InvalidPoint",
     "InvalidValue",
     "ItemAlreadyPopped",
+    "MissingExtra",
     "OutcomeUnknown",
+    "SessionNotFound",
     "StoreClosed",
+    "StructuredMetadataOff",
     "TablesMissing",
     "UnsupportedEngine",
+    "UserMismatch",
+    "UserNotFound",
+    "UserUnknown",
     "ValueTooLarge",
     "VersionConflict",
 ]
@@ -115,6 +102,27 @@ class InvalidPoint(InvalidInput):
     """An ``as_of``, or an end of a ``diff``, does not name a point in history."""
 
 
+class UserUnknown(InvalidInput):
+    """The session takes its user from a run, and no run has used it yet."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this session takes its user from the context of a run, and no run has used it yet: "
+            "open it with user_id=, or pass wrapper= (the Runner does, but upstream's compaction "
+            "session hands none on)"
+        )
+
+
+class UserMismatch(InvalidInput):
+    """The run's user is not the one that the session is bound to; nothing was changed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this session is bound to another user than that of the run: open a session object of "
+            "its own for each user"
+        )
+
+
 class AppendRejected(EventMetaError):
     """The log did not take the event; nothing was changed."""
 
@@ -172,11 +180,65 @@ class ItemAlreadyPopped(AppendRejected):
         )
 
 
+class SessionNotFound(AppendRejected):
+    """There is no such session for this user; nothing was changed.
+
+    It is the same whether the session belongs to someone else or does not exist.
+
+    Attributes:
+        session_id: The session in question.
+    """
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        super().__init__(
+            f"there is no session {session_id!r} for this user: check the id, make a session of "
+            "the user's own with create_session(), or have its owner transfer it"
+        )
+
+
+class UserNotFound(AppendRejected):
+    """There is no such user within reach; nothing was changed.
+
+    Attributes:
+        user_id: The user in question.
+    """
+
+    def __init__(self, user_id: str) -> None:
+        self.user_id = user_id
+        super().__init__(
+            f"there is no user {user_id!r} within reach: ask for the user that this store was "
+            "opened for, or open the store without a user"
+        )
+
+
 class StoreClosed(EventMetaError):
     """The store was closed; open a new one."""
 
     def __init__(self) -> None:
         super().__init__("this store is closed: make a new MetadataStore to go on")
+
+
+class StructuredMetadataOff(EventMetaError):
+    """The call needs the structured tables, and this store or session does not keep them.
+
+    Attributes:
+        call: What was called.
+    """
+
+    def __init__(self, call: str) -> None:
+        self.call = call
+        super().__init__(
+            f"{call} reads the structured tables, which are off: pass structured_metadata=True to "
+            "every MetadataStore and MetadataSession of this database, and create the tables"
+        )
+
+
+class MissingExtra(EventMetaError, ImportError):
+    """The call needs a package that is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs {package}: pip install 'eventmeta[{extra}]'")
 
 
 class UnsupportedEngine(EventMetaError):

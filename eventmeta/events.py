@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import orjson
 
+from projections import USER_ASSIGNED, USER_CREATED, USER_DELETED
+
 StreamType = Literal["session", "user"]
 
 METADATA_SET = "metadata_set"
@@ -17,6 +19,7 @@ ITEMS_ADDED = "items_added"
 ITEM_POPPED = "item_popped"
 ITEMS_REPLACED = "items_replaced"
 SESSION_CLEARED = "session_cleared"
+USAGE_RECORDED = "usage_recorded"
 
 BUILT_IN_TYPES = frozenset(
     {
@@ -26,6 +29,10 @@ BUILT_IN_TYPES = frozenset(
         ITEM_POPPED,
         ITEMS_REPLACED,
         SESSION_CLEARED,
+        USAGE_RECORDED,
+        USER_ASSIGNED,
+        USER_CREATED,
+        USER_DELETED,
     }
 )
 

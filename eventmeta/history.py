@@ -1,20 +1,21 @@
-"""The past of a session: its state at a point, its events in order, what changed between two."""
+"""The past of a session or a user: the state at a point, the events, what changed between two."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from eventmeta.codec import check_key, indexed_value, parse
 from eventmeta.commands import StreamKey
-from eventmeta.database import Database
+from eventmeta.dialects.statement import Row
 from eventmeta.errors import InvalidInput, InvalidPoint
 from eventmeta.events import Position, RecordedEvent, read_event
-from eventmeta.identifiers import check_count
+from eventmeta.identifiers import check_count, check_moment
 from eventmeta.read_statements import NO_LIMIT
-from projections import METADATA_EVENTS
+from eventmeta.stream_statements import KEYED_EVENTS, StreamStatements
+from eventmeta.view import View
 
 
 class Missing:
@@ -44,14 +45,14 @@ class ValueChange:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One event of a session, with the old and the new value of each key that it changed."""
+    """One event of a session or user, with the old and new value of each key that it changed."""
 
     event: RecordedEvent
     changes: Mapping[str, ValueChange]
 
     @property
     def version(self) -> int:
-        """The version that the session had after it."""
+        """The version that the stream had after it."""
         return self.event.version
 
     @property
@@ -84,15 +85,7 @@ def bound_of(point: object) -> Bound:
         InvalidPoint: It is neither a version, a position nor an aware datetime.
     """
     if isinstance(point, datetime):
-        if point.utcoffset() is None:
-            raise InvalidPoint(
-                f"{point!r} has no time zone, so it names no moment: use an aware datetime, "
-                "such as datetime.now(UTC)"
-            )
-        try:
-            return Bound("recorded_at", point.astimezone(UTC))
-        except OverflowError:
-            raise InvalidPoint(f"{point!r} is out of the range of datetime in UTC") from None
+        return Bound("recorded_at", check_moment(point))
     if not isinstance(point, int) or isinstance(point, bool) or not 0 <= point < 2**63:
         raise InvalidPoint(
             f"{point!r} is no point in history: give a version (0, 1, 2 …), a Position "
@@ -101,18 +94,38 @@ def bound_of(point: object) -> Bound:
     return Bound("position" if isinstance(point, Position) else "version", int(point))
 
 
+def bound_of_log(point: object) -> Bound:
+    """Up to where in the whole log ``point`` reaches; a number is a position there.
+
+    Raises:
+        InvalidPoint: It is neither a position nor an aware datetime.
+    """
+    bound = bound_of(point)
+    return bound if bound.column == "recorded_at" else Bound("position", bound.value)
+
+
 async def metadata_as_of(
-    database: Database, stream: StreamKey, bound: Bound, keys: Sequence[str] | None = None
+    view: View, stream: StreamKey, bound: Bound, keys: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """The metadata as it was at ``bound``: the fold of the events up to it."""
-    statement = database.reads.metadata_as_of[bound.column]
-    rows = await database.fetch(statement(stream_id=stream.stream_id, bound=bound.value))
-    wanted = None if keys is None else frozenset(keys)
-    return {
-        key: parse(text)
-        for key, text in sorted(map(tuple, rows))
-        if wanted is None or key in wanted
-    }
+    statement = _statements(view, stream).metadata_as_of[bound.column]
+    rows = await view.fetch(statement, stream_id=stream.stream_id, bound=bound.value)
+    if stream.stream_type == "user":
+        found = document_of(rows)
+    else:
+        found = {key: parse(text) for key, text in sorted(map(tuple, rows))}
+    wanted = found.keys() if keys is None else frozenset(keys)
+    return {key: value for key, value in found.items() if key in wanted}
+
+
+def document_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """The metadata of a user, whose row holds it all; nothing if there is no such user."""
+    document: dict[str, Any] = parse(rows[0][0] if rows and rows[0][0] else "{}")
+    return {key: document[key] for key in sorted(document)}
+
+
+def _statements(view: View, stream: StreamKey) -> StreamStatements:
+    return view.reads.users if stream.stream_type == "user" else view.reads.sessions
 
 
 class Page(NamedTuple):
@@ -138,15 +151,15 @@ class Page(NamedTuple):
         )
 
 
-async def history(database: Database, stream: StreamKey, page: Page) -> list[HistoryEntry]:
+async def history(view: View, stream: StreamKey, page: Page) -> list[HistoryEntry]:
     """The events of a stream in order, each with what it changed."""
-    events = await _events(database, stream, page)
+    events = await _events(view, stream, page)
     before = Bound("version", events[0].version - 1 if events else 0)
-    state = await metadata_as_of(database, stream, before) if before.value else {}
+    state = await metadata_as_of(view, stream, before) if before.value else {}
     entries: list[HistoryEntry] = []
     for event in events:
         changes: dict[str, ValueChange] = {}
-        recorded = event.data["changes"] if event.type in METADATA_EVENTS else ()
+        recorded = event.data["changes"] if event.type in KEYED_EVENTS else ()
         for name, text in (change[:2] for change in recorded):
             new = MISSING if text is None else parse(text)
             if page.key is None or name == page.key:
@@ -156,17 +169,17 @@ async def history(database: Database, stream: StreamKey, page: Page) -> list[His
     return entries
 
 
-async def _events(database: Database, stream: StreamKey, page: Page) -> list[RecordedEvent]:
-    reads = database.reads
-    statement = reads.session_events if page.key is None else reads.session_events_of_key
-    rows = await database.fetch(statement(stream_id=stream.stream_id, **page._asdict()))
+async def _events(view: View, stream: StreamKey, page: Page) -> list[RecordedEvent]:
+    statements = _statements(view, stream)
+    statement = statements.events if page.key is None else statements.events_of_key
+    rows = await view.fetch(statement, stream_id=stream.stream_id, **page._asdict())
     return [read_event(row) for row in rows]
 
 
-async def diff(database: Database, stream: StreamKey, a: Bound, b: Bound) -> dict[str, ValueChange]:
+async def diff(view: View, stream: StreamKey, a: Bound, b: Bound) -> dict[str, ValueChange]:
     """What is different at ``b`` from how it was at ``a``, by key."""
-    before = await metadata_as_of(database, stream, a)
-    after = await metadata_as_of(database, stream, b)
+    before = await metadata_as_of(view, stream, a)
+    after = await metadata_as_of(view, stream, b)
     changes = {
         key: ValueChange(before.get(key, MISSING), after.get(key, MISSING))
         for key in sorted(before.keys() | after.keys())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
 import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import cast
 
-from eventmeta.codec import text_problem
-from eventmeta.errors import InvalidIdentifier, InvalidInput
+from eventmeta.codec import check_key, text_problem
+from eventmeta.errors import InvalidIdentifier, InvalidInput, InvalidPoint
 
 MAX_BYTES = 255
 _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
@@ -20,9 +24,19 @@ def check_session_id(value: object) -> str:
     return _check_text("session id", value)
 
 
+def check_user_id(value: object) -> str:
+    """``value``, if it can be a user's id."""
+    return _check_text("user id", value)
+
+
 def check_actor(value: object) -> str:
     """``value``, if it can name an actor."""
     return _check_text("actor", value)
+
+
+def check_run_id(value: object) -> str:
+    """``value``, if it can be the id of a run."""
+    return _check_text("run id", value)
 
 
 def check_table_name(value: object) -> str:
@@ -45,6 +59,13 @@ def check_event_type(value: object) -> str:
             "is not usable: take up to 64 lower-case letters, digits, dots and underscores",
         )
     return value
+
+
+def check_types(types: Iterable[object] | None) -> list[str] | None:
+    """``types``, if they can be types of events; None for all there are."""
+    if isinstance(types, str):
+        raise InvalidInput(f"types is the string {types!r}; give a list: [{types!r}]")
+    return None if types is None else [check_event_type(kind) for kind in types]
 
 
 def check_event_id(value: object) -> str:
@@ -74,6 +95,35 @@ def check_count(what: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise InvalidInput(f"{what} {value!r} is not usable: give a whole number, 0 or more")
     return value
+
+
+def check_moment(value: datetime) -> datetime:
+    """``value`` in UTC, if it names a moment."""
+    if value.utcoffset() is None:
+        raise InvalidPoint(
+            f"{value!r} has no time zone, so it names no moment: use an aware datetime, "
+            "such as datetime.now(UTC)"
+        )
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidPoint(f"{value!r} is out of the range of datetime in UTC") from None
+
+
+def check_seconds(what: str, value: object) -> float:
+    """``value``, if one can wait for so long."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InvalidInput(f"{what} {value!r} is not usable: give a number of seconds over 0")
+    return value
+
+
+def check_keys(keys: object) -> list[str]:
+    """``keys``, if they are metadata keys, each once."""
+    if isinstance(keys, str):
+        raise InvalidInput(f"keys is the string {keys!r}; give a list: [{keys!r}]")
+    if not isinstance(keys, Iterable):
+        raise InvalidInput(f"keys is a {type(keys).__name__}; give a list of strings")
+    return list(dict.fromkeys(check_key(key) for key in cast("Iterable[object]", keys)))
 
 
 def check_limit(value: object) -> int:

@@ -6,32 +6,32 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import bindparam, false, or_, select
+from sqlalchemy import ColumnElement, Executable, bindparam, false, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from eventmeta.batch import Outcome, append_at_once, append_in_steps, is_plain
-from eventmeta.commands import AddItems, Append, Command, StreamKey
-from eventmeta.dialects import Dialect, Failure
-from eventmeta.dialects.statement import Query, Row
-from eventmeta.errors import (
-    DatabaseBusy,
-    DatabaseFailure,
-    EventMetaError,
-    OutcomeUnknown,
-    TablesMissing,
-)
+from eventmeta.batch import append_in_steps
+from eventmeta.commands import Append, Command, StreamKey
+from eventmeta.dialects import Dialect, EventRelation
+from eventmeta.dialects.statement import Program, Query, Row
+from eventmeta.drafts import Outcome
+from eventmeta.errors import DatabaseBusy, EventMetaError, OutcomeUnknown
 from eventmeta.events import RecordedEvent, read_event
+from eventmeta.inline import append_and_apply, nothing
+from eventmeta.plain import append_at_once, statement_for
+from eventmeta.retrying import Retrying
 from eventmeta.settle import settle
 from eventmeta.tables import Tables
 from eventmeta.write_statements import WriteStatements
-from projections import EVENT_COLUMNS, AnySelect, Events
+from projections import EVENT_COLUMNS, AnySelect, AppliedProjection
 
 T = TypeVar("T")
 
 RETRY_SECONDS = 15.0
 BATCH_RETRY_SECONDS = 5.0
 """Less, for the others of a batch need not wait for the one that is in conflict."""
+
+RACES = 5
+"""How often the key of a row that a projection in plain Python adds may turn out to exist."""
 
 PAGE = 1_000
 MAX_POSITION = 2**63 - 1
@@ -44,6 +44,13 @@ class EventLog:
         self.dialect = dialect
         self.tables = tables
         self.statements = WriteStatements(tables, dialect)
+        self._retrying = Retrying(dialect)
+        self.applied: tuple[AppliedProjection, ...] = ()
+
+    def maintain(self, tables: Tables, applied: tuple[AppliedProjection, ...]) -> None:
+        """Keep what is inline in ``tables`` up to date from now on, and what is ``applied``."""
+        self.tables, self.applied = tables, applied
+        self.statements = WriteStatements(tables, self.dialect)
 
     # --- Appending ------------------------------------------------------------------------------
 
@@ -95,48 +102,102 @@ class EventLog:
     ) -> Outcome | EventMetaError:
         """Carry out ``command`` in the caller's transaction, whose commit makes it visible."""
         try:
+            if self.applied:
+                return await settle(self._apply_within(connection, command))
             program = append_in_steps([command], self.statements)
             outcomes = await self.dialect.write_within(connection, program)
         except Exception as error:
-            return self._translated(error)
+            return self._retrying.translated(error)
         return outcomes[0]
 
+    async def _apply_within(self, connection: AsyncConnection, command: Command) -> Outcome:
+        """In a savepoint, for which a transaction must have begun."""
+        await self.dialect.write_within(connection, nothing())
+        async with self.dialect.savepoint(connection):
+            outcomes = await self._append_and_apply([command], connection)
+        return outcomes[0]
+
+    async def _append_and_apply(
+        self, commands: Sequence[Command], connection: AsyncConnection, *, alone: bool = True
+    ) -> list[Outcome]:
+        return await append_and_apply(
+            commands, self.statements, self.applied, self.dialect, connection, alone=alone
+        )
+
     async def _retried(self, commands: Sequence[Command], seconds: float) -> list[Outcome]:
+        attempts = 0
+
         async def attempt() -> list[Outcome]:
+            nonlocal attempts
+            attempts += 1
             try:
-                return await self._attempt(commands)
+                return await self._attempt(commands, racing=attempts < RACES)
             except Exception:
                 # Whatever it was, the commit may have gone through before.
                 for command in commands:
                     command.may_be_recorded = True
                 raise
 
-        return await self._with_retries(attempt, commit=True, seconds=seconds)
+        return await self._retrying.retried(attempt, commit=True, seconds=seconds)
 
-    async def _attempt(self, commands: Sequence[Command]) -> list[Outcome]:
+    async def _attempt(self, commands: Sequence[Command], *, racing: bool) -> list[Outcome]:
         sql = self.statements
-        if sql.append_at_once and all(map(is_plain, commands)):
-            plain = cast(Sequence[Append], commands)
-            with_items = any(isinstance(command, AddItems) for command in plain)
-            program = append_at_once(plain, sql.append_at_once[with_items])
-            return await self.dialect.write(program, single=True)
-        return await self.dialect.write(append_in_steps(commands, sql))
+        if self.applied:
+            async with self.dialect.transaction() as connection:
+                return await self._append_and_apply(commands, connection, alone=not racing)
+        statement = statement_for(commands, sql.plain)
+        if statement is None:
+            return await self.dialect.write(append_in_steps(commands, sql))
+        program = append_at_once(
+            cast(Sequence[Append], commands), statement, self.tables.session_metadata
+        )
+        outcomes = await self.dialect.write(program, single=True)
+        left = [n for n, outcome in enumerate(outcomes) if outcome is None]
+        if left:
+            rest = append_in_steps([commands[n] for n in left], sql)
+            for n, outcome in zip(left, await self.dialect.write(rest), strict=True):
+                outcomes[n] = outcome
+        return outcomes
+
+    async def repeatable(self, program: Callable[[], Program[T]]) -> T:
+        """Run a program that may be run twice, as a transaction of its own."""
+
+        async def attempt() -> T:
+            return await self.dialect.write(program())
+
+        return await settle(self._retrying.retried(attempt, commit=True, seconds=RETRY_SECONDS))
+
+    async def fold(self, program: Callable[[], Program[T]]) -> T:
+        """Run a program that folds the log and may be run twice, as a transaction of its own."""
+        return await self.repeated(lambda: self.dialect.fold(program()))
+
+    async def repeated(self, work: Callable[[], Awaitable[T]]) -> T:
+        """A transaction that may be run twice. A cancelled caller waits for its end.
+
+        A key that exists already is the fault of what is applied, so that is not tried again.
+        """
+        return await settle(self._retrying.retried(work, commit=False, seconds=RETRY_SECONDS))
 
     # --- Reading --------------------------------------------------------------------------------
 
-    async def read(self, query: AnySelect, **values: Any) -> Sequence[Row]:
+    async def read(self, query: Executable, **values: Any) -> Sequence[Row]:
         """The rows of ``query``."""
         statement = self.dialect.compile(query)
-        return await self._fetch(statement(**values))
+        return await self.fetch(statement(**values))
 
-    async def _fetch(self, query: Query) -> Sequence[Row]:
+    async def scan(self, query: Executable, **values: Any) -> Sequence[Row]:
+        """The rows of ``query``, which goes through the whole log."""
+        statement = self.dialect.compile(query)
+        return await settle(self.run(lambda: self.dialect.scan(statement(**values))))
+
+    async def fetch(self, query: Query) -> Sequence[Row]:
         """The rows of one query. A cancelled caller waits for the end, lest a connection leaks."""
         (rows,) = await settle(self.run(lambda: self.dialect.read([query])))
         return rows
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
         """``work``, which changes nothing, with its failures translated and retried."""
-        return await self._with_retries(work, commit=False, seconds=RETRY_SECONDS)
+        return await self._retrying.retried(work, commit=False, seconds=RETRY_SECONDS)
 
     async def horizon(self) -> int:
         """The highest position below which nothing can still appear.
@@ -146,7 +207,7 @@ class EventLog:
         value = 0
         for executable in self.dialect.horizon(self.tables):
             statement = self.dialect.compile(executable)
-            ((value,),) = await self._fetch(statement(previous=value))
+            ((value,),) = await self.fetch(statement(previous=value))
         return value
 
     async def read_all(
@@ -156,6 +217,8 @@ class EventLog:
         until: int | None = None,
         types: Collection[str] | None = None,
         stream: StreamKey | None = None,
+        conditions: Sequence[ColumnElement[bool]] = (),
+        **values: Any,
     ) -> AsyncIterator[RecordedEvent]:
         """The events after position ``after``, in order, up to the horizon as it is at the start.
 
@@ -166,13 +229,15 @@ class EventLog:
             until: The last position to read.
             types: Only events of these types.
             stream: Only events of this stream.
+            conditions: Only events that meet these.
+            **values: The parameters of the conditions.
         """
         end = await self.horizon() if stream is None else MAX_POSITION
         if until is not None:
             end = min(end, until)
-        statement = self.dialect.compile(self._page(types, stream))
+        statement = self.dialect.compile(self._page(types, stream).where(*conditions))
         while after < end:
-            rows = await self._fetch(statement(after=after, until=end))
+            rows = await self.fetch(statement(after=after, until=end, **values))
             for row in rows:
                 yield read_event(row)
             if len(rows) < PAGE:
@@ -181,73 +246,29 @@ class EventLog:
 
     def _page(self, types: Collection[str] | None, stream: StreamKey | None) -> AnySelect:
         log = self.tables.events
-        query = (
+        return (
             select(*(log.c[name] for name in EVENT_COLUMNS))
             .where(log.c.position > bindparam("after"), log.c.position <= bindparam("until"))
+            .where(*self.conditions(types, stream))
             .order_by(log.c.position)
             .limit(PAGE)
         )
-        if types is not None:
-            query = query.where(or_(false(), *(log.c.type == name for name in sorted(types))))
-        if stream is not None:
-            query = query.where(
-                log.c.stream_id == stream.stream_id, log.c.stream_type == stream.stream_type
-            )
-        return query
 
-    def events(self, *conditions: Any) -> Events:
+    def conditions(
+        self, types: Collection[str] | None, stream: StreamKey | None
+    ) -> list[ColumnElement[bool]]:
+        """That an event is of one of ``types``, and of ``stream``."""
+        log = self.tables.events
+        found: list[ColumnElement[bool]] = []
+        if types is not None:
+            found.append(or_(false(), *(log.c.type == name for name in sorted(types))))
+        if stream is not None:
+            found.append(log.c.stream_id == stream.stream_id)
+            found.append(log.c.stream_type == stream.stream_type)
+        return found
+
+    def events(self, *conditions: Any) -> EventRelation:
         """The events that meet ``conditions``, as a relation."""
         log = self.tables.events
         rows = select(*(log.c[name] for name in EVENT_COLUMNS)).where(*conditions)
         return self.dialect.relation(rows.subquery("events"))
-
-    # --- Failures -------------------------------------------------------------------------------
-
-    async def _with_retries(
-        self, work: Callable[[], Awaitable[T]], *, commit: bool, seconds: float
-    ) -> T:
-        """``work``, twice at least if it fails in a way that passes, and for ``seconds``."""
-        repeatable = {Failure.CONFLICT, Failure.DISCONNECTED}
-        if commit:
-            repeatable.add(Failure.DUPLICATE)
-
-        def is_repeatable(error: BaseException) -> bool:
-            return self.dialect.diagnose(error)[0] in repeatable
-
-        try:
-            try:
-                return await work()
-            except Exception as error:
-                if not is_repeatable(error):
-                    raise
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception(is_repeatable),
-                stop=stop_after_delay(seconds),
-                wait=wait_random_exponential(multiplier=0.01, max=0.5),
-                reraise=True,
-            ):
-                with attempt:
-                    return await work()
-            raise AssertionError("the last attempt raises")
-        except Exception as error:
-            translated = self._translated(error)
-        raise translated from translated.__cause__
-
-    def _translated(self, error: Exception) -> EventMetaError:
-        """Our own error for ``error``, without the values that SQLAlchemy's would show."""
-        if isinstance(error, EventMetaError):
-            return error
-        failure, code = self.dialect.diagnose(error)
-        cause = getattr(error, "orig", None) or error
-        summary = f"{type(cause).__name__}: {cause}"
-        translated: DatabaseFailure
-        if failure is Failure.TABLE_MISSING:
-            translated = TablesMissing(str(cause).splitlines()[0], code)
-        elif failure is Failure.CONFLICT:
-            translated = DatabaseBusy(f"in conflict with other writers: {summary}", code)
-        elif failure is Failure.DISCONNECTED:
-            translated = OutcomeUnknown(f"the connection was lost: {summary}", code)
-        else:
-            translated = DatabaseFailure(summary, code)
-        translated.__cause__ = cause
-        return translated

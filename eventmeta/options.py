@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from eventmeta.access import Access
 from eventmeta.actor import current_actor
 from eventmeta.codec import canonical
 from eventmeta.errors import InvalidInput
@@ -32,8 +33,10 @@ class WriteOptions(TypedDict, total=False):
     connection: AsyncConnection | AsyncSession | None
 
 
-def command_fields(options: WriteOptions, extra_context: Mapping[str, Any] = {}) -> dict[str, Any]:
-    """``options`` and the ambient actor as the fields of a command.
+def command_fields(
+    options: WriteOptions, access: Access, extra_context: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """``options``, ``access`` and the ambient actor as the fields of a command.
 
     Raises:
         InvalidInput: An option cannot be used.
@@ -55,4 +58,5 @@ def command_fields(options: WriteOptions, extra_context: Mapping[str, Any] = {})
         "expected_version": expected,
         "actor": ambient.name if actor is None else check_actor(actor),
         "context": canonical(context, "context") if context else None,
+        "access": access,
     }

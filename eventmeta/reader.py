@@ -1,7 +1,7 @@
 """Concurrent reads share a connection; those of one kind share a query.
 
 As with writes, what arrives while one batch is being read makes the next. Every query runs after it
-was asked for, so it sees all that was acknowledged before.
+was asked for, so it sees all that was acknowledged before. Whoever was alone of late reads at once.
 """
 
 from __future__ import annotations
@@ -25,27 +25,26 @@ class Lookup:
     """A read that many callers make at once, each with keys of its own.
 
     Attributes:
-        together: Takes ``requests``, a record set of keys with the number ``n`` of their caller,
-            and yields ``n`` before each row.
-        alone: The same for the one key of one caller, where that is faster.
+        together: Takes ``requests``, a record set of what each caller asks for and its number
+            ``n``, and yields ``n`` before each row.
+        alone: The same for one caller, whose request is its parameters, where that is faster.
     """
 
     together: Statement
     alone: Statement | None = None
 
-    def query(self, callers: Sequence[Sequence[dict[str, Any]]]) -> Query:
-        """The query for the keys of all ``callers``."""
-        if self.alone is not None and len(callers) == 1:
-            (key,) = callers[0]
-            return self.alone(n=0, **key)
-        numbered = [{"n": n, **key} for n, keys in enumerate(callers) for key in keys]
+    def query(self, requests: Sequence[dict[str, Any]]) -> Query:
+        """The query for the ``requests`` of all callers."""
+        if self.alone is not None and len(requests) == 1:
+            return self.alone(n=0, **requests[0])
+        numbered = [{"n": n, **request} for n, request in enumerate(requests)]
         return self.together(requests=recordset(numbered))
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
     read: Query | Lookup
-    keys: Sequence[dict[str, Any]]
+    request: dict[str, Any]
     rows: asyncio.Future[Sequence[Row]]
 
 
@@ -56,23 +55,41 @@ class Reader:
         self._read = read
         self._waiting: deque[_Entry] = deque()
         self._lanes = 0
+        self._is_calm = True
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def fetch(self, read: Query | Lookup, *keys: dict[str, Any]) -> Sequence[Row]:
-        """The rows of ``read``; those of a lookup, for ``keys``, begin with a number."""
-        entry = _Entry(read, keys, asyncio.get_running_loop().create_future())
+    async def fetch(self, read: Query | Lookup, **request: Any) -> Sequence[Row]:
+        """The rows of ``read``; those of a lookup, for ``request``, begin with a number."""
+        if self._is_calm and not self._lanes:
+            return await self._read_at_once(read, request)
+        entry = _Entry(read, request, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
+        self._open_lane()
+        return await entry.rows
+
+    async def _read_at_once(self, read: Query | Lookup, request: dict[str, Any]) -> Sequence[Row]:
+        """Without a task of its own, while nobody else is reading."""
+        self._lanes += 1
+        try:
+            (rows,) = await self._read([_query(read, [request])])
+            return rows
+        finally:
+            self._lanes -= 1
+            if self._waiting:
+                self._open_lane()
+
+    def _open_lane(self) -> None:
         if self._lanes < MAX_LANES:
             self._lanes += 1
             task = asyncio.create_task(self._work(), name="eventmeta-reader")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return await entry.rows
 
     async def _work(self) -> None:
         try:
             while self._waiting:
                 count = min(MAX_BATCH, len(self._waiting))
+                self._is_calm = count == 1
                 await self._carry_out([self._waiting.popleft() for _ in range(count)])
         finally:
             self._lanes -= 1
@@ -83,7 +100,7 @@ class Reader:
             kind = entry.read if isinstance(entry.read, Lookup) else entry
             groups.setdefault(kind, []).append(entry)
         try:
-            results = await self._read([_query(entries) for entries in groups.values()])
+            results = await self._read([_query_of(entries) for entries in groups.values()])
             for entries, rows in zip(groups.values(), results, strict=True):
                 _deliver(entries, rows)
         except Exception as error:
@@ -98,9 +115,12 @@ class Reader:
                 entry.rows.cancel()
 
 
-def _query(entries: Sequence[_Entry]) -> Query:
-    read = entries[0].read
-    return read.query([entry.keys for entry in entries]) if isinstance(read, Lookup) else read
+def _query_of(entries: Sequence[_Entry]) -> Query:
+    return _query(entries[0].read, [entry.request for entry in entries])
+
+
+def _query(read: Query | Lookup, requests: Sequence[dict[str, Any]]) -> Query:
+    return read.query(requests) if isinstance(read, Lookup) else read
 
 
 def _deliver(entries: Sequence[_Entry], rows: Sequence[Row]) -> None:

@@ -1,39 +1,149 @@
-"""Creating what is missing in a database, and leaving the rest as it is."""
+"""What is missing in a database, and adding it: to an empty one, upstream's, or an older one."""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, inspect
-from sqlalchemy.ext.asyncio import AsyncEngine
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
+from typing import NamedTuple
+
+from sqlalchemy import Table
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from eventmeta.dialects import Dialect
-from eventmeta.tables import Tables
+from eventmeta.dialects.schema import Part, foreign_keys
+from eventmeta.dialects.statement import Row, Statement
+from eventmeta.tables import VERSIONED, Tables
 
 
-async def create_tables(engine: AsyncEngine, dialect: Dialect, tables: Tables) -> None:
-    """Create missing tables, indexes, triggers and the view of metadata changes.
+class Change(NamedTuple):
+    """A part that is missing.
 
-    Safe beside other processes that do the same. Existing tables, upstream's included, are not
-    altered, and no row is touched.
+    Attributes:
+        statements: The DDL that adds it.
+        alone: It locks a table that may be in use, so it is a transaction of its own.
     """
-    async with engine.connect() as connection:
-        if await connection.run_sync(_is_complete, tables):
+
+    statements: tuple[str, ...]
+    alone: bool
+
+
+async def create_tables(dialect: Dialect, tables: Tables) -> None:
+    """Add the tables, columns, foreign keys, indexes, triggers and the view that are missing.
+
+    Safe beside other processes that do the same, and beside writers. No row is touched. It may be
+    broken off anywhere, and goes on from there when it is called again. A database in which
+    nothing is missing is only read, once.
+    """
+    await dialect.first_connection(tables)
+    if not await missing_changes(dialect, tables):
+        return
+    done: set[Change] = set()
+    while True:
+        async with dialect.read_committed().begin() as connection:
+            await dialect.begin_schema_change(connection)
+            try:
+                rows = await connection.exec_driver_sql(_parts_query(dialect, tables))
+                changes = _changes(dialect, tables, rows.fetchall())
+                changes = [change for change in changes if change not in done]
+                step = _next_step(changes)
+                for statement in _statements(step):
+                    await connection.exec_driver_sql(statement)
+            finally:
+                for statement in dialect.finish_schema_change():
+                    await connection.exec_driver_sql(statement)
+        done.update(step)
+        if len(step) == len(changes):
             return
-    async with engine.begin() as connection:
-        await dialect.begin_schema_change(connection)
-        try:
-            dialect.prepare_tables(tables)
-            await connection.run_sync(tables.metadata.create_all)
-            view = dialect.literal(dialect.relation(tables.events).select_changes())
-            view = dialect.create_view(tables.names.metadata_changes, view)
-            for statement in (*dialect.guards(tables), view):
-                await connection.exec_driver_sql(statement)
-        finally:
-            for statement in dialect.finish_schema_change():
-                await connection.exec_driver_sql(statement)
 
 
-def _is_complete(connection: Connection, tables: Tables) -> bool:
-    """Whether all is there. The view is made last, and DDL takes locks and rights."""
-    known = inspect(connection)
-    names = [*tables.metadata.tables, tables.names.metadata_changes]
-    return all(known.has_table(name) for name in names)
+async def missing_changes(dialect: Dialect, tables: Tables) -> list[Change]:
+    """What `create_tables` would add, in this order, found out by one query."""
+    (rows,) = await dialect.read([Statement(_parts_query(dialect, tables), ())()])
+    return _changes(dialect, tables, rows)
+
+
+async def schema_sql(dialect: Dialect, tables: Tables) -> str:
+    """The statements of `missing_changes` as a script; empty if nothing is missing.
+
+    Each statement ends with a semicolon and the end of its line; a blank line comes between two.
+    """
+    await dialect.first_connection(tables)
+    changes = await missing_changes(dialect, tables)
+    return "\n".join(f"{statement};\n" for statement in _statements(changes))
+
+
+def _parts_query(dialect: Dialect, tables: Tables) -> str:
+    guarding = (part.relation for part in dialect.guards(tables))
+    names = [*tables.metadata.tables, tables.names.metadata_changes_view, *guarding]
+    return dialect.list_parts(dict.fromkeys(names))
+
+
+def _changes(dialect: Dialect, tables: Tables, rows: Iterable[Row]) -> list[Change]:
+    """What is missing where the parts in ``rows`` exist: new tables first."""
+    found = {_folded(Part(*row)) for row in rows}
+
+    def missing(kind: str, relation: str, name: str = "") -> bool:
+        return _folded(Part(kind, relation, name)) not in found
+
+    ordered = tables.metadata.sorted_tables
+    dialect.prepare_tables(ordered)
+    new = [table for table in ordered if missing("table", table.name)]
+    changes = [
+        Change((statement,), alone=False)
+        for table in new
+        for statement in _creation(dialect, table)
+    ]
+    changes += [
+        Change(tuple(statements), alone=tables.events not in new)
+        for part, statements in dialect.guards(tables).items()
+        if missing(*part)
+    ]
+    changes += [
+        Change(statements, alone=True)
+        for table in ordered
+        if table not in new and VERSIONED not in table.info
+        for statements in _alteration(dialect, table, missing)
+    ]
+    name = tables.names.metadata_changes_view
+    if missing("view", name):
+        view = dialect.literal(dialect.relation(tables.events).select_changes())
+        changes.append(Change((dialect.create_view(name, view),), alone=False))
+    return changes
+
+
+def _folded(part: Part) -> Part:
+    """Most databases do not tell names apart by their case."""
+    return Part(part.kind, part.relation.lower(), part.name.lower())
+
+
+def _creation(dialect: Dialect, table: Table) -> Iterator[str]:
+    yield dialect.ddl(CreateTable(table, if_not_exists=True))
+    for index in sorted(table.indexes, key=lambda index: str(index.name)):
+        yield dialect.ddl(CreateIndex(index))
+
+
+def _alteration(
+    dialect: Dialect, table: Table, missing: Callable[[str, str, str], bool]
+) -> Iterator[tuple[str, ...]]:
+    """A column that may not be NULL came with its table, and so did its foreign key."""
+    added = [column for column in table.columns if missing("column", table.name, column.name)]
+    for column in added:
+        yield (dialect.add_column(column),)
+    for index in sorted(table.indexes, key=lambda index: str(index.name)):
+        if missing("index", table.name, str(index.name)):
+            yield (dialect.ddl(CreateIndex(index)),)
+    for column in table.columns:
+        if column.nullable and missing("foreign key", table.name, column.name):
+            for key in foreign_keys(column):
+                if separate := dialect.add_foreign_key(key, with_column=column in added):
+                    yield tuple(separate)
+
+
+def _next_step(changes: Sequence[Change]) -> list[Change]:
+    """As many of ``changes`` as may be one transaction."""
+    together = list(takewhile(lambda change: not change.alone, changes))
+    return together or list(changes[:1])
+
+
+def _statements(changes: Iterable[Change]) -> Iterator[str]:
+    return (statement for change in changes for statement in change.statements)

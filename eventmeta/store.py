@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
-from types import TracebackType
-from typing import Any, cast
+from typing import Any, Unpack
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES, canonical, parse
-from eventmeta.commands import Append, Fact, StreamKey
+from eventmeta.access import ADMINISTRATOR, Access
+from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
+from eventmeta.commands import DeleteUser, StreamKey
 from eventmeta.database import Database
-from eventmeta.errors import InvalidIdentifier, InvalidInput, StoreClosed, ValueTooLarge
-from eventmeta.events import BUILT_IN_TYPES, NewEvent, RecordedEvent
-from eventmeta.identifiers import check_count, check_event_type, check_session_id
-from eventmeta.options import command_fields
-from eventmeta.projector import Difference, differences, name_differences
-from eventmeta.search import find_sessions
+from eventmeta.events import RecordedEvent
+from eventmeta.identifiers import check_user_id
+from eventmeta.options import WriteOptions, command_fields
+from eventmeta.projected_store import ProjectedStore
+from eventmeta.search import SessionEntry, latest_sessions, list_sessions
 from eventmeta.session import MetadataSession
-from eventmeta.tables import TableNames
+from eventmeta.table_names import TableNames, TableOptions
+from eventmeta.user_store import UserStore
+from eventmeta.users import User
+from eventmeta.view import View
 
 
-class MetadataStore:
-    """The store of one engine: its sessions, its log, its read models.
+class MetadataStore(ProjectedStore):
+    """The store of one engine: its sessions, its users, its log, its read models.
 
+    This is the administrator's view, which reaches everything; `as_user` gives that of a user.
     Stores and sessions of one engine, with the same table names, share one writer.
     """
 
@@ -31,42 +33,27 @@ class MetadataStore:
         self,
         engine: AsyncEngine,
         *,
-        sessions_table: str = "agent_sessions",
-        messages_table: str = "agent_messages",
-        session_metadata_table: str = "agent_sessions_metadata",
-        events_table: str = "agent_events",
-        streams_table: str = "agent_streams",
-        metadata_changes_view: str = "agent_metadata_changes",
         max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
+        hints: bool = False,
+        **table_names: Unpack[TableOptions],
     ) -> None:
         """Open the store; no I/O is done before the first call.
 
         Args:
             engine: See `MetadataSession`.
-            sessions_table: Upstream's table of sessions.
-            messages_table: Upstream's table of items.
-            session_metadata_table: The table of current metadata.
-            events_table: The log.
-            streams_table: The heads of the log's streams.
-            metadata_changes_view: The view of the log, one row per changed key.
             max_value_bytes: The largest metadata value, in bytes of JSON.
+            hints: On PostgreSQL, notify projectors and subscriptions of other processes after each
+                commit, and listen for that, on a connection more. They look by themselves anyway.
+            **table_names: See `TableOptions`.
 
         Raises:
             InvalidIdentifier: A table name cannot be used.
             UnsupportedEngine: There is no dialect for the engine.
         """
-        names = TableNames(
-            sessions=sessions_table,
-            messages=messages_table,
-            session_metadata=session_metadata_table,
-            events=events_table,
-            streams=streams_table,
-            metadata_changes=metadata_changes_view,
-        )
-        self._database = Database.of(engine, names)
-        self._max_value_bytes = max_value_bytes
+        database = Database.of(engine, TableNames(**table_names))
+        super().__init__(database, ADMINISTRATOR, max_value_bytes)
+        database.gives_hints = database.gives_hints or hints
         self._owns_engine = False
-        self._closed = False
 
     @classmethod
     def from_url(
@@ -94,131 +81,114 @@ class MetadataStore:
         return self._database
 
     async def create_tables(self) -> None:
-        """Create the tables, indexes, triggers and the view that are missing.
+        """Create the tables, columns, indexes, triggers and the view that are missing.
 
-        Safe to repeat, and beside other processes; existing tables and rows are left as they are.
+        So it also migrates a database that upstream's SQLAlchemySession or an older eventmeta made.
+        Safe to repeat, and beside writers and other processes; no row is touched.
         """
         self._check_open()
         await self._database.create_tables()
 
+    async def schema_sql(self) -> str:
+        """The SQL that `create_tables` would execute now, as a script; nothing is changed.
+
+        For whoever changes the schema by hand: each statement ends with ``;`` and a blank line
+        comes between two. Empty if nothing is missing. See docs/migration.md.
+        """
+        self._check_open()
+        return await self._database.schema_sql()
+
+    # --- Sessions -------------------------------------------------------------------------------
+
     def session(self, session_id: str, **kwargs: Any) -> MetadataSession:
         """The session ``session_id``; ``kwargs`` as for `MetadataSession`."""
-        self._check_open()
-        names = self._database.tables.names
-        return MetadataSession(
-            session_id,
-            engine=self.engine,
-            sessions_table=names.sessions,
-            messages_table=names.messages,
-            session_metadata_table=names.session_metadata,
-            events_table=names.events,
-            streams_table=names.streams,
-            metadata_changes_view=names.metadata_changes,
-            max_value_bytes=self._max_value_bytes,
-            **kwargs,
-        )
+        return MetadataSession(session_id, **self._session_arguments, **kwargs)
 
-    async def find_sessions_by_metadata(
-        self, key: str, value: Any, limit: int | None = 100, *, after: str | None = None
+    async def create_session(self, user_id: str, **kwargs: Any) -> MetadataSession:
+        """Make a session of ``user_id``: see `MetadataSession.create_session`."""
+        arguments = {**self._session_arguments, **kwargs}
+        return await MetadataSession.create_session(user_id, **arguments)
+
+    async def get_session(
+        self, user_id: str, session_id: str, **kwargs: Any
+    ) -> MetadataSession | None:
+        """The session, if it exists and is the user's: see `MetadataSession.get_session`."""
+        arguments = {**self._session_arguments, **kwargs}
+        return await MetadataSession.get_session(user_id, session_id, **arguments)
+
+    async def get_sessions(
+        self, user_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
+    ) -> list[MetadataSession]:
+        """The sessions of ``user_id``: see `MetadataSession.get_sessions`."""
+        arguments = {**self._session_arguments, **kwargs}
+        return await MetadataSession.get_sessions(user_id, limit, offset, **arguments)
+
+    async def get_sessions_for_user(
+        self, user_id: str, limit: int | None = None, offset: int = 0
     ) -> list[str]:
-        """Ids of the sessions whose ``key`` equals ``value`` as JSON: 1 equals 1.0, but not true.
+        """Ids of the sessions of ``user_id``: see `MetadataSession.get_sessions_for_user`."""
+        self._check_open()
+        return await latest_sessions(self._of(user_id), limit, offset)
 
-        Args:
-            key: The metadata key.
-            value: Any JSON value.
-            limit: At most so many; None for all.
-            after: A cursor: only ids that come after this one in the database's order. Pass the
-                last id of a page to get the next.
-        """
-        return await find_sessions(self._database, key, value, limit, after)
-
-    async def append(
+    async def list_sessions(
         self,
-        stream_id: str,
-        event: NewEvent,
+        user_id: str | None = None,
         *,
-        expected_version: int | None = None,
-        connection: AsyncConnection | AsyncSession | None = None,
-    ) -> RecordedEvent:
-        """Record an event of the app's own in the stream of a session.
+        limit: int | None = 100,
+        after: SessionEntry | None = None,
+    ) -> list[SessionEntry]:
+        """All sessions, or those of ``user_id``, the latest change first, then the greatest id.
 
         Args:
-            stream_id: The session's id. The session itself need not exist.
-            event: What happened; its type must not be one of the built-in ones.
-            expected_version: Append only if the stream is at this version (0: it is empty).
-            connection: Append inside this transaction of the caller's.
-
-        Raises:
-            InvalidInput: The event cannot be recorded.
-            AppendRejected: The stream has moved on, or the event id belongs to another event.
+            user_id: Only this user's.
+            limit: At most so many; None for all.
+            after: The last entry of the page before. However many sessions have come or changed
+                since, none that stayed as it was is left out or comes twice.
         """
-        kind = check_event_type(event.type)
-        if kind in BUILT_IN_TYPES:
-            raise InvalidIdentifier(
-                "event type", kind, "is built in: use the method of the session that records it"
-            )
-        data = canonical(_object(event.data), "data")
-        limit = self._max_value_bytes
-        if len(data) > limit:
-            raise ValueTooLarge("data", len(data.encode()), limit)
-        fields = command_fields(
-            {
-                "expected_version": expected_version,
-                "actor": event.actor,
-                "event_id": event.event_id,
-            },
-            event.context,
+        self._check_open()
+        return await list_sessions(
+            self._view if user_id is None else self._of(user_id), limit, after
         )
-        command = Append(
-            stream=StreamKey(check_session_id(stream_id)),
-            fact=Fact(kind, parse(data)),
-            data_size=len(data),
-            **fields,
+
+    def _of(self, user_id: str) -> View:
+        return View(self._database, Access(check_user_id(user_id)))
+
+    # --- Users ----------------------------------------------------------------------------------
+
+    def as_user(self, user_id: str) -> UserStore:
+        """The store as ``user_id`` sees it: nothing of anyone else can be reached through it."""
+        self._check_open()
+        return UserStore(self._database, check_user_id(user_id), self._max_value_bytes)
+
+    def user(self, user_id: str) -> User:
+        """The user ``user_id``, who need not exist yet."""
+        self._check_open()
+        return User(user_id, self._view, self._max_value_bytes)
+
+    async def delete_user(
+        self, user_id: str, **options: Unpack[WriteOptions]
+    ) -> RecordedEvent | None:
+        """Delete a user with all metadata. The sessions stay, without an owner.
+
+        Nobody can claim them; the administrator can `transfer` them.
+
+        Args:
+            user_id: Whom.
+            **options: See `WriteOptions`; versions are those of the user.
+
+        Returns:
+            The ``user_deleted`` event, whose ``data["sessions"]`` are the ids of the sessions that
+            lost their owner; None if there is no such user.
+        """
+        command = DeleteUser(
+            stream=StreamKey(check_user_id(user_id), "user"),
+            **command_fields(options, self._view.access),
         )
         self._check_open()
+        connection = options.get("connection")
         if connection is None:
             await self._connected()
-        recorded = await self._database.submit(command, connection)
-        assert recorded is not None
-        return recorded
-
-    async def events(
-        self,
-        after: int = 0,
-        *,
-        types: Collection[str] | None = None,
-        stream: str | None = None,
-        until: int | None = None,
-    ) -> AsyncIterator[RecordedEvent]:
-        """The events in the order of the log, up to what is complete when the iteration begins.
-
-        Never skips an event: going on later from the last position seen finds everything that has
-        come since, also what was being written meanwhile.
-
-        Args:
-            after: The position of the last event already seen.
-            types: Only events of these types.
-            stream: Only events of this session.
-            until: The last position to read.
-        """
-        key = None if stream is None else StreamKey(check_session_id(stream))
-        if isinstance(types, str):
-            raise InvalidInput(f"types is the string {types!r}; give a list: [{types!r}]")
-        kinds = None if types is None else [check_event_type(kind) for kind in types]
-        check_count("after", after)
-        if until is not None:
-            check_count("until", until)
-        await self._connected()
-        async for event in self._database.log.read_all(after, until=until, types=kinds, stream=key):
-            yield event
-
-    async def horizon(self) -> int:
-        """The highest position below which no event can appear any more.
-
-        Reading events up to it and going on from it, as `events` does, never skips one.
-        """
-        await self._connected()
-        return await self._database.log.horizon()
+        return await self._database.submit(command, connection)
 
     async def close(self) -> None:
         """Wait until what was submitted is carried out; this handle takes no more.
@@ -232,43 +202,3 @@ class MetadataStore:
             await self.engine.dispose()
         else:
             await self._database.drain()
-
-    async def __aenter__(self) -> MetadataStore:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreClosed
-
-    async def _connected(self) -> None:
-        self._check_open()
-        await self._database.connect(create=False)
-
-
-async def verify_projection(store: MetadataStore) -> list[Difference]:
-    """Compare each read model with the fold of the whole log.
-
-    Returns:
-        The rows on which they disagree, which is none unless someone wrote to a table by hand.
-    """
-    database = store.database
-    await database.connect(create=False)
-    found: list[Difference] = []
-    for projection in database.tables.projections:
-        rows = await database.log.read(differences(projection, database.log.events()))
-        found += name_differences(projection, rows)
-    return found
-
-
-def _object(data: object) -> dict[str, Any]:
-    if not isinstance(data, Mapping):
-        raise InvalidInput(f"the data of an event is a {type(data).__name__}; give a dict")
-    return dict(cast("Mapping[str, Any]", data))

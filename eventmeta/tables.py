@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import (
@@ -19,53 +19,31 @@ from sqlalchemy import (
     text,
 )
 
-from eventmeta.errors import InvalidIdentifier
-from eventmeta.identifiers import check_table_name
-from projections import Projection, metadata_projection
+from eventmeta.table_names import TableNames
+from projections import (
+    ItemProjection,
+    Projection,
+    conversation_projection,
+    metadata_projection,
+    tool_calls_projection,
+    usage_projection,
+    users_projection,
+)
 from projections.types import BigInt, EventId, LongText, SessionId, UtcDateTime
 
 if TYPE_CHECKING:
     from eventmeta.dialects.base import Dialect
 
 
-MAX_NAME = 45
-"""Names of indexes and triggers are made of those of tables; databases end at 63 or 64."""
-
-
-@dataclass(frozen=True)
-class TableNames:
-    """What the tables are called; the first two as upstream calls them.
-
-    Raises:
-        InvalidIdentifier: A name is not letters, digits and underscores, or too long.
-    """
-
-    sessions: str = "agent_sessions"
-    messages: str = "agent_messages"
-    session_metadata: str = "agent_sessions_metadata"
-    events: str = "agent_events"
-    streams: str = "agent_streams"
-    metadata_changes: str = "agent_metadata_changes"
-
-    def __post_init__(self) -> None:
-        """Check every name, for they become part of statements."""
-        names = [check_table_name(name) for name in asdict(self).values()]
-        for name in names:
-            if len(name) > MAX_NAME:
-                raise InvalidIdentifier(
-                    "table name",
-                    name,
-                    f"has over {MAX_NAME} characters, which leaves none for its indexes",
-                )
-            if names.count(name) > 1:
-                raise InvalidIdentifier("table name", name, "is given to two tables")
+VERSIONED = "eventmeta_versioned"
+"""Marks the tables that are not altered, but built anew when the projection's version changes."""
 
 
 @dataclass(frozen=True)
 class Tables:
     """The tables of one store, and its read models.
 
-    ``metadata_changes`` is not among them: it is a view, made with the tables.
+    The view of metadata changes is not among them: it is made with the tables.
     """
 
     names: TableNames
@@ -74,25 +52,60 @@ class Tables:
     messages: Table
     streams: Table
     events: Table
+    checkpoints: Table
+    parked_streams: Table
     session_metadata: Projection
+    users: Projection
+    usage: Projection | None
+    conversation: ItemProjection | None
+    tool_calls: ItemProjection | None
+    inline: tuple[Projection, ...] = ()
+
+    @property
+    def built_in(self) -> tuple[Projection, ...]:
+        """The read models of the log that are always there."""
+        always = (self.session_metadata, self.users)
+        return always if self.usage is None else (*always, self.usage)
 
     @property
     def projections(self) -> tuple[Projection, ...]:
         """The read models that every append maintains."""
-        return (self.session_metadata,)
+        return (*self.built_in, *self.inline)
+
+    @property
+    def item_projections(self) -> tuple[ItemProjection, ...]:
+        """The read models of items, which every change of a session's items maintains."""
+        found = (self.tool_calls, self.conversation)
+        return tuple(projection for projection in found if projection is not None)
 
 
 def define_tables(names: TableNames, dialect: Dialect) -> Tables:
     """The tables of a store, as ``dialect`` wants their keys."""
     metadata = MetaData()
+    structured = names.structured_metadata
+    messages = _messages(metadata, names)
     return Tables(
         names=names,
         metadata=metadata,
         sessions=_sessions(metadata, names),
-        messages=_messages(metadata, names),
+        messages=messages,
         streams=_streams(metadata, names),
         events=_events(metadata, names, dialect.event_keys),
-        session_metadata=metadata_projection(metadata, names.session_metadata),
+        checkpoints=_checkpoints(metadata, names),
+        parked_streams=_parked_streams(metadata, names),
+        session_metadata=metadata_projection(metadata, names.session_metadata_table),
+        users=users_projection(metadata, names.users_table),
+        usage=usage_projection(metadata, names.usage_table) if structured else None,
+        conversation=(
+            conversation_projection(metadata, messages, names.conversation_table)
+            if structured
+            else None
+        ),
+        tool_calls=(
+            tool_calls_projection(metadata, messages, names.tool_calls_table)
+            if structured
+            else None
+        ),
     )
 
 
@@ -107,7 +120,7 @@ def _created_at() -> Column[object]:
 
 def _sessions(metadata: MetaData, names: TableNames) -> Table:
     return Table(
-        names.sessions,
+        names.sessions_table,
         metadata,
         Column("session_id", SessionId, primary_key=True),
         _created_at(),
@@ -117,35 +130,46 @@ def _sessions(metadata: MetaData, names: TableNames) -> Table:
             server_default=text("CURRENT_TIMESTAMP"),
             nullable=False,
         ),
+        Column(
+            "user_id", SessionId, ForeignKey(f"{names.users_table}.user_id", ondelete="SET NULL")
+        ),
+        Index(f"idx_{names.sessions_table}_user_id", "user_id"),
     )
 
 
 def _messages(metadata: MetaData, names: TableNames) -> Table:
     return Table(
-        names.messages,
+        names.messages_table,
         metadata,
         Column("id", Integer, primary_key=True, autoincrement=True),
         Column(
             "session_id",
             SessionId,
-            ForeignKey(f"{names.sessions}.session_id", ondelete="CASCADE"),
+            ForeignKey(f"{names.sessions_table}.session_id", ondelete="CASCADE"),
             nullable=False,
         ),
         Column("message_data", LongText, nullable=False),
         _created_at(),
-        Index(f"idx_{names.messages}_session_time", "session_id", "created_at"),
+        Index(f"idx_{names.messages_table}_session_time", "session_id", "created_at"),
         sqlite_autoincrement=True,
     )
 
 
 def _streams(metadata: MetaData, names: TableNames) -> Table:
     return Table(
-        names.streams,
+        names.streams_table,
         metadata,
         Column("stream_id", SessionId, primary_key=True),
         Column("stream_type", String(16), primary_key=True),
         Column("version", BigInt, nullable=False),
         Column("recorded_at", UtcDateTime, nullable=False),
+        owner := Column("user_id", SessionId),
+        Index(
+            f"idx_{names.streams_table}_user_id",
+            "user_id",
+            postgresql_where=owner.is_not(None),
+            sqlite_where=owner.is_not(None),
+        ),
     )
 
 
@@ -153,7 +177,7 @@ def _events(
     metadata: MetaData, names: TableNames, keys: Callable[[str], tuple[Constraint | Index, ...]]
 ) -> Table:
     return Table(
-        names.events,
+        names.events_table,
         metadata,
         Column("position", BigInt, nullable=False),
         Column("stream_type", String(16), nullable=False),
@@ -165,6 +189,40 @@ def _events(
         Column("actor", String(255)),
         Column("context", LongText),
         Column("recorded_at", UtcDateTime, nullable=False),
-        *keys(names.events),
+        *keys(names.events_table),
         sqlite_autoincrement=True,
+    )
+
+
+def _checkpoints(metadata: MetaData, names: TableNames) -> Table:
+    """``stream_id``, ``until``: while it is filled, up to which stream, with events up to where."""
+    return Table(
+        names.checkpoints_table,
+        metadata,
+        Column("projection", String(64), primary_key=True),
+        Column("state", String(16), primary_key=True),
+        Column("version", Integer, nullable=False),
+        Column("position", BigInt, nullable=False),
+        Column("stream_id", SessionId),
+        Column("until", BigInt),
+        Column("holder", String(64)),
+        Column("epoch", BigInt, nullable=False),
+        Column("expires_at", BigInt, nullable=False),
+    )
+
+
+def _parked_streams(metadata: MetaData, names: TableNames) -> Table:
+    """``position``: of the first event of the stream that is not applied."""
+    return Table(
+        names.parked_streams_table,
+        metadata,
+        Column("stream_id", SessionId, primary_key=True),
+        Column("stream_type", String(16), primary_key=True),
+        Column("projection", String(64), primary_key=True),
+        Column("state", String(16), primary_key=True),
+        Column("position", BigInt, nullable=False),
+        Column("error", LongText, nullable=False),
+        Column("attempts", Integer, nullable=False),
+        Column("parked_at", UtcDateTime, nullable=False),
+        Index(f"idx_{names.parked_streams_table}_projection", "projection", "state"),
     )

@@ -11,27 +11,27 @@ from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
-    ColumnClause,
+    ColumnElement,
     Executable,
-    FromClause,
     Integer,
     String,
     and_,
     bindparam,
-    column,
     delete,
     func,
     insert,
+    literal_column,
     select,
-    table,
 )
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects import Dialect
-from eventmeta.dialects.statement import Statement
-from eventmeta.projector import remove_rows, write_rows
+from eventmeta.dialects.statement import PutRows, Statement
+from eventmeta.folding import asked_for, remove_rows, write_rows
+from eventmeta.item_statements import ItemStatements
+from eventmeta.plain_statements import PlainStatements
 from eventmeta.tables import Tables
-from projections import EVENT_COLUMNS, Projection
+from projections import EVENT_COLUMNS, NOBODY, AnySelect, Projection
 from projections.types import LongText, SessionId, UtcDateTime
 
 _KEY: Mapping[str, TypeEngine[Any]] = {"stream_id": SessionId, "stream_type": String(16)}
@@ -43,6 +43,23 @@ _ITEM: Mapping[str, TypeEngine[Any]] = {
     "message_data": LongText,
     "recorded_at": UtcDateTime(),
 }
+
+
+@dataclass(frozen=True)
+class ReadModel:
+    """How one read model follows the events that are being appended.
+
+    Attributes:
+        projection: Its definition.
+        remove: ``events``, ``first``: removes rows.
+        write: ``events``, ``first``: writes rows.
+        put: Writes the rows that its ``fold`` gives.
+    """
+
+    projection: Projection
+    remove: Statement
+    write: Statement
+    put: PutRows
 
 
 @dataclass(frozen=True)
@@ -61,15 +78,10 @@ class WriteStatements:
         return self._compile(self.dialect.lock_streams(self.tables.streams, keys))
 
     @cached_property
-    def save_streams(self) -> Statement:
-        """``streams`` with their new ``version`` and ``recorded_at``."""
-        heads = self.tables.streams
-        columns = {name: heads.c[name].type for name in heads.c.keys()}  # noqa: SIM118
-        rows = self.dialect.recordset("streams", columns)
-        source = select(*(rows.c[name] for name in columns))
-        return self._one(
-            self.dialect.upsert(heads, list(columns), source, ("version", "recorded_at"))
-        )
+    def save_streams(self) -> PutRows:
+        """Heads with their new ``version``, ``recorded_at`` and ``user_id``."""
+        update = ("version", "recorded_at", "user_id")
+        return self.dialect.put_rows(self.tables.streams, update)
 
     @cached_property
     def find_events(self) -> Statement:
@@ -79,6 +91,33 @@ class WriteStatements:
         same = and_(*(log.c[name] == wanted.c[name] for name in wanted.c.keys()))  # noqa: SIM118
         found = self.dialect.look_up(wanted, [log.c[name] for name in EVENT_COLUMNS], same)
         return self._one(self.dialect.current(found))
+
+    @cached_property
+    def owned_sessions(self) -> Statement:
+        """``user_id`` → the ids of the user's sessions."""
+        return self._one(self._owned_sessions())
+
+    @cached_property
+    def owned_sessions_now(self) -> Statement:
+        """The same, however long ago the transaction began."""
+        return self._one(self.dialect.current(self._owned_sessions()))
+
+    def _owned_sessions(self) -> AnySelect:
+        heads = self.tables.streams
+        return select(heads.c.stream_id).where(
+            heads.c.user_id == bindparam("user_id", type_=SessionId),
+            heads.c.stream_type == "session",
+        )
+
+    @cached_property
+    def user_metadata(self) -> Statement:
+        """``user_id`` → the document of a user that there is, whose row is locked."""
+        users = self.tables.users.table
+        query = select(users.c.metadata).where(
+            users.c.user_id == bindparam("user_id", type_=SessionId)
+        )
+        # Before a position is drawn, lest someone who waits for that holds the row on MySQL.
+        return self._one(query.with_for_update(key_share=True))
 
     # --- Sessions and their items ---------------------------------------------------------------
 
@@ -95,10 +134,30 @@ class WriteStatements:
     def _sessions(self, *, touch: bool) -> Statement:
         rows = self.dialect.recordset("sessions", _SESSION)
         now = func.current_timestamp()
-        source = select(rows.c.session_id, now).order_by(rows.c.session_id)
-        columns = ["session_id", "updated_at"]
-        update = ("updated_at",) if touch else ()
+        owner = self._owner(rows.c.session_id)
+        source = select(rows.c.session_id, now, owner).order_by(rows.c.session_id)
+        columns = ["session_id", "updated_at", "user_id"]
+        update = ("updated_at", "user_id") if touch else ()
         return self._one(self.dialect.upsert(self.tables.sessions, columns, source, update))
+
+    @cached_property
+    def assign_sessions(self) -> Statement:
+        """``sessions`` that there are belong to whom their heads say."""
+        sessions = self.tables.sessions
+        rows = self.dialect.recordset("sessions", _SESSION)
+        values = {"user_id": self._owner(sessions.c.session_id)}
+        keys = select(rows.c.session_id).subquery("assigned")
+        return self._one(self.dialect.update_matching(sessions, keys, values))
+
+    def _owner(self, session_id: ColumnElement[str]) -> ColumnElement[str]:
+        """Whose the session is, by its head as it was last saved; NULL for nobody's."""
+        heads = self.tables.streams.alias("heads")
+        return (
+            select(func.nullif(heads.c.user_id, literal_column(f"'{NOBODY}'")))
+            .where(heads.c.stream_id == session_id, heads.c.stream_type == "session")
+            .correlate_except(heads)
+            .scalar_subquery()
+        )
 
     @cached_property
     def lock_session(self) -> Statement:
@@ -108,6 +167,14 @@ class WriteStatements:
             sessions.c.session_id == bindparam("session_id")
         )
         return self._one(query.with_for_update())
+
+    @cached_property
+    def lock_sessions(self) -> Statement:
+        """``first``, ``last`` → the rows of all sessions from one to the other, owned likewise."""
+        session_id = self.tables.sessions.c.session_id
+        first, last = bindparam("first", type_=SessionId), bindparam("last", type_=SessionId)
+        query = select(session_id).where(session_id.between(first, last))
+        return self._one(query.order_by(session_id).with_for_update())
 
     @cached_property
     def insert_items(self) -> list[Statement]:
@@ -191,47 +258,38 @@ class WriteStatements:
         return self._compile(self.dialect.allocate(self.tables, numbers))
 
     @cached_property
-    def insert_events(self) -> Statement:
-        """``events``, complete."""
-        rows = self._events()
-        source = select(*(rows.c[name] for name in EVENT_COLUMNS)).order_by(rows.c.position)
-        return self._one(insert(self.tables.events).from_select(list(EVENT_COLUMNS), source))
+    def insert_events(self) -> PutRows:
+        """Events, complete."""
+        return self.dialect.put_rows(self.tables.events)
 
     @cached_property
-    def project(self) -> list[tuple[Projection, Statement, Statement]]:
-        """``events``, ``first`` → each read model: what removes rows, and what writes them."""
-        events = self.dialect.relation(self.dialect.appended(self.tables, self._events()))
-        return [
-            (
-                projection,
-                self._one(remove_rows(projection, self.dialect, events)),
-                self._one(write_rows(projection, self.dialect, events)),
-            )
-            for projection in self.tables.projections
-        ]
-
-    @cached_property
-    def append_at_once(self) -> dict[bool, Statement] | None:
-        """The one statement for a batch of plain appends: without and with items."""
-        columns: list[ColumnClause[Any]] = [column(name) for name in EVENT_COLUMNS]
-        appended = table("_appended", *columns)
-        events = self.dialect.relation(appended)
-        projected = [
-            write_rows(projection, self.dialect, events) for projection in self.tables.projections
-        ]
-        statements: dict[bool, Statement] = {}
-        for with_items, names in ((False, ["events"]), (True, ["events", "items"])):
-            sql = self.dialect.append_at_once(self.tables, projected, with_items=with_items)
-            if sql is None:
-                return None
-            statements[with_items] = Statement(sql, names)
-        return statements
-
-    # --------------------------------------------------------------------------------------------
-
-    def _events(self) -> FromClause:
+    def read_models(self) -> list[ReadModel]:
+        """How each read model follows."""
         log = self.tables.events
-        return self.dialect.recordset("events", {name: log.c[name].type for name in EVENT_COLUMNS})
+        given = self.dialect.recordset("events", {name: log.c[name].type for name in EVENT_COLUMNS})
+        events = self.dialect.relation(self.dialect.appended(self.tables, given))
+        return [
+            ReadModel(
+                projection,
+                self._one(remove_rows(projection, self.dialect, asked)),
+                self._one(write_rows(projection, self.dialect, asked)),
+                self.dialect.put_rows(projection.table, projection.overwritten),
+            )
+            for projection, asked in asked_for(self.tables, events)
+        ]
+
+    @cached_property
+    def structure(self) -> ItemStatements | None:
+        """What follows a change of items, where that is kept."""
+        conversation, tool_calls = self.tables.conversation, self.tables.tool_calls
+        if conversation is None or tool_calls is None:
+            return None
+        return ItemStatements(self.tables, conversation, tool_calls, self.dialect)
+
+    @cached_property
+    def plain(self) -> PlainStatements:
+        """A batch of plain appends in one statement, where the database can."""
+        return PlainStatements(self.tables, self.dialect, self.structure)
 
     def _one(self, executable: Executable) -> Statement:
         return self.dialect.compile(executable)

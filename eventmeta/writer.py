@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from eventmeta.batch import Outcome
 from eventmeta.commands import Command
+from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError
 
 MAX_BATCH = 512

@@ -5,15 +5,50 @@ which it receives as an [`Events`][projections.relation.Events] relation; it doe
 ``eventmeta``, which imports this package and not the reverse.
 """
 
+from projections.conversation import conversation_projection
 from projections.metadata import METADATA_EVENTS, metadata_projection
-from projections.projection import Projection
-from projections.relation import EVENT_COLUMNS, AnySelect, Events
+from projections.ownership import NOBODY, USER_ASSIGNED, fold_owners
+from projections.projection import (
+    AnyProjection,
+    AppliedProjection,
+    ItemProjection,
+    KnownEvent,
+    Projection,
+)
+from projections.relation import (
+    EVENT_COLUMNS,
+    MESSAGE_COLUMNS,
+    AnySelect,
+    Event,
+    Events,
+    Messages,
+)
+from projections.tool_calls import tool_calls_projection
+from projections.usage import USAGE_RECORDED, usage_projection
+from projections.users import USER_CREATED, USER_DELETED, users_projection
 
 __all__ = [
-    "EVENT_COLUMNS",
-    "METADATA_EVENTS",
+    "AnyProjection",
     "AnySelect",
+    "AppliedProjection",
+    "EVENT_COLUMNS",
+    "Event",
     "Events",
+    "ItemProjection",
+    "KnownEvent",
+    "MESSAGE_COLUMNS",
+    "METADATA_EVENTS",
+    "Messages",
+    "NOBODY",
     "Projection",
+    "USAGE_RECORDED",
+    "USER_ASSIGNED",
+    "USER_CREATED",
+    "USER_DELETED",
+    "conversation_projection",
+    "fold_owners",
     "metadata_projection",
+    "tool_calls_projection",
+    "usage_projection",
+    "users_projection",
 ]

@@ -9,13 +9,29 @@ The table has no foreign key to the sessions: a cascade would change it behind t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Column, Index, MetaData, String, Table, case, func, select
+from sqlalchemy import (
+    Column,
+    Function,
+    Index,
+    MetaData,
+    String,
+    Table,
+    and_,
+    case,
+    func,
+    or_,
+    select,
+)
 
-from projections.projection import Projection
+from projections.projection import KnownEvent, Projection
 from projections.relation import AnySelect, Events
 from projections.types import LongText, SessionId, UtcDateTime
+
+_KEY = ("stream_id", "key")
+_VALUE = ("value", "indexed_value")
 
 METADATA_EVENTS = frozenset({"metadata_set", "metadata_deleted", "session_cleared"})
 
@@ -25,10 +41,12 @@ def metadata_projection(metadata: MetaData, name: str = "agent_sessions_metadata
     return Projection(
         name="metadata",
         version=1,
+        stream_type="session",
         event_types=METADATA_EVENTS,
         table=_table(metadata, name),
         select=fold_metadata,
         kept=frozenset({"created_at"}),
+        fold=fold_known,
     )
 
 
@@ -42,40 +60,66 @@ def _table(metadata: MetaData, name: str) -> Table:
         Column("indexed_value", String(64), nullable=False),
         Column("created_at", UtcDateTime, nullable=False),
         Column("updated_at", UtcDateTime, nullable=False),
-        Index(f"idx_{name}_key_value", "key", "indexed_value", "session_id"),
+        # Not by key first: a planner that takes the table for a small one would look up a key of a
+        # session here, among those of all sessions.
+        Index(f"idx_{name}_key_value", "indexed_value", "key", "session_id"),
     )
 
 
 def fold_metadata(events: Events) -> AnySelect:
-    """The last value of every key; ``created_at`` is of the first one since its last removal."""
+    """The last value of every key; ``created_at`` is of the first one since its last removal.
+
+    That is the latest of those that follow upon nothing, or upon a removal, for the times of a
+    stream never go back. Each change is compared with its neighbours only: aggregates over a whole
+    window take MariaDB as many steps as the square of its rows.
+    """
     change = events.changes()
-    same_key = (change.c.stream_id, change.c.key)
-    removal = case((change.c.value.is_(None), change.c.version), else_=0)
-    ranked = (
+
+    def beside(neighbour: Function[Any]) -> Any:
+        same_key = [change.c[name] for name in _KEY]
+        return neighbour.over(partition_by=same_key, order_by=change.c.version)
+
+    row = (
         select(
-            change,
-            func.row_number()
-            .over(partition_by=same_key, order_by=change.c.version.desc())
-            .label("recency"),
-            func.max(removal).over(partition_by=same_key).label("removed"),
+            *(change.c[name] for name in (*_KEY, *_VALUE, "recorded_at")),
+            beside(func.lag(change.c.value)).label("value_before"),
+            beside(func.lead(change.c.version)).label("next_version"),
         )
         .where(change.c.stream_type == "session")
-        .subquery("ranked")
+        .subquery("changes_in_order")
+        .c
     )
-    row = ranked.c
+    is_last = row.next_version.is_(None)
+    begins = and_(row.value.is_not(None), row.value_before.is_(None))
+    is_removal = row.value.is_(None)
 
-    def latest(column: Any) -> Any:
-        return func.max(case((row.recency == 1, column)))
+    def last(column: Any) -> Any:
+        return func.max(case((is_last, column)))
 
-    return select(
-        row.stream_id.label("session_id"),
-        row.key,
-        latest(row.value).label("value"),
-        latest(row.indexed_value).label("indexed_value"),
-        func.min(case((row.version > row.removed, row.recorded_at)), type_=UtcDateTime()).label(
-            "created_at"
-        ),
-        func.max(row.recorded_at, type_=UtcDateTime()).label("updated_at"),
-        latest(row.value).is_not(None).label("present"),
-        (func.max(row.removed) > 0).label("restarted"),
-    ).group_by(row.stream_id, row.key)
+    return (
+        select(
+            row.stream_id.label("session_id"),
+            row.key,
+            last(row.value).label("value"),
+            last(row.indexed_value).label("indexed_value"),
+            func.max(case((begins, row.recorded_at)), type_=UtcDateTime()).label("created_at"),
+            func.max(row.recorded_at, type_=UtcDateTime()).label("updated_at"),
+            last(row.value).is_not(None).label("present"),
+            (func.count(case((is_removal, 1))) > 0).label("restarted"),
+        )
+        .where(or_(is_last, begins, is_removal))
+        .group_by(row.stream_id, row.key)
+    )
+
+
+def fold_known(events: Iterable[KnownEvent]) -> list[tuple[Any, ...]]:
+    """The rows that `fold_metadata` yields for events that only set."""
+    rows: dict[tuple[str, str], tuple[Any, ...]] = {}
+    for stream_id, data, recorded_at in events:
+        for key, value, *other in data["changes"]:
+            earlier = rows.get((stream_id, key))
+            created_at = earlier[4] if earlier else recorded_at
+            indexed_value = other[0] if other else value
+            row = (stream_id, key, value, indexed_value, created_at, recorded_at)
+            rows[stream_id, key] = row
+    return [rows[key] for key in sorted(rows)]

@@ -4,22 +4,42 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import DateTime, Dialect, Integer, String, Text
-from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy import UUID, DateTime, Dialect, Index, Integer, String, Text, column
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import BigInteger, TypeDecorator, TypeEngine
 
 MYSQL = ("mysql", "mariadb")
 
-SessionId: TypeEngine[str] = String().with_variant(mysql.VARCHAR(255), *MYSQL)
+
+# SQLAlchemy has types of MySQL's own, but to import them takes longer than all that is here.
+class _LongText(Text):
+    """MySQL's LONGTEXT."""
+
+
+class _MicrosecondDateTime(DateTime):
+    """MySQL's DATETIME with microseconds."""
+
+
+@compiles(_LongText, *MYSQL)
+def _long_text(*_: object, **__: object) -> str:
+    return "LONGTEXT"
+
+
+@compiles(_MicrosecondDateTime, *MYSQL)
+def _microsecond_date_time(*_: object, **__: object) -> str:
+    return "DATETIME(6)"
+
+
+SessionId: TypeEngine[str] = String().with_variant(String(255), *MYSQL)
 """Unbounded where upstream's is; MySQL and MariaDB want a length."""
 
-LongText: TypeEngine[str] = Text().with_variant(mysql.LONGTEXT(), *MYSQL)
+LongText: TypeEngine[str] = Text().with_variant(_LongText(), *MYSQL)
 """Text of any length: plain TEXT ends at 64 kB on MySQL."""
 
 BigInt: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
 """64 bits. SQLite's are anyway, and only INTEGER may be its row id."""
 
-EventId: TypeEngine[str] = String(36).with_variant(postgresql.UUID(as_uuid=False), "postgresql")
+EventId: TypeEngine[str] = String(36).with_variant(UUID(as_uuid=False), "postgresql")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -32,8 +52,8 @@ class UtcDateTime(TypeDecorator[datetime]):
         """The widest type for a time that the database has."""
         return dialect.type_descriptor(
             DateTime()
-            .with_variant(postgresql.TIMESTAMP(timezone=True), "postgresql")
-            .with_variant(mysql.DATETIME(fsp=6), *MYSQL)
+            .with_variant(DateTime(timezone=True), "postgresql")
+            .with_variant(_MicrosecondDateTime(), *MYSQL)
         )
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -49,3 +69,9 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def index_of_known(name: str, first: str, *others: str) -> Index:
+    """An index of the rows whose ``first`` is known; of all rows where a database has no such."""
+    known = column(first).is_not(None)
+    return Index(name, first, *others, postgresql_where=known, sqlite_where=known)

@@ -28,17 +28,29 @@ settings.register_profile("thorough", settings.get_profile("default"), max_examp
 settings.load_profile(os.environ.get(PROFILE_VARIABLE, "default"))
 
 BACKENDS = pytest.StashKey[Backends]()
+FOUND_ELSEWHERE = pytest.StashKey[dict[str, str]]()
+UNAVAILABLE = "unavailable"
 NARROWING = {
     "server_backend": SERVERS,
     "persistent_backend": PERSISTENT,
     "persistent_url": PERSISTENT,
     "sqlite_file_backend": ("sqlite-file",),
+    "sqlite_memory_backend": ("sqlite-memory",),
     "postgresql_backend": ("postgresql",),
     "mariadb_backend": ("mariadb",),
 }
 """The fixtures that leave only some of the backends to a test."""
 
+LONG_VARIABLE = "EVENTMETA_LONG"
+SHORTER = {"each_dialect": {"sqlite-file"}, "two_dialects": {"sqlite-file", "mariadb"}}
+"""The backends that marked tests leave to the long battery, in which all run on all of them."""
+
 CHECK_IN_TURNS = 100
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "each_dialect: about SQL, so one kind of SQLite will do")
+    config.addinivalue_line("markers", "two_dialects: about rules that are the same in all SQL")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,17 +68,40 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
     allowed = set(metafunc.config.getoption("--backend") or NAMES)
-    for fixture in NARROWING.keys() & metafunc.fixturenames:
+    narrowing = NARROWING.keys() & metafunc.fixturenames
+    for fixture in narrowing:
         allowed.intersection_update(NARROWING[fixture])
+    if not narrowing and LONG_VARIABLE not in os.environ:
+        for mark in SHORTER.keys() & {each.name for each in metafunc.definition.iter_markers()}:
+            allowed.difference_update(SHORTER[mark])
     metafunc.parametrize("backend", [name for name in NAMES if name in allowed], indirect=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that prints the summary, where several run the tests."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output[UNAVAILABLE] = _unavailable(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    found: dict[str, str] = getattr(node, "workeroutput", {}).get(UNAVAILABLE, {})
+    node.config.stash[FOUND_ELSEWHERE] = {**node.config.stash.get(FOUND_ELSEWHERE, {}), **found}
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    backends = config.stash.get(BACKENDS, None)
-    for name, reason in (backends.unavailable if backends else {}).items():
+    elsewhere: dict[str, str] = config.stash.get(FOUND_ELSEWHERE, {})
+    unavailable = {**elsewhere, **_unavailable(config)}
+    for name, reason in unavailable.items():
         terminalreporter.write_line(f"SKIPPED BACKEND {name}: {reason}", red=True, bold=True)
+
+
+def _unavailable(config: pytest.Config) -> dict[str, str]:
+    backends = config.stash.get(BACKENDS, None)
+    return backends.unavailable if backends else {}
 
 
 def backends_are_required() -> bool:
@@ -105,6 +140,7 @@ def narrowed() -> Any:
 server_backend = narrowed()
 persistent_backend = narrowed()
 sqlite_file_backend = narrowed()
+sqlite_memory_backend = narrowed()
 postgresql_backend = narrowed()
 mariadb_backend = narrowed()
 
@@ -141,6 +177,16 @@ async def store(engine: AsyncEngine) -> AsyncIterator[MetadataStore]:
     await store.create_tables()
     yield store
     assert await verify_projection(MetadataStore(engine)) == []
+    await store.close()
+
+
+@pytest.fixture
+async def structured(engine: AsyncEngine) -> AsyncIterator[MetadataStore]:
+    """The same, with the tables of conversations, tool calls and usage."""
+    store = MetadataStore(engine, structured_metadata=True)
+    await store.create_tables()
+    yield store
+    assert await verify_projection(MetadataStore(engine, structured_metadata=True)) == []
     await store.close()
 
 

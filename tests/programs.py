@@ -110,7 +110,8 @@ def launch_postgres(program: Path, directory: Path, durable: bool) -> Launch:
         "listen_addresses": "",
         "unix_socket_directories": str(directory),
         "port": "5432",
-        "max_connections": "300",
+        # Benchmarks run several processes of each peer, all with pools of their own.
+        "max_connections": "1000" if durable else "300",
     }
     if not durable:
         settings |= {"fsync": "off", "full_page_writes": "off"}
@@ -152,6 +153,7 @@ def launch_mysql(program: Path, directory: Path, durable: bool) -> Launch:
         str(program),
         "--no-defaults",
         f"--datadir={data}",
+        f"--tmpdir={data}",  # a server that starts clears the one that it shares with others
         f"--socket={listening}",
         f"--pid-file={directory / 'server.pid'}",
         "--skip-networking",

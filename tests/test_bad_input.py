@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -366,7 +367,10 @@ async def test_a_bad_point_in_history_is_refused(
 @pytest.mark.parametrize("number", [-1, True, "1", 1.5, 2**63])
 async def test_a_bad_count_is_refused(refusing: MetadataSession, number: Any) -> None:
     store = MetadataStore(refusing.engine)
+    alices = store.session("alpha", user_id="alice")
     attempts: list[Callable[[], Awaitable[Any]]] = [
+        *(partial(alices.get_sessions_for_user, user, number) for user in ("alice", "bob")),
+        *(partial(alices.get_sessions_for_user, user, 1, number) for user in ("alice", "bob")),
         lambda: refusing.find_sessions_by_metadata("k", 1, limit=number),
         lambda: refusing.history(limit=number),
         lambda: refusing.history(after=number),

@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import eventmeta
-from benchmarks.__main__ import parser
+from benchmarks.cli import parser
 from benchmarks.peers import PEERS
 from benchmarks.scenarios import SCENARIOS
-from eventmeta import MetadataSession, MetadataStore, WriteOptions, errors
+from eventmeta import MetadataSession, MetadataStore, TableOptions, WriteOptions, errors
+from eventmeta.table_names import TableNames
 from tests.test_examples import blocks_of, output_of
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +37,8 @@ MODULES = sorted(
 
 def options(function: Callable[..., Any]) -> set[str]:
     named = inspect.signature(function).parameters.values()
-    return {each.name for each in named if each.kind is not each.VAR_KEYWORD} - {"self"}
+    own = {each.name for each in named if each.kind is not each.VAR_KEYWORD} - {"self"}
+    return own | TableOptions.__annotations__.keys()
 
 
 @pytest.mark.parametrize(
@@ -61,9 +64,11 @@ def test_write_option_is_documented(option: str) -> None:
 
 def test_defaults_are_as_documented() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", README, re.MULTILINE)
-    parameters = inspect.signature(MetadataSession).parameters
+    signatures = map(inspect.signature, (MetadataStore, MetadataSession))
+    parameters = dict(each for signature in signatures for each in signature.parameters.items())
+    defaults = {name: each.default for name, each in parameters.items()} | asdict(TableNames())
     assert rows
-    assert [row for row in rows if str(parameters[row[0]].default) != row[1]] == []
+    assert [row for row in rows if str(defaults[row[0]]) != row[1]] == []
 
 
 @pytest.mark.parametrize("name", eventmeta.__all__)
@@ -87,14 +92,23 @@ def test_make_target_is_documented(target: str) -> None:
 
 
 def test_benchmark_options_are_documented() -> None:
-    found = [flag for action in parser()._actions for flag in action.option_strings]
-    assert {"--backend", "--callers"} <= set(found)
+    (commands,) = (action for action in parser()._actions if not action.option_strings)
+    assert commands.choices
+    choices = dict(commands.choices)
+    assert [name for name in choices if f"python -m benchmarks {name} " not in README] == []
+    found = [
+        flag
+        for each in choices.values()
+        for action in each._actions
+        for flag in action.option_strings
+    ]
+    assert {"--backend", "--callers", "--out"} <= set(found)
     assert [flag for flag in found if flag not in ("-h", "--help") and flag not in ALL] == []
 
 
 @pytest.mark.parametrize("name", [*SCENARIOS, *PEERS])
 def test_what_the_benchmarks_compare_is_documented(name: str) -> None:
-    assert name in README
+    assert f"`{name}`" in README
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
@@ -134,3 +148,8 @@ def shown_output(code: str) -> list[str]:
                     break
                 shown.append(comment.lstrip()[2:])
     return shown
+
+
+def test_the_query_is_the_one_that_is_tested() -> None:
+    printed = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
+    assert printed == re.findall(r"```sql\n(.*?)```", DOCS["queries.md"], re.DOTALL)[:1]

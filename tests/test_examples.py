@@ -77,6 +77,17 @@ def test_the_state_before_the_last_change(output: str) -> None:
     assert "'priority': 2" in metadata
 
 
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("sessions_per_day.py", ["home 4", "work 5"]),
+        ("full_text.py", ["['a', 'b']", "['b']"]),
+    ],
+)
+def test_a_projection_of_ones_own(name: str, printed: list[str], tmp_path: Path) -> None:
+    assert output_of(str(ROOT / "examples" / name), folder=tmp_path).splitlines() == printed
+
+
 # --- The README ---------------------------------------------------------------------------------
 
 

@@ -1,20 +1,38 @@
 """`eventmeta.__all__` is the public interface: nothing missing, nothing unexplained."""
 
+import ast
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import eventmeta
 
+STUB = ast.parse(Path(eventmeta.__file__).with_suffix(".pyi").read_text("utf-8"))
+
 
 def test_all_is_exact() -> None:
-    public = {
-        name
-        for name, member in vars(eventmeta).items()
-        if not name.startswith("_") and not inspect.ismodule(member)
-    }
-    listed = [name for name in eventmeta.__all__ if not name.startswith("_")]
-    assert listed == sorted(public)
+    """What the stub imports is what type checkers may import, and what there is."""
+    imported = [
+        alias.name for node in STUB.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    (listed,) = (
+        ast.literal_eval(node.value)
+        for node in STUB.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    assert eventmeta.__all__ == dir(eventmeta) == sorted(imported) == listed
+
+
+def test_a_session_can_be_imported_without_the_projector() -> None:
+    code = "import sys; from eventmeta import MetadataSession; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(found.stdout.split())
+    assert "eventmeta.session" in modules
+    heavy = {"agents", "tenacity", "eventmeta.projector", "sqlalchemy.dialects.mysql"}
+    assert not modules & heavy
 
 
 @pytest.mark.parametrize("name", eventmeta.__all__)

@@ -11,7 +11,7 @@ from agents.memory import SessionSettings
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from eventmeta import MetadataSession
+from eventmeta import MetadataSession, MetadataStore
 from tests.helpers import contents, user, users
 
 LONG_AGO = datetime(2020, 1, 1)  # noqa: DTZ001 - as the column keeps it
@@ -244,3 +244,13 @@ async def test_metadata_stays_when_asked_to(
     await session.clear_session(keep_metadata=argument)
     assert await session.get_items() == []
     assert await session.get_metadata() == ({"k": 1} if kept else {})
+
+
+async def test_what_is_added_with_a_replacement_comes_after_it(store: MetadataStore) -> None:
+    session = store.session("s")
+    await asyncio.gather(
+        session.add_items([user("gone")]),
+        session._atomic_replace_items([user("1"), user("2")]),
+        session.add_items([user("3")]),
+    )
+    assert await session.get_items() == [user("1"), user("2"), user("3")]

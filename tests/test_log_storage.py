@@ -237,14 +237,20 @@ async def test_a_read_is_one_statement(
     assert len(sent) == 1, sent
 
 
+def statements(sent: Sent) -> list[str]:
+    """One that SQLite is told to run for each row of many, which is one hop, counts once."""
+    return list(dict.fromkeys(sql.partition(" VALUES (")[0] for sql, _ in sent))
+
+
 async def test_a_write_sends_no_more_for_many_keys_or_many_sessions(
     backend: Backend, store: MetadataStore, sent_by: Watch
 ) -> None:
     many_keys = {f"key {n}": n for n in range(100)}
     sessions = [store.session(f"s{n}") for n in range(50)]
-    one = await sent_by(sessions[0].set_metadata({"a": 1}))
-    many = await sent_by(sessions[0].set_metadata(many_keys))
-    together = await sent_by(asyncio.gather(*(s.set_metadata(many_keys) for s in sessions)))
+    one = statements(await sent_by(sessions[0].set_metadata({"a": 1})))
+    many = statements(await sent_by(sessions[0].set_metadata(many_keys)))
+    calls = asyncio.gather(*(s.set_metadata(many_keys) for s in sessions))
+    together = statements(await sent_by(calls))
     assert len(one) == len(many) == len(together)
     if backend.name == "postgresql":
         assert len(one) == 1
@@ -316,3 +322,52 @@ async def explain(engine: AsyncEngine, sql: str, values: Any) -> str:
             await connection.exec_driver_sql("SET LOCAL enable_hashjoin = off")
         plan = await connection.exec_driver_sql(f"{how} {sql}", tuple(values))
         return "\n".join(str(tuple(row)) for row in plan)
+
+
+async def test_the_past_takes_work_in_proportion_to_its_length(
+    store: MetadataStore, sent_by: Watch
+) -> None:
+    """And not to its square: some databases go through a whole window for each of its rows."""
+    work: list[int] = []
+    for length in (100, 400):
+        session = store.session(f"of-{length}")
+        await asyncio.gather(*(session.set_metadata({"a": n}) for n in range(length)))
+        (*_, (sql, values)) = await sent_by(session.get_metadata(as_of=length))
+        work.append(await work_of(store.engine, sql, values))
+    assert work[0] > 100
+    assert work[1] < 6 * work[0], work
+
+
+async def work_of(engine: AsyncEngine, sql: str, values: Any) -> int:
+    """What the database counts: instructions on SQLite, else the rows that it went through."""
+    async with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            explained = await connection.exec_driver_sql(
+                f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", tuple(values)
+            )
+            return rows_of_plan(explained.scalar_one()[0]["Plan"])
+        if engine.dialect.name == "mysql":
+            await connection.exec_driver_sql("FLUSH STATUS")
+            await connection.exec_driver_sql(sql, tuple(values))
+            counts: Any = await connection.exec_driver_sql(
+                "SHOW SESSION STATUS LIKE 'Handler_read%%'"
+            )
+            return sum(int(rows) for _, rows in counts)
+        steps = 0
+
+        def count() -> bool:
+            nonlocal steps
+            steps += 1
+            return False  # go on
+
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        await driver.set_progress_handler(count, 10)
+        await connection.exec_driver_sql(sql, tuple(values))
+        await driver.set_progress_handler(None, 0)
+        return steps
+
+
+def rows_of_plan(plan: dict[str, Any]) -> int:
+    below = sum(map(rows_of_plan, plan.get("Plans", ())))
+    return below + int(plan["Actual Rows"] * plan["Actual Loops"])

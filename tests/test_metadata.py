@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -339,3 +340,23 @@ async def test_find_in_pages(store: MetadataStore) -> None:
     assert [name for page in pages for name in page] == everything
     rest = await store.find_sessions_by_metadata("state", "open", limit=None, after=everything[49])
     assert rest == everything[50:]
+
+
+async def test_a_lone_read_takes_no_task_and_leaves_the_next_ones_be(store: MetadataStore) -> None:
+    """Those that come meanwhile are read, also when it is cancelled."""
+    sessions = [store.session(f"s{n}") for n in range(5)]
+    for n, session in enumerate(sessions):
+        await session.set_metadata({"n": n})
+    for _ in range(2):  # whoever comes after a batch of several waits for others
+        await sessions[0].get_metadata()
+    before = asyncio.all_tasks()
+    lone = asyncio.create_task(sessions[0].get_metadata(["n"]))
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before | {lone}
+    others = asyncio.gather(*(session.get_metadata(["n"]) for session in sessions[1:]))
+    await asyncio.sleep(0)
+    lone.cancel()
+    assert await others == [{"n": n} for n in range(1, 5)]
+    assert await asyncio.gather(*(session.get_metadata() for session in sessions)) == [
+        {"n": n} for n in range(5)
+    ]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -31,8 +32,12 @@ from eventmeta import (
     new_event_id,
     verify_projection,
 )
+from eventmeta.folding import rows_of
+from projections import KnownEvent
 from tests.backends import Backend
 from tests.json_values import equal, exact
+
+pytestmark = pytest.mark.each_dialect
 
 SESSIONS = ("alpha", "Alpha ")
 ENDS = ("commit", "rollback")
@@ -175,7 +180,9 @@ with_options = operations_of(kind for kind in ARGUMENTS if kind not in WITHOUT_O
 
 
 @contextmanager
-def running(backend: Backend) -> Iterator[tuple[asyncio.Runner, Callable[[], MetadataStore]]]:
+def running(
+    backend: Backend, **options: Any
+) -> Iterator[tuple[asyncio.Runner, Callable[[], MetadataStore]]]:
     """A runner, and a maker of stores that are empty, all in one database."""
     numbers = itertools.count()
 
@@ -189,6 +196,13 @@ def running(backend: Backend) -> Iterator[tuple[asyncio.Runner, Callable[[], Met
             events_table=f"{prefix}events",
             streams_table=f"{prefix}streams",
             metadata_changes_view=f"{prefix}changes",
+            users_table=f"{prefix}users",
+            conversation_table=f"{prefix}conversation",
+            tool_calls_table=f"{prefix}tool_calls",
+            usage_table=f"{prefix}usage",
+            checkpoints_table=f"{prefix}checkpoints",
+            parked_streams_table=f"{prefix}parked",
+            **options,
         )
         runner.run(store.create_tables())
         return store
@@ -386,5 +400,35 @@ def test_any_split_into_batches_leaves_the_same_table(backend: Backend) -> None:
         def check(sequence: list[Operation], sizes: list[int]) -> None:
             one_by_one = runner.run(table_after(empty_store(), sequence, [1]))
             assert runner.run(table_after(empty_store(), sequence, sizes)) == one_by_one
+
+        check()
+
+
+# --- The shorter way ----------------------------------------------------------------------------
+
+
+async def both_folds(
+    store: MetadataStore, sequence: list[Operation]
+) -> tuple[list[Any], list[Any]]:
+    """The rows by the Select, which the database folds, and by the fold of events at hand."""
+    for operation in sequence:
+        await operation.call(store)
+    events = [event async for event in store.events(types=["metadata_set"])]
+    known = [KnownEvent(event.stream_id, event.data, event.recorded_at) for event in events]
+    log, metadata = store._database.log, store._database.tables.session_metadata
+    rows = await log.read(rows_of(metadata, log.events()))
+    await store.close()
+    assert metadata.fold is not None
+    return sorted(map(tuple, rows)), metadata.fold(known)
+
+
+def test_what_is_folded_at_hand_is_what_the_select_yields(backend: Backend) -> None:
+    with running(backend) as (runner, empty_store):
+
+        @settings(FEW_EXAMPLES)
+        @given(sequence=st.lists(operations_of(["set"]), min_size=2, max_size=12))
+        def check(sequence: list[Operation]) -> None:
+            in_database, at_hand = runner.run(both_folds(empty_store(), sequence))
+            assert at_hand == in_database
 
         check()

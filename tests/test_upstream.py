@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from agents.extensions.memory import SQLAlchemySession
 from agents.memory import Session, SessionSettings
-from sqlalchemy import Connection, bindparam, inspect, text
+from sqlalchemy import Connection, Inspector, inspect, text
 from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from eventmeta import MetadataSession
+from eventmeta import MetadataSession, TableOptions
+from eventmeta.table_names import TableNames
 from tests.backends import Backend
 from tests.helpers import user, users
 
@@ -27,6 +28,9 @@ def test_every_parameter_of_upstream_is_there_with_its_default(name: str) -> Non
     theirs = signatures.signature(getattr(SQLAlchemySession, name)).parameters
     assert theirs
     for parameter in theirs.values():
+        if parameter.name in TableOptions.__annotations__:
+            assert getattr(TableNames, parameter.name) == parameter.default
+            continue
         mine = ours[parameter.name]
         assert (mine.kind, mine.default) == (parameter.kind, parameter.default)
 
@@ -180,12 +184,27 @@ DETAILS = ("columns", "pk_constraint", "foreign_keys", "indexes", "unique_constr
 
 
 def tables_of(connection: Connection) -> dict[str, Any]:
+    """All but the column of the owner, which upstream's table does not have."""
     found = inspect(connection)
     return {
-        f"{table} {detail}": repr(getattr(found, f"get_{detail}")(table))
+        f"{table} {detail}": repr(
+            [each for each in listed(found, table, detail) if not owner(each)]
+        )
         for table in TABLES
         for detail in DETAILS
     }
+
+
+def listed(found: Inspector, table: str, detail: str) -> list[Any]:
+    details = getattr(found, f"get_{detail}")(table)
+    return [details] if isinstance(details, dict) else list(details)
+
+
+def owner(detail: dict[str, Any]) -> bool:
+    columns = (
+        detail.get("column_names") or detail.get("constrained_columns") or [detail.get("name")]
+    )
+    return columns == ["user_id"]
 
 
 async def described(engine: AsyncEngine, describe: Callable[[Connection], Any]) -> Any:
@@ -215,9 +234,10 @@ async def test_tables_of_a_fresh_database_are_the_same_as_upstreams(backend: Bac
 
 
 async def sqlite_ddl(engine: AsyncEngine) -> Any:
-    """The very text of the statements, which SQLite keeps."""
+    """The very text of the statements for the items, which SQLite keeps."""
     if engine.dialect.name != "sqlite":
         return None
-    query = text("SELECT name, sql FROM sqlite_master WHERE tbl_name IN :tables ORDER BY name")
-    query = query.bindparams(bindparam("tables", TABLES, expanding=True))
+    query = text(
+        "SELECT name, sql FROM sqlite_master WHERE tbl_name = 'agent_messages' ORDER BY name"
+    )
     return await described(engine, lambda connection: connection.execute(query).all())

@@ -308,8 +308,9 @@ class Reversing(MetadataSession):
     async def add_items(self, items: Any, **options: Any) -> Any:
         return await super().add_items([{"r": repr(item)[::-1]} for item in items], **options)  # type: ignore[misc]
 
-    async def get_items(self, limit: int | None = None) -> list[Any]:
-        return [eval(item["r"][::-1]) for item in cast(Any, await super().get_items(limit))]
+    async def get_items(self, limit: int | None = None, **options: Any) -> list[Any]:
+        found = await super().get_items(limit, **options)
+        return [eval(item["r"][::-1]) for item in cast(Any, found)]
 
 
 @pytest.mark.parametrize("automatic", [True, False])

@@ -14,25 +14,26 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
 import aiosqlite
-from sqlalchemy.engine import make_url
 
-from benchmarks.peers.base import PRAGMAS, Item, Values, describe
-from eventmeta import new_event_id
+from benchmarks.peers.bare import event_id
+from benchmarks.peers.base import PRAGMAS, Item, Peer, Values, describe, file_of
 
 T = TypeVar("T")
 
 _TABLES = """
-CREATE TABLE sessions (session_id TEXT PRIMARY KEY, updated_at TEXT) WITHOUT ROWID;
-CREATE TABLE items (id INTEGER PRIMARY KEY, session_id TEXT NOT NULL, data TEXT NOT NULL);
-CREATE INDEX items_of_session ON items (session_id, id);
-CREATE TABLE heads (stream_id TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE events (
+CREATE TABLE IF NOT EXISTS sessions (session_id TEXT PRIMARY KEY, updated_at TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS items (
+    id INTEGER PRIMARY KEY, session_id TEXT NOT NULL, data TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS items_of_session ON items (session_id, id);
+CREATE TABLE IF NOT EXISTS heads (
+    stream_id TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (
     position INTEGER PRIMARY KEY, stream_id TEXT NOT NULL, version INTEGER NOT NULL,
     event_id TEXT NOT NULL UNIQUE, type TEXT NOT NULL, data TEXT NOT NULL,
     recorded_at TEXT NOT NULL, UNIQUE (stream_id, version));
-CREATE TABLE metadata (
+CREATE TABLE IF NOT EXISTS metadata (
     session_id TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (session_id, key)) WITHOUT ROWID;
-CREATE INDEX metadata_by_value ON metadata (key, value);
+CREATE INDEX IF NOT EXISTS metadata_by_value ON metadata (key, value);
 """
 _SESSION = """INSERT INTO sessions VALUES (?, CURRENT_TIMESTAMP)
     ON CONFLICT DO UPDATE SET updated_at = CURRENT_TIMESTAMP"""
@@ -42,12 +43,13 @@ _EVENT = """INSERT INTO events (stream_id, version, event_id, type, data, record
     VALUES (?, ?, ?, ?, ?, CURRENT_TIMESTAMP)"""
 _VALUE = """INSERT INTO metadata VALUES (?, ?, ?)
     ON CONFLICT DO UPDATE SET value = excluded.value"""
+_FIND = "SELECT session_id FROM metadata WHERE key = ? AND value = ? LIMIT ?"
 
 
-class BareSQLite:
+class BareSQLite(Peer):
     """One connection, used by one caller at a time."""
 
-    name: ClassVar[str] = "bare driver"
+    name: ClassVar[str] = "bare-driver"
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
@@ -55,9 +57,7 @@ class BareSQLite:
 
     @classmethod
     async def open(cls, url: str) -> Self:
-        path = make_url(url).database
-        assert path
-        connection = await aiosqlite.connect(path, isolation_level=None)
+        connection = await aiosqlite.connect(file_of(url), isolation_level=None)
         await connection.execute("PRAGMA journal_mode = WAL")
         await connection.execute("PRAGMA synchronous = FULL")
         await connection.executescript(_TABLES)
@@ -109,6 +109,32 @@ class BareSQLite:
         rows = await self._run(lambda raw: raw.execute(query, [session_id, limit]).fetchall())
         return [json.loads(data) for (data,) in reversed(rows)]
 
+    async def append(self, session_id: str, data: Values) -> None:
+        text = json.dumps(data)
+
+        def work(raw: sqlite3.Connection) -> None:
+            with raw:
+                raw.execute("BEGIN IMMEDIATE")
+                _record(raw, session_id, "noted", text)
+
+        await self._run(work)
+
+    async def find_sessions(self, key: str, value: Any, limit: int) -> list[str]:
+        values = [key, json.dumps(value), limit]
+        return [
+            row[0] for row in await self._run(lambda raw: raw.execute(_FIND, values).fetchall())
+        ]
+
+    async def read_stream(self, session_id: str) -> list[Values]:
+        query = "SELECT data FROM events WHERE stream_id = ? AND type = 'noted' ORDER BY version"
+        rows = await self._run(lambda raw: raw.execute(query, [session_id]).fetchall())
+        return [json.loads(data) for (data,) in rows]
+
+    async def export(self) -> list[Values]:
+        query = "SELECT data FROM events WHERE type = 'noted' ORDER BY position"
+        rows = await self._run(lambda raw: raw.execute(query).fetchall())
+        return [json.loads(data) for (data,) in rows]
+
     async def durability(self) -> str:
         values = [
             (await self._run(lambda raw, name=name: raw.execute(f"PRAGMA {name}").fetchone()))[0]  # type: ignore[misc]
@@ -123,4 +149,4 @@ class BareSQLite:
 def _record(raw: sqlite3.Connection, stream_id: str, kind: str, data: str) -> None:
     """Move the head of the stream and append the event."""
     ((version,),) = raw.execute(_HEAD, [stream_id]).fetchall()
-    raw.execute(_EVENT, [stream_id, version, new_event_id(), kind, data])
+    raw.execute(_EVENT, [stream_id, version, event_id(), kind, data])

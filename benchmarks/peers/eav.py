@@ -3,14 +3,14 @@
 Written as its users would write it: a subclass in upstream's own style, with upstream's own locking
 and retries, one transaction per call. The issue wants it to run on every database, so each key is
 looked up and then inserted or updated. It keeps the current state only: no history, no actor, no
-versions. Items are upstream's, untouched.
+versions. Its items are upstream's, untouched: see the peer of that name.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 from agents.extensions.memory import SQLAlchemySession
 from sqlalchemy import (
@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    delete,
     insert,
     select,
     text,
@@ -28,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from benchmarks.peers.base import Item, Values, as_items, durability_of
+from benchmarks.peers.base import Peer, Values, durability_of
 
 _NOW = text("CURRENT_TIMESTAMP")
 
@@ -96,11 +97,39 @@ class EAVSession(SQLAlchemySession):
             found = {key: json.loads(value) for key, value in rows}
         return {key: found.get(key) for key in keys}
 
+    async def delete_metadata(self, keys: Sequence[str]) -> None:
+        """Remove the given keys."""
+        await self._ensure_tables()
+        table = self._session_metadata
 
-class SeedEAV:
+        async def write() -> None:
+            async with self._session() as sess, sess.begin():
+                await self._lock_session(sess, create=False)
+                await sess.execute(
+                    delete(table).where(
+                        table.c.session_id == self.session_id, table.c.key.in_(keys)
+                    )
+                )
+
+        await self._run_sqlite_write_with_retry(write)
+
+    async def find_sessions_by_metadata(self, key: str, value: Any, limit: int) -> list[str]:
+        """Ids of all sessions whose ``key`` equals ``value``."""
+        await self._ensure_tables()
+        table = self._session_metadata
+        async with self._session() as sess:
+            rows = await sess.execute(
+                select(table.c.session_id)
+                .where(table.c.key == key, table.c.value == json.dumps(value))
+                .limit(limit)
+            )
+            return list(rows.scalars())
+
+
+class SeedEAV(Peer):
     """One engine, and a session object for each session, made once."""
 
-    name: ClassVar[str] = "EAV on upstream"
+    name: ClassVar[str] = "eav"
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -123,11 +152,11 @@ class SeedEAV:
     async def get_metadata(self, session_id: str, keys: Sequence[str]) -> dict[str, Any]:
         return await self._session(session_id).get_metadata(keys)
 
-    async def add_items(self, session_id: str, items: list[Item]) -> None:
-        await self._session(session_id).add_items(cast(Any, items))
+    async def delete_metadata(self, session_id: str, keys: Sequence[str]) -> None:
+        await self._session(session_id).delete_metadata(keys)
 
-    async def get_items(self, session_id: str, limit: int) -> list[Item]:
-        return as_items(await self._session(session_id).get_items(limit))
+    async def find_sessions(self, key: str, value: Any, limit: int) -> list[str]:
+        return await self._session("any").find_sessions_by_metadata(key, value, limit)
 
     async def durability(self) -> str:
         return await durability_of(self._engine)

@@ -5,18 +5,33 @@ of the stream, so a whole batch of them is set-based; the others look before the
 """
 
 from eventmeta.commands.base import Append, Command, Fact, StreamKey
-from eventmeta.commands.items import AddItems, ClearSession, PopItem, ReplaceItems
+from eventmeta.commands.items import AddItems, ClearSession, PopItem, ReplaceItems, may_add_tools
 from eventmeta.commands.metadata import DeleteMetadata, SetMetadata
+from eventmeta.commands.users import (
+    CreateSession,
+    DeleteUser,
+    DeleteUserMetadata,
+    SetUserMetadata,
+    TransferSession,
+    assignment,
+)
 
 __all__ = [
     "AddItems",
     "Append",
     "ClearSession",
     "Command",
+    "CreateSession",
     "DeleteMetadata",
+    "DeleteUser",
+    "DeleteUserMetadata",
     "Fact",
     "PopItem",
     "ReplaceItems",
     "SetMetadata",
+    "SetUserMetadata",
     "StreamKey",
+    "TransferSession",
+    "assignment",
+    "may_add_tools",
 ]

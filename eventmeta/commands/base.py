@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from eventmeta.access import ADMINISTRATOR, Access
 from eventmeta.codec import canonical
 from eventmeta.dialects.statement import Program
-from eventmeta.errors import AppendRejected, EventIdReused
+from eventmeta.errors import AppendRejected, EventIdReused, SessionNotFound
 from eventmeta.events import RecordedEvent, StreamType
 
 if TYPE_CHECKING:
@@ -41,6 +43,9 @@ class Command:
         expected_version: The version the stream must be at.
         actor: Who asks.
         context: JSON text of the context.
+        access: On whose behalf.
+        owner: Whose the stream is, told when the command is carried out. See `Head.user_id`.
+        recorded_at: When its event is recorded, told likewise.
     """
 
     stream: StreamKey
@@ -49,13 +54,26 @@ class Command:
     expected_version: int | None = None
     actor: str | None = None
     context: str | None = None
+    access: Access = ADMINISTRATOR
+    owner: str | None = field(default=None, init=False)
+    recorded_at: datetime | None = field(default=None, init=False)
 
     creates_session: ClassVar[bool] = False
+    looks: ClassVar[bool] = True
+    """Whether it must find what was recorded before it written."""
     type: ClassVar[str]
 
     def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
-        """Do what there is to do, and say what to record."""
+        """Do what there is to do, and say what to record.
+
+        Raises:
+            AppendRejected: It cannot be; nothing was done yet.
+        """
         raise NotImplementedError
+
+    def beyond_reach(self) -> AppendRejected | None:
+        """What becomes of it where the session is not there for whoever asks: nothing to do."""
+        return None
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
         """Why ``recorded``, found under this command's event id, is not its earlier outcome."""
@@ -76,10 +94,16 @@ class Append(Command):
     fact: Fact
     data_size: int = 0
 
+    looks: ClassVar[bool] = False
+
     def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
         """Record it."""
         yield from ()
         return self.fact
+
+    def beyond_reach(self) -> AppendRejected | None:
+        """There is nothing to append to."""
+        return SessionNotFound(self.stream.stream_id)
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
         """The very same facts must be recorded."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from eventmeta.commands.base import Append, Command, Fact
 from eventmeta.commands.metadata import keys_of, removals
 from eventmeta.dialects.statement import Program, recordset
-from eventmeta.errors import AppendRejected, EventIdReused, ItemAlreadyPopped
+from eventmeta.errors import AppendRejected, EventIdReused, ItemAlreadyPopped, SessionNotFound
 from eventmeta.events import (
     ITEM_POPPED,
     ITEMS_ADDED,
@@ -17,6 +17,7 @@ from eventmeta.events import (
     SESSION_CLEARED,
     RecordedEvent,
 )
+from projections.items import may_be_tool_item
 
 if TYPE_CHECKING:
     from eventmeta.write_statements import WriteStatements
@@ -48,6 +49,11 @@ class AddItems(Append):
         return sum(map(len, self.items)) + 512
 
 
+def may_add_tools(command: Command) -> bool:
+    """Whether there may be a tool item among what ``command`` adds."""
+    return isinstance(command, AddItems) and any(map(may_be_tool_item, command.items))
+
+
 @dataclass(kw_only=True)
 class PopItem(Command):
     """Remove the latest item of a session.
@@ -72,6 +78,10 @@ class PopItem(Command):
         yield sql.delete_items(items=recordset([{"id": item_id}]))
         self.popped = item_id, text
         return Fact(ITEM_POPPED, {"item_id": item_id})
+
+    def beyond_reach(self) -> None:
+        """There is no item."""
+        self.popped = None
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
         """The item's text is in no table any more; only this attempt may still hold it."""
@@ -155,16 +165,24 @@ class ReplaceItems(Command):
         self.replaced = True
         return Fact(ITEMS_REPLACED, {"removed_item_ids": gone, "item_ids": added})
 
+    def beyond_reach(self) -> AppendRejected | None:
+        """There are no items but new ones."""
+        self.replaced = False
+        return SessionNotFound(self.stream.stream_id) if self.expected is None else None
+
     def _insert(self, sql: WriteStatements, at: int | None) -> Program[list[int]]:
         if not self.items:
             return []
         session_id = self.stream.stream_id
         before = yield sql.item_ids(session_id=session_id)
+        assert self.recorded_at is not None
+        # The time of the event: items that are added in the same transaction come after these.
+        about = {
+            "session_id": session_id,
+            "recorded_at": sql.dialect.time_text(self.recorded_at),
+        }
         rows = recordset(
-            [
-                {"n": n, "session_id": session_id, "message_data": text}
-                for n, text in enumerate(self.items)
-            ]
+            [{"n": n, "message_data": text, **about} for n, text in enumerate(self.items)]
         )
         for statement in sql.insert_items if at is None else sql.insert_items_at:
             yield statement(items=rows, at=at)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from eventmeta.dialects.base import Dialect, EventRelation, Failure
+from eventmeta.dialects.base import Dialect, Failure
+from eventmeta.dialects.relation import EventRelation, concerns
 from eventmeta.errors import UnsupportedEngine
 
-__all__ = ["Dialect", "EventRelation", "Failure", "dialect_of"]
+__all__ = ["Dialect", "EventRelation", "Failure", "concerns", "dialect_of"]
 
 
 _ATTRIBUTE = "eventmeta_dialect"

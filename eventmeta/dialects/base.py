@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import enum
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sqlalchemy import (
     ClauseElement,
-    ColumnCollection,
     ColumnElement,
-    Constraint,
     Delete,
     Executable,
     FromClause,
-    Index,
     Insert,
-    PrimaryKeyConstraint,
     Subquery,
     Table,
-    UniqueConstraint,
+    Update,
     delete,
+    func,
     insert,
-    or_,
     select,
+    update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
-from eventmeta.dialects.statement import Program, Query, Row, Statement, T
-from projections import METADATA_EVENTS, AnySelect
+from eventmeta.dialects.items import ItemSQL, Structure
+from eventmeta.dialects.projecting import ProjectingDialect
+from eventmeta.dialects.relation import EventRelation
+from eventmeta.dialects.schema import SchemaDialect
+from eventmeta.dialects.statement import Program, PutRows, Query, Row, Statement, T, recordset
+from projections import AnySelect, Projection
 from projections.types import UtcDateTime
 
 if TYPE_CHECKING:
@@ -54,51 +54,11 @@ class Failure(enum.Enum):
     OTHER = "anything else"
 
 
-@dataclass(frozen=True)
-class EventRelation:
-    """Rows shaped like the log, and how this database takes their payload apart."""
-
-    rows: FromClause
-    dialect: Dialect
-
-    @property
-    def c(self) -> ColumnCollection[str, Any]:
-        """The columns of the log."""
-        return self.rows.c
-
-    def changes(self) -> Subquery:
-        """One row per changed key."""
-        return self.select_changes().subquery("changes")
-
-    def select_changes(self) -> AnySelect:
-        """The same, as a statement of its own."""
-        events = self.rows.c
-        about = [events[name] for name in _ABOUT if name in events]
-        # What an app's own event calls "changes" is its own affair.
-        ours = or_(*(events.type == name for name in sorted(METADATA_EVENTS)))
-        return self.dialect.select_changes(self.rows, about).where(ours)
-
-
-_ABOUT = (
-    "stream_type",
-    "stream_id",
-    "version",
-    "position",
-    "event_id",
-    "type",
-    "actor",
-    "recorded_at",
-)
-
-
-class Dialect(ABC):
+class Dialect(ItemSQL, SchemaDialect, ProjectingDialect):
     """One kind of database, behind one engine."""
 
     locks_whole_database: ClassVar[bool] = False
     """Whether a writer that is kept waiting would be so in any session."""
-
-    def __init__(self, engine: AsyncEngine) -> None:
-        self.engine = engine
 
     def compile(self, executable: Executable) -> Statement:
         """``executable`` as text for this database's driver."""
@@ -131,45 +91,29 @@ class Dialect(ABC):
         """``rows``, which have the columns of the log, as a relation of events."""
         return EventRelation(rows, self)
 
-    # --- Schema ---------------------------------------------------------------------------------
-
-    def event_keys(self, table: str) -> tuple[Constraint | Index, ...]:
-        """The keys of the log. Each unique one contains the stream, so that it can be sharded."""
-        return (
-            PrimaryKeyConstraint("stream_id", "stream_type", "version"),
-            UniqueConstraint("stream_id", "stream_type", "event_id", name=f"uq_{table}_event_id"),
-            Index(f"idx_{table}_position", "position"),
-        )
-
-    async def check_tables(  # noqa: B027
-        self, connection: AsyncConnection, tables: Tables
-    ) -> None:
-        """Refuse existing tables in which different ids would count as equal."""
-
-    def prepare_tables(self, tables: Tables) -> None:  # noqa: B027
-        """Add to the definitions what only the server can tell, before they are created."""
-
-    @abstractmethod
-    async def begin_schema_change(self, connection: AsyncConnection) -> None:
-        """Let no other process create tables until the end of this transaction."""
-
-    def finish_schema_change(self) -> Sequence[str]:
-        """What gives the way free again, where the end of the transaction does not."""
-        return ()
-
-    @abstractmethod
-    def guards(self, tables: Tables) -> Sequence[str]:
-        """The DDL that makes the log refuse UPDATE, DELETE and replacement. Can be repeated."""
-
-    @abstractmethod
-    def create_view(self, name: str, definition: str) -> str:
-        """The DDL of a view that is made unless it exists."""
-
     # --- Pieces of SQL --------------------------------------------------------------------------
 
     @abstractmethod
     def recordset(self, name: str, columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
         """The rows that the JSON parameter called ``name`` holds, an object each."""
+
+    @abstractmethod
+    def keyed_recordset(
+        self, name: str, columns: Mapping[str, TypeEngine[Any]], key: ColumnElement[str]
+    ) -> tuple[FromClause, ColumnElement[bool]]:
+        """A record set whose objects have a list, ``keys``, too; and that ``key`` is in that."""
+
+    def is_among(self, name: str, key: ColumnElement[str]) -> ColumnElement[bool] | None:
+        """That ``key`` is in the list that is the parameter ``name``, if there may be such."""
+        return None
+
+    @abstractmethod
+    def json_text(self, document: ColumnElement[str], name: str) -> ColumnElement[str]:
+        """The scalar called ``name`` in the JSON object ``document``, as text, or NULL."""
+
+    def utc_day(self, time: ColumnElement[datetime]) -> ColumnElement[Any]:
+        """The day of ``time``, in UTC."""
+        return func.date(time)
 
     @abstractmethod
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
@@ -184,6 +128,28 @@ class Dialect(ABC):
         update: Collection[str],
     ) -> Insert:
         """Insert ``source`` into ``table``; where a row exists, overwrite ``update`` in it."""
+
+    def put_rows(self, table: Table, update: Collection[str] | None = None) -> PutRows:
+        """Insert whole rows into ``table``, in the order of its first two columns.
+
+        Args:
+            table: The table; a row holds a value for each of its columns.
+            update: What to overwrite where a row exists; None if that must not be.
+        """
+        given = self.recordset("rows", {column.name: column.type for column in table.columns})
+        # Names that need quotes are of a type of their own, which is no key of JSON.
+        names = [str(name) for name in table.columns.keys()]  # noqa: SIM118
+        source = select(*given.c).order_by(*list(given.c)[:2])
+        statement = self.compile(
+            insert(table).from_select(names, source)
+            if update is None
+            else self.upsert(table, names, source, update)
+        )
+
+        def put(rows: Sequence[Row]) -> Query:
+            return statement(rows=recordset([dict(zip(names, row, strict=True)) for row in rows]))
+
+        return put
 
     def look_up(
         self,
@@ -200,6 +166,17 @@ class Dialect(ABC):
         same = [column == keys.c[column.name] for column in table.primary_key]
         return delete(table).where(*same)
 
+    def exact_time(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """``column``, a time of upstream's tables, so that equal moments compare as equal."""
+        return column
+
+    def update_matching(
+        self, table: Table, keys: Subquery, values: Mapping[str, ColumnElement[Any]]
+    ) -> Update:
+        """Set ``values`` in the rows of ``table`` whose primary key is among ``keys``."""
+        same = [column == keys.c[column.name] for column in table.primary_key]
+        return update(table).where(*same).values(values)
+
     def current(self, query: AnySelect) -> AnySelect:
         """``query``, reading what is committed now even where the transaction began earlier."""
         return query
@@ -208,9 +185,9 @@ class Dialect(ABC):
     def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
         """Own the heads named by ``keys``, in their order, until the transaction ends.
 
-        The last statement yields ``stream_id, stream_type, version, recorded_at, now``; a stream
-        without events has version 0 or NULL. The parameter ``now`` is the client's clock, for a
-        database that has none of its own with microseconds.
+        The last statement yields ``stream_id, stream_type, version, recorded_at, user_id, now``; a
+        stream without events has version 0 or NULL. The parameter ``now`` is the client's clock,
+        for a database that has none of its own with microseconds.
         """
 
     @abstractmethod
@@ -227,6 +204,10 @@ class Dialect(ABC):
         """
         return events
 
+    def fenced(self, events: AnySelect, position: ColumnElement[int]) -> FromClause:
+        """A part of the log that is found by ``position``, whatever is then done with it."""
+        return events.subquery("events")
+
     def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
         """Insert ``items`` in the order of ``n``; the last statement yields their ids."""
         source = select(items.c.session_id, items.c.message_data).order_by(items.c.n)
@@ -234,7 +215,14 @@ class Dialect(ABC):
         return (added.returning(messages.c.session_id, messages.c.id),)
 
     def append_at_once(
-        self, tables: Tables, projected: Sequence[Executable], *, with_items: bool
+        self,
+        tables: Tables,
+        projected: Sequence[Executable],
+        *,
+        with_items: bool,
+        for_users: bool,
+        structure: Structure | None = None,
+        folded: Projection | None = None,
     ) -> str | None:
         """The one statement that does a whole batch of plain appends, where there is one.
 
@@ -242,6 +230,10 @@ class Dialect(ABC):
             tables: The store's tables.
             projected: The statement of each read model over a relation called ``_appended``.
             with_items: Whether the batch adds items as well.
+            for_users: Whether some of it is on behalf of users, who must own what they write to.
+            structure: What follows the items, if that is kept.
+            folded: A read model whose rows are given, by column, as its ``fold`` yields them; they
+                have the time of their stream.
         """
         return None
 
@@ -259,6 +251,11 @@ class Dialect(ABC):
     async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
         """The rows of each query. One connection, one query after the other, no transaction."""
 
+    async def scan(self, query: Query) -> Sequence[Row]:
+        """The rows of a query that goes through the whole log."""
+        (rows,) = await self.read([query])
+        return rows
+
     @abstractmethod
     async def write(self, program: Program[T], *, single: bool = False) -> T:
         """Run ``program`` as a transaction of its own.
@@ -267,6 +264,9 @@ class Dialect(ABC):
             program: What to do.
             single: The program is one statement, which is a transaction by itself.
         """
+
+    async def fold(self, program: Program[T]) -> T:
+        return await self.write(program)
 
     @abstractmethod
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, StaticPool
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from eventmeta.settle import settle
+
+T = TypeVar("T")
 
 Configure = Callable[[Any], None]
 
@@ -75,11 +77,12 @@ def _abandon(driver_connection: Any) -> None:
             transport._call_connection_lost(None)
 
 
-@asynccontextmanager
-async def checkout(
-    engine: AsyncEngine, is_lost: Callable[[BaseException], bool]
-) -> AsyncGenerator[Any]:
-    """The driver's own connection, for work that leaves no transaction open.
+async def lend(
+    engine: AsyncEngine,
+    work: Callable[[Any], Awaitable[T]],
+    is_lost: Callable[[BaseException], bool],
+) -> T:
+    """Await ``work`` on the driver's own connection, on which it leaves no transaction open.
 
     After a failure the connection is reset as the pool does it; after a cancellation, or when
     ``is_lost`` says that the connection is gone, it is thrown away. But one that is shared, because
@@ -87,13 +90,23 @@ async def checkout(
     carries out or rolls back by itself before the next work.
     """
     shared = isinstance(engine.pool, StaticPool)
-    lent = await greenlet_spawn(engine.sync_engine.raw_connection)
+    lent: PoolProxiedConnection | None = None
+
+    def carry_out() -> T:
+        """In one greenlet from end to end: to begin another costs more than what the pool does."""
+        nonlocal lent
+        lent = connection = engine.sync_engine.raw_connection()
+        result = await_only(work(connection.driver_connection))
+        lent = None
+        # Nothing is open: the pool's own reset would cost SQLite a thread hop.
+        connection._close_special(transaction_reset=True)
+        return result
+
     try:
-        yield lent.driver_connection
+        return await greenlet_spawn(carry_out)
     except BaseException as error:
-        if is_lost(error) or (isinstance(error, asyncio.CancelledError) and not shared):
-            await settle(greenlet_spawn(lent.invalidate))
-        await settle(greenlet_spawn(lent._close_special, transaction_reset=shared))
+        if lent is not None:
+            if is_lost(error) or (isinstance(error, asyncio.CancelledError) and not shared):
+                await settle(greenlet_spawn(lent.invalidate))
+            await settle(greenlet_spawn(lent._close_special, transaction_reset=shared))
         raise
-    # Nothing is open: the pool's own reset would cost SQLite a thread hop.
-    await greenlet_spawn(lent._close_special, transaction_reset=True)

@@ -60,7 +60,7 @@ class Statement:
 
     def __call__(self, **values: Any) -> Query:
         """This statement with its parameters; names that it does not have are ignored."""
-        return Query(self, tuple(self._value(name, values) for name in self._names))
+        return Query(self, tuple([self._value(name, values) for name in self._names]))
 
     def _value(self, name: str, values: Mapping[str, Any]) -> Any:
         value = values[name] if name in values else self._constants[name]
@@ -81,10 +81,21 @@ class Statement:
 
 
 class Query(NamedTuple):
-    """A statement with the values of its parameters."""
+    """A statement with the values of its parameters.
+
+    Attributes:
+        statement: The statement.
+        values: Of its parameters, or those of each row.
+        each: It is to be run for each row, and yields nothing.
+    """
 
     statement: Statement
-    values: tuple[Any, ...]
+    values: Sequence[Any]
+    each: bool = False
+
+
+PutRows = Callable[[Sequence[Row]], Query]
+"""A statement that takes whole rows, with values as a record set holds them."""
 
 
 Program = Generator[Query, Sequence[Row], T]

@@ -1,11 +1,13 @@
 """`MetadataSession`: upstream's SQLAlchemySession, and what is known about the session."""
 
 from eventmeta.session.compaction import CompactableItems
+from eventmeta.session.conversation import SessionConversation, Turn
 from eventmeta.session.metadata import SessionMetadata
+from eventmeta.session.ownership import SessionOwnership
 
 
-class MetadataSession(CompactableItems, SessionMetadata):
-    """A conversation with its metadata, and the history of both.
+class MetadataSession(CompactableItems, SessionMetadata, SessionOwnership, SessionConversation):
+    """A conversation with its metadata and its owner, and the history of both.
 
     Takes the place of ``agents.extensions.memory.SQLAlchemySession``: same arguments, same tables,
     same rows. Every write is durable and visible to all processes when its call returns; a call
@@ -14,4 +16,4 @@ class MetadataSession(CompactableItems, SessionMetadata):
     """
 
 
-__all__ = ["MetadataSession"]
+__all__ = ["MetadataSession", "Turn"]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from eventmeta.commands import ReplaceItems
 from eventmeta.dialects.statement import Row
-from eventmeta.options import command_fields
 from eventmeta.read_statements import NO_LIMIT
 from eventmeta.session.items import SessionItems
 
@@ -81,7 +80,7 @@ class CompactableItems(SessionItems):
             expected=expected,
             expired=expired,
             items=await self._texts(items),
-            **command_fields({}),
+            **self._fields({}),
         )
         await self._submit(command, {})
         return command.replaced
@@ -102,8 +101,8 @@ class CompactableItems(SessionItems):
         return expired
 
     async def _last_rows(self, limit: int) -> Sequence[Row]:
-        query = self._database.reads.last_items(session_id=self.session_id, limit=limit)
-        return await self._database.fetch(query)
+        view = self._view
+        return await view.fetch(view.reads.last_items, session_id=self.session_id, limit=limit)
 
     def _transforms_items(self) -> bool:
         """Whether a subclass reads or adds items in its own way, which must not be bypassed."""

@@ -10,15 +10,16 @@ from eventmeta.codec import text_problem
 from eventmeta.commands import AddItems, ClearSession, PopItem
 from eventmeta.errors import InvalidInput
 from eventmeta.identifiers import check_limit
-from eventmeta.options import WriteOptions, command_fields
+from eventmeta.options import WriteOptions
 from eventmeta.read_statements import NO_LIMIT
-from eventmeta.session.opened import OpenedSession
+from eventmeta.session.usage import SessionUsage
+from eventmeta.turns import check_turns, last_turns
 
 if TYPE_CHECKING:
-    from agents import TResponseInputItem
+    from agents import RunContextWrapper, TResponseInputItem
 
 
-class SessionItems(OpenedSession):
+class SessionItems(SessionUsage):
     """The items of a session."""
 
     async def _serialize_item(self, item: TResponseInputItem) -> str:
@@ -29,58 +30,112 @@ class SessionItems(OpenedSession):
         """The item of a stored text; subclasses may override it."""
         return cast("TResponseInputItem", json.loads(item))
 
-    async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
-        """The items of the conversation in order, or the latest ``limit`` of them.
+    async def get_items(
+        self,
+        limit: int | None = None,
+        *,
+        turns: int | None = None,
+        wrapper: RunContextWrapper[Any] | None = None,
+    ) -> list[TResponseInputItem]:
+        """The items of the conversation in order, or the latest of them.
 
         Args:
             limit: How many; ``session_settings.limit`` if None, all if that is None too. Rows that
                 hold no item are skipped and do not count.
+            turns: How many turns instead. A turn is a user message and what follows it up to the
+                next. Turns are whole, and no tool call is without its output: where an output came
+                in a later turn than its call, both turns are there or neither, even if that makes
+                one more than were asked for. ``session_settings.limit`` does not apply.
+            wrapper: The run on whose behalf, as the Runner passes it.
+
+        Raises:
+            InvalidInput: ``limit`` and ``turns`` are both given, or not whole numbers.
         """
+        self._bind(wrapper)
+        self._notice(wrapper)
+        if turns is not None:
+            return await self._items_of_turns(check_turns(turns, limit))
         if limit is None and self._session_settings is not None:
             limit = self._session_settings.limit
         if limit is not None:
             check_limit(limit)
+        view, session_id = self._view, self.session_id
         await self._connected()
-        reads = self._database.reads
         if limit is None:
-            rows = await self._database.fetch(reads.items(session_id=self.session_id))
+            rows = await view.fetch(view.reads.items, session_id=session_id)
             return await self._items(row[0] for row in rows)
         if limit <= 0:
             return []
         window = min(limit, NO_LIMIT)
         while True:
-            query = reads.last_items(session_id=self.session_id, limit=window)
-            rows = await self._database.fetch(query)
+            rows = await view.fetch(view.reads.last_items, session_id=session_id, limit=window)
             items = await self._items(row[0] for row in reversed(rows))
             if len(items) >= limit or len(rows) < window:
                 return items[-limit:]
             window = min(2 * window, NO_LIMIT)
 
+    async def _items_of_turns(self, turns: int) -> list[TResponseInputItem]:
+        await self._connected()
+        view, session_id, window = self._view, self.session_id, 16
+        while True:
+            rows = await view.fetch(view.reads.last_items, session_id=session_id, limit=window)
+            items = await self._items(row[0] for row in reversed(rows))
+            found = last_turns(items, turns, complete=len(rows) < window)
+            if found is not None:
+                return found
+            window *= 4
+
     async def add_items(
-        self, items: list[TResponseInputItem], **options: Unpack[WriteOptions]
+        self,
+        items: list[TResponseInputItem],
+        *,
+        wrapper: RunContextWrapper[Any] | None = None,
+        **options: Unpack[WriteOptions],
     ) -> Any:
         """Add items to the end of the conversation, all or none, in this order.
+
+        Args:
+            items: What to add.
+            wrapper: The run on whose behalf, as the Runner passes it. With ``structured_metadata``,
+                what it has used since the last time is recorded as well, by an event of its own;
+                not within a ``connection`` of the caller's, who might roll it back.
+            **options: See `WriteOptions`.
 
         Returns:
             The ``items_added`` `RecordedEvent` with the ids of their rows; None if there are no
             items. (Typed as Any, as for upstream's protocol it would have to be None.)
         """
-        fields = command_fields(options)
+        self._bind(wrapper)
+        fields = self._fields(options)
         if not items:
             return None
         texts = await self._texts(items)
-        return await self._submit(AddItems(stream=self._stream, items=texts, **fields), options)
+        command = AddItems(stream=self._stream, items=texts, **fields)
+        if options.get("connection") is not None:
+            return await self._submit(command, options)
+        await self._link(command, wrapper)
+        added = await self._submit(command, options)
+        assert added is not None
+        await self._capture(command, items, added, wrapper)
+        return added
 
-    async def pop_item(self, **options: Unpack[WriteOptions]) -> TResponseInputItem | None:
+    async def pop_item(
+        self, *, wrapper: RunContextWrapper[Any] | None = None, **options: Unpack[WriteOptions]
+    ) -> TResponseInputItem | None:
         """Remove the latest item and return it; None if there is none.
 
         Rows that hold no item are removed on the way.
+
+        Args:
+            wrapper: The run on whose behalf, as the Runner passes it.
+            **options: See `WriteOptions`.
 
         Raises:
             ItemAlreadyPopped: The ``event_id`` was used before; the content of the item which that
                 attempt removed is not stored any more.
         """
-        fields = command_fields(options)
+        self._bind(wrapper)
+        fields = self._fields(options)
         while True:
             command = PopItem(stream=self._stream, **fields)
             await self._submit(command, options)
@@ -89,25 +144,31 @@ class SessionItems(OpenedSession):
             try:
                 return await self._deserialize_item(command.popped[1])
             except (json.JSONDecodeError, TypeError):
-                fields = command_fields({**options, "event_id": None, "expected_version": None})
+                fields = self._fields({**options, "event_id": None, "expected_version": None})
 
     async def clear_session(
-        self, *, keep_metadata: bool | None = None, **options: Unpack[WriteOptions]
+        self,
+        *,
+        keep_metadata: bool | None = None,
+        wrapper: RunContextWrapper[Any] | None = None,
+        **options: Unpack[WriteOptions],
     ) -> Any:
         """Remove all items, and the metadata unless ``keep_metadata``. The history stays.
 
         Args:
             keep_metadata: Whether the metadata stays; if None, as ``clear_keeps_metadata`` says.
+            wrapper: The run on whose behalf, as the Runner passes it.
             **options: See `WriteOptions`.
 
         Returns:
             The ``session_cleared`` `RecordedEvent`; None if there was nothing to clear. (Typed as
             Any, as for `add_items`.)
         """
+        self._bind(wrapper)
         if keep_metadata is None:
             keep_metadata = self._clear_keeps_metadata
         command = ClearSession(
-            stream=self._stream, keep_metadata=keep_metadata, **command_fields(options)
+            stream=self._stream, keep_metadata=keep_metadata, **self._fields(options)
         )
         return await self._submit(command, options)
 

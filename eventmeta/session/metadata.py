@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 from eventmeta import history as past
-from eventmeta.codec import check_key, encode_changes, parse
+from eventmeta.codec import encode_changes, parse
 from eventmeta.commands import DeleteMetadata, SetMetadata
-from eventmeta.errors import InvalidInput
 from eventmeta.events import Position, RecordedEvent
-from eventmeta.options import WriteOptions, command_fields
+from eventmeta.identifiers import check_keys
+from eventmeta.options import WriteOptions
 from eventmeta.search import find_sessions
 from eventmeta.session.opened import OpenedSession
+from eventmeta.view import View
 
 
 class SessionMetadata(OpenedSession):
@@ -35,7 +36,7 @@ class SessionMetadata(OpenedSession):
             InvalidInput: A key or value cannot be stored; nothing was changed.
             VersionConflict: The session is not at ``expected_version``; nothing was changed.
         """
-        fields = command_fields(options)
+        fields = self._fields(options)
         changes = encode_changes(metadata, self._max_value_bytes)
         if not changes:
             return None
@@ -64,28 +65,29 @@ class SessionMetadata(OpenedSession):
         Raises:
             InvalidPoint: ``as_of`` names no point in history, such as a naive datetime.
         """
-        wanted = None if keys is None else _checked(keys)
+        wanted = None if keys is None else check_keys(keys)
+        view = self._view
         if as_of is not None:
             bound = past.bound_of(as_of)
             await self._connected()
-            found = await past.metadata_as_of(self._database, self._stream, bound, wanted)
+            found = await past.metadata_as_of(view, self._stream, bound, wanted)
         else:
             await self._connected()
-            found = await self._current_metadata(wanted)
+            found = await self._current_metadata(view, wanted)
         if wanted is None:
-            return found
+            return dict(sorted(found.items()))
         return {key: found.get(key, default) for key in wanted}
 
-    async def _current_metadata(self, keys: Sequence[str] | None) -> dict[str, Any]:
-        reads, session_id = self._database.reads, self.session_id
+    async def _current_metadata(self, view: View, keys: Sequence[str] | None) -> dict[str, Any]:
+        session_id = self.session_id
         if keys is None:
-            rows = await self._database.fetch(reads.metadata, {"session_id": session_id})
+            rows = await view.look_up(view.reads.metadata, session_id=session_id)
         elif keys:
-            wanted = [{"session_id": session_id, "key": key} for key in keys]
-            rows = await self._database.fetch(reads.metadata_of_keys, *wanted)
+            lookup = view.reads.metadata_of_keys
+            rows = await view.look_up(lookup, session_id=session_id, keys=keys)
         else:
             return {}
-        return {key: parse(text) for key, text in sorted(tuple(row)[1:] for row in rows)}
+        return {key: parse(text) for _, key, text in rows}
 
     async def delete_metadata(
         self, keys: Sequence[str] | None = None, **options: Unpack[WriteOptions]
@@ -95,19 +97,26 @@ class SessionMetadata(OpenedSession):
         Returns:
             The ``metadata_deleted`` event, which names what was there to remove; None if nothing.
         """
-        wanted = None if keys is None else _checked(keys)
-        command = DeleteMetadata(stream=self._stream, keys=wanted, **command_fields(options))
+        wanted = None if keys is None else check_keys(keys)
+        command = DeleteMetadata(stream=self._stream, keys=wanted, **self._fields(options))
         return await self._submit(command, options)
 
     async def find_sessions_by_metadata(
-        self, key: str, value: Any, limit: int | None = 100, *, after: str | None = None
+        self,
+        key: str,
+        value: Any,
+        limit: int | None = 100,
+        *,
+        after: str | None = None,
+        as_of: int | Position | datetime | None = None,
     ) -> list[str]:
         """Ids of all sessions, not only this one, whose ``key`` equals ``value``.
 
-        See `MetadataStore.find_sessions_by_metadata`.
+        On behalf of a user: only of those that the user owns. See
+        `MetadataStore.find_sessions_by_metadata`.
         """
         return await find_sessions(
-            self._database, key, value, limit, after, create_tables=self._create_tables
+            self._view, key, value, limit, after, as_of, create_tables=self._create_tables
         )
 
     # --- The past -------------------------------------------------------------------------------
@@ -123,8 +132,9 @@ class SessionMetadata(OpenedSession):
             after: Only events after this version: the ``version`` of the last entry seen.
         """
         page = past.Page.of(key, limit, after)
+        view = self._view
         await self._connected()
-        return await past.history(self._database, self._stream, page)
+        return await past.history(view, self._stream, page)
 
     async def diff(
         self, a: int | Position | datetime, b: int | Position | datetime
@@ -135,13 +145,6 @@ class SessionMetadata(OpenedSession):
             InvalidPoint: ``a`` or ``b`` names no point in history.
         """
         bounds = past.bound_of(a), past.bound_of(b)
+        view = self._view
         await self._connected()
-        return await past.diff(self._database, self._stream, *bounds)
-
-
-def _checked(keys: object) -> list[str]:
-    if isinstance(keys, str):
-        raise InvalidInput(f"keys is the string {keys!r}; give a list: [{keys!r}]")
-    if not isinstance(keys, Iterable):
-        raise InvalidInput(f"keys is a {type(keys).__name__}; give a list of strings")
-    return list(dict.fromkeys(check_key(key) for key in cast("Iterable[object]", keys)))
+        return await past.diff(view, self._stream, *bounds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -12,10 +12,13 @@ from eventmeta.commands import Command, StreamKey
 from eventmeta.database import Database, shared_engine
 from eventmeta.events import RecordedEvent
 from eventmeta.identifiers import check_session_id
-from eventmeta.options import WriteOptions
-from eventmeta.tables import TableNames
+from eventmeta.options import WriteOptions, command_fields
+from eventmeta.session.binding import Binding, UserFrom
+from eventmeta.table_names import TableNames, TableOptions
+from eventmeta.view import View
 
 if TYPE_CHECKING:
+    from agents import RunContextWrapper
     from agents.memory import SessionSettings
 
 
@@ -28,16 +31,14 @@ class OpenedSession:
         *,
         engine: AsyncEngine,
         create_tables: bool = False,
-        sessions_table: str = "agent_sessions",
-        messages_table: str = "agent_messages",
         session_settings: SessionSettings | dict[str, Any] | None = None,
         ensure_ascii: bool = True,
-        session_metadata_table: str = "agent_sessions_metadata",
-        events_table: str = "agent_events",
-        streams_table: str = "agent_streams",
-        metadata_changes_view: str = "agent_metadata_changes",
         max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
         clear_keeps_metadata: bool = False,
+        user_id: str | None = None,
+        claim: bool = True,
+        user_from: UserFrom | None = None,
+        **table_names: Unpack[TableOptions],
     ) -> None:
         """Open the session; no I/O is done before the first call.
 
@@ -47,34 +48,28 @@ class OpenedSession:
                 connections: WAL, full durability and foreign keys on SQLite, a binary
                 collation on MySQL.
             create_tables: Create missing tables at the first call.
-            sessions_table: Upstream's table of sessions.
-            messages_table: Upstream's table of items.
             session_settings: Upstream's settings: the default ``limit`` of `get_items`.
             ensure_ascii: Escape non-ASCII text in stored items, as upstream does by default.
-            session_metadata_table: The table of current metadata.
-            events_table: The log.
-            streams_table: The heads of the log's streams.
-            metadata_changes_view: The view of the log, one row per changed key.
             max_value_bytes: The largest metadata value, in bytes of JSON.
             clear_keeps_metadata: What `clear_session` does by default. Say True where a wrapper
                 clears the session only to write it anew, such as a manual compaction by
                 ``OpenAIResponsesCompactionSession`` around an ``EncryptedSession``.
+            user_id: On whose behalf: only what is within this user's reach is read and written, and
+                a session of someone else is as if it were not there. Everything is if None.
+            claim: A session that never had an owner is within reach, and becomes the user's with
+                the first write. If False, only sessions that the user owns are.
+            user_from: Finds the user in the context of the run that uses the session first, which
+                is bound to that user from then on: ``lambda context: context.user_id``.
+            **table_names: See `TableOptions`.
 
         Raises:
-            InvalidIdentifier: The session id or a table name cannot be used.
+            InvalidIdentifier: The session id, the user id or a table name cannot be used.
             UnsupportedEngine: There is no dialect for the engine.
         """
         self.session_id = check_session_id(session_id)
-        names = TableNames(
-            sessions=sessions_table,
-            messages=messages_table,
-            session_metadata=session_metadata_table,
-            events=events_table,
-            streams=streams_table,
-            metadata_changes=metadata_changes_view,
-        )
-        self._database = Database.of(engine, names)
+        self._database = Database.of(engine, TableNames(**table_names))
         self._max_value_bytes = max_value_bytes
+        self._binding = Binding(user_id, claim=claim, user_from=user_from)
         self._stream = StreamKey(self.session_id)
         self._create_tables = create_tables
         self._ensure_ascii = ensure_ascii
@@ -112,6 +107,11 @@ class OpenedSession:
         """The engine, for the app's own statements."""
         return self._database.engine
 
+    @property
+    def user_id(self) -> str | None:
+        """The user that the session is bound to, if any."""
+        return self._binding.user_id
+
     if TYPE_CHECKING:
         # Upstream's protocol wants an attribute, and will not take a property for one.
         session_settings: SessionSettings | None
@@ -131,6 +131,16 @@ class OpenedSession:
 
                 value = SessionSettings(**value)
             self._session_settings = value
+
+    def _bind(self, wrapper: RunContextWrapper[Any] | None) -> None:
+        self._binding.bind(wrapper)
+
+    @property
+    def _view(self) -> View:
+        return View(self._database, self._binding.access)
+
+    def _fields(self, options: WriteOptions) -> dict[str, Any]:
+        return command_fields(options, self._binding.access)
 
     async def _connected(self) -> None:
         await self._database.connect(create=self._create_tables)

@@ -42,9 +42,17 @@ class MySQL(MySQLStatements):
             return [await self._execute(connection, query) for query in queries]
 
     async def write(self, program: Program[T], *, single: bool = False) -> T:
+        return await self._transact(program)
+
+    async def fold(self, program: Program[T]) -> T:
+        """INSERT from the SELECT of another table would lock what it reads, and its gaps."""
+        return await self._transact(program, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+    async def _transact(self, program: Program[T], *before: str) -> T:
         async with self._lent() as connection:
             # Said to the server, for the engine may be in autocommit mode.
-            await connection.exec_driver_sql("START TRANSACTION")
+            for statement in (*before, "START TRANSACTION"):
+                await connection.exec_driver_sql(statement)
             result = await run(program, partial(self._execute, connection))
             await connection.commit()
             return result
@@ -64,19 +72,24 @@ class MySQL(MySQLStatements):
 
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         async def work() -> T:
-            savepoint = await connection.begin_nested()
-            try:
-                result = await run(program, partial(self._execute, connection))
-            except BaseException as error:
-                # The victim of a deadlock has lost its whole transaction, savepoints included. To
-                # go on in it must fail, or the caller would commit only what comes later.
-                whole = self.diagnose(error)[1] == _DEADLOCK and connection.get_transaction()
-                await (whole or savepoint).rollback()
-                raise
-            await savepoint.commit()
-            return result
+            async with self.savepoint(connection):
+                return await run(program, partial(self._execute, connection))
 
         return await settle(work())
+
+    @asynccontextmanager
+    async def savepoint(self, connection: AsyncConnection) -> AsyncGenerator[None]:
+        savepoint = await connection.begin_nested()
+        try:
+            yield
+        except BaseException as error:
+            # The victim of a deadlock has lost its whole transaction, savepoints included. To
+            # go on in it must fail, or the caller would commit only what comes later.
+            whole = self.diagnose(error)[1] == _DEADLOCK and connection.get_transaction()
+            if whole or savepoint.is_active:
+                await (whole or savepoint).rollback()
+            raise
+        await savepoint.commit()
 
     async def _execute(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
         self._check_packet(query)
@@ -117,6 +130,7 @@ _FAILURES = {
     _DEADLOCK: Failure.CONFLICT,
     1205: Failure.CONFLICT,  # lock wait timeout
     1020: Failure.CONFLICT,  # record has changed since last read
+    1412: Failure.CONFLICT,  # so has the table: a new one has taken its place
     1452: Failure.CONFLICT,  # the session's row was deleted meanwhile
     1062: Failure.DUPLICATE,
     1146: Failure.TABLE_MISSING,

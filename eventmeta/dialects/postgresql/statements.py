@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
+    ARRAY,
     JSON,
     BigInteger,
     ColumnElement,
@@ -14,6 +16,7 @@ from sqlalchemy import (
     Insert,
     Table,
     Text,
+    any_,
     bindparam,
     cast,
     column,
@@ -27,11 +30,11 @@ from sqlalchemy import (
 from sqlalchemy import (
     Sequence as SQLSequence,
 )
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.base import LOCK_TIMEOUT_MS, Dialect
+from eventmeta.dialects.items import Structure
 from eventmeta.dialects.postgresql.append import (
     append_at_once,
     fence_key,
@@ -39,50 +42,19 @@ from eventmeta.dialects.postgresql.append import (
     namespace,
     sequence_name,
 )
-from projections import AnySelect
+from eventmeta.dialects.postgresql.items import PostgreSQLItems
+from eventmeta.dialects.postgresql.projecting import PostgreSQLProjecting
+from eventmeta.dialects.postgresql.schema import PostgreSQLSchema
+from eventmeta.dialects.postgresql.structure import structure_parts
+from projections import AnySelect, Projection
 from projections.types import UtcDateTime
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
-_SCHEMA_LOCK = 0x6576_6D74
 
-
-class PostgreSQLStatements(Dialect):
+class PostgreSQLStatements(PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecting, Dialect):
     """What PostgreSQL is told."""
-
-    # --- Schema ---------------------------------------------------------------------------------
-
-    async def begin_schema_change(self, connection: AsyncConnection) -> None:
-        # Whoever waits for a lock on a table makes all others wait behind him.
-        await connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
-        await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})")
-
-    def guards(self, tables: Tables) -> Sequence[str]:
-        """All or nothing, and nothing if it is there: DDL would wait for every reader."""
-        name = tables.events.name
-        log, sequence, refuse = f'"{name}"', sequence_name(name), f'"{name}_refuse"()'
-        last = f"{name}_no_truncate"
-        return (
-            f"""DO $do$ BEGIN
-IF NOT EXISTS (
-  SELECT FROM pg_trigger WHERE tgname = '{last}' AND tgrelid = '{log}'::regclass
-) THEN
-  CREATE SEQUENCE {sequence} CACHE 1;
-  ALTER TABLE {log} ALTER COLUMN position SET DEFAULT nextval('{sequence}'::regclass);
-  CREATE FUNCTION {refuse} RETURNS trigger LANGUAGE plpgsql AS
-    $$BEGIN RAISE EXCEPTION '{name} is append-only'; END$$;
-  CREATE TRIGGER "{name}_no_change" BEFORE UPDATE OR DELETE ON {log}
-    FOR EACH ROW EXECUTE FUNCTION {refuse};
-  CREATE TRIGGER "{last}" BEFORE TRUNCATE ON {log}
-    FOR EACH STATEMENT EXECUTE FUNCTION {refuse};
-END IF; END $do$""",
-        )
-
-    def create_view(self, name: str, definition: str) -> str:
-        return f"""DO $do$ BEGIN
-IF to_regclass('"{name}"') IS NULL THEN CREATE VIEW "{name}" AS {definition}; END IF;
-END $do$"""
 
     # --- Pieces of SQL --------------------------------------------------------------------------
 
@@ -95,9 +67,25 @@ END $do$"""
             .render_derived(with_types=True)
         )
 
+    def keyed_recordset(
+        self, name: str, columns: Mapping[str, TypeEngine[Any]], key: ColumnElement[str]
+    ) -> tuple[FromClause, ColumnElement[bool]]:
+        rows = self.recordset(name, {**columns, "keys": ARRAY(Text())})
+        return rows, key == any_(rows.c["keys"])
+
+    def is_among(self, name: str, key: ColumnElement[str]) -> ColumnElement[bool]:
+        return key == any_(bindparam(name, type_=ARRAY(Text())))
+
+    def json_text(self, document: ColumnElement[str], name: str) -> ColumnElement[str]:
+        return cast(document, JSON).op("->>", return_type=Text())(literal_column(f"'{name}'"))
+
+    def utc_day(self, time: ColumnElement[datetime]) -> ColumnElement[Any]:
+        return func.date(func.timezone("UTC", time))
+
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
-        pair = func.json_array_elements(
-            cast(events.c.data, JSON).op("->")(literal_column("'changes'"))
+        # jsonb, whose parts are taken out without parsing them again. All that matters is text.
+        pair = func.jsonb_array_elements(
+            cast(events.c.data, JSONB).op("->")(literal_column("'changes'"))
         ).table_valued("value", name="change", joins_implicitly=True)
 
         def item(index: int) -> ColumnElement[Any]:
@@ -155,6 +143,7 @@ END $do$"""
                 streams.c.stream_type,
                 streams.c.version,
                 streams.c.recorded_at,
+                streams.c.user_id,
                 func.clock_timestamp(type_=UtcDateTime()).label("now"),
             ),
         )
@@ -169,18 +158,35 @@ END $do$"""
 
     def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
         """At the time of their event, for CURRENT_TIMESTAMP is when the transaction began."""
-        at = cast(
-            func.coalesce(items.c.recorded_at, func.clock_timestamp()), messages.c.created_at.type
-        )
+        at = cast(items.c.recorded_at, messages.c.created_at.type)
         source = select(items.c.session_id, items.c.message_data, at).order_by(items.c.n)
         added = insert(messages).from_select(["session_id", "message_data", "created_at"], source)
         return (added.returning(messages.c.session_id, messages.c.id),)
 
     def append_at_once(
-        self, tables: Tables, projected: Sequence[Executable], *, with_items: bool
+        self,
+        tables: Tables,
+        projected: Sequence[Executable],
+        *,
+        with_items: bool,
+        for_users: bool,
+        structure: Structure | None = None,
+        folded: Projection | None = None,
     ) -> str | None:
         texts = [self.literal(statement) for statement in projected]
-        return append_at_once(tables, texts, with_items=with_items)
+        parts: list[str] = []
+        if with_items and structure is not None:
+            writes = [self.literal(write) for write in structure.writes]
+            states, items = self.literal(structure.states), self.literal(structure.items)
+            parts = structure_parts(tables, states, items, writes)
+        return append_at_once(
+            tables,
+            texts,
+            with_items=with_items,
+            for_users=for_users,
+            structure=parts,
+            folded=folded,
+        )
 
     def horizon(self, tables: Tables) -> Sequence[Executable]:
         """min(S, L): S the last position drawn, L the lowest bound that is still announced.

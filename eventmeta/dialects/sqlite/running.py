@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import weakref
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.dialects.base import LOCK_TIMEOUT_MS, Failure
-from eventmeta.dialects.pool import checkout, configure
+from eventmeta.dialects.items import spell_out
+from eventmeta.dialects.pool import configure, lend
+from eventmeta.dialects.sqlite.items import SPELL_OUT
 from eventmeta.dialects.sqlite.statements import SQLiteStatements
 from eventmeta.dialects.statement import Program, Query, Row, T, run_in_thread
 from eventmeta.settle import settle
@@ -24,6 +29,9 @@ _SETTINGS = (
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
 )
+
+
+_WATCH = "eventmeta_watch"
 
 
 class SharedConnectionBusy(sqlite3.OperationalError):
@@ -40,6 +48,9 @@ class SQLite(SQLiteStatements):
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
         configure(engine, _prepare, loop_bound=False)
+        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
+        self._turns = weakref.WeakKeyDictionary()
+        self._watches = count()
 
     # --- Running --------------------------------------------------------------------------------
 
@@ -51,9 +62,7 @@ class SQLite(SQLiteStatements):
 
     async def write(self, program: Program[T], *, single: bool = False) -> T:
         def work(connection: sqlite3.Connection) -> T:
-            if connection.in_transaction:
-                raise SharedConnectionBusy("a transaction is open on the shared connection")
-            connection.execute("BEGIN IMMEDIATE")
+            _begin(connection)
             try:
                 result = run_in_thread(program, partial(_execute, connection))
                 connection.execute("COMMIT")
@@ -63,7 +72,9 @@ class SQLite(SQLiteStatements):
                 raise
             return result
 
-        return await self._in_thread(work)
+        # Whoever waits for SQLite's own lock looks again after up to 0.1 s, and may come too late.
+        async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            return await self._in_thread(work)
 
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         def work(raw: sqlite3.Connection) -> T:
@@ -81,15 +92,32 @@ class SQLite(SQLiteStatements):
         # SQLAlchemy must know that there is something to commit.
         await connection.exec_driver_sql("SELECT 1")
         lent = await connection.get_raw_connection()
-        return await settle(_hop(lent.driver_connection, work))
+        return await settle(_hop(work, lent.driver_connection))
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[AsyncConnection]:
+        """Where the app shares the connection, begun before SQLAlchemy is told, and watched.
+
+        For SQLAlchemy would roll back what someone else has open there; and whoever else gives the
+        connection back meanwhile rolls this back.
+        """
+        watch = f"{_WATCH}_{next(self._watches)}"  # lest it be taken for that of another
+        begin, end = partial(_begin_watched, watch), partial(_end_watched, watch)
+        if self.is_shared:
+            await self._in_thread(begin)
+        async with self.engine.begin() as connection:
+            lent = await connection.get_raw_connection()
+            if not self.is_shared:
+                await settle(_hop(begin, lent.driver_connection))
+            yield connection
+            await settle(_hop(end, lent.driver_connection))
 
     async def first_connection(self, tables: Tables) -> None:
         """Not through the engine: it would reset a connection that the app shares with us."""
         await self._in_thread(lambda _: None)
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        async with checkout(self.engine, self.is_lost) as connection:
-            return await _hop(connection, work)
+        return await lend(self.engine, partial(_hop, work), self.is_lost)
 
     # --- Errors ---------------------------------------------------------------------------------
 
@@ -120,9 +148,10 @@ def _prepare(dbapi_connection: Any) -> None:
     with suppress(sqlite3.OperationalError):  # a database that may only be read stays as it is
         cursor.execute("PRAGMA journal_mode = WAL")
     cursor.close()
+    dbapi_connection.create_function(SPELL_OUT, 1, spell_out, deterministic=True)
 
 
-async def _hop(connection: Any, work: Callable[[sqlite3.Connection], T]) -> T:
+async def _hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:
     """Run ``work`` in the thread of an aiosqlite connection, on the connection of the stdlib.
 
     aiosqlite's public methods are one statement a hop; ``_execute`` is what they are made of.
@@ -131,5 +160,27 @@ async def _hop(connection: Any, work: Callable[[sqlite3.Connection], T]) -> T:
     return result
 
 
+def _begin(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        raise SharedConnectionBusy("a transaction is open on the shared connection")
+    connection.execute("BEGIN IMMEDIATE")
+
+
+def _begin_watched(watch: str, connection: sqlite3.Connection) -> None:
+    _begin(connection)
+    connection.execute(f"SAVEPOINT {watch}")
+
+
+def _end_watched(watch: str, connection: sqlite3.Connection) -> None:
+    """Make sure that all since `_begin_watched` is still there to be committed."""
+    try:
+        connection.execute(f"RELEASE {watch}")
+    except sqlite3.OperationalError as error:
+        raise SharedConnectionBusy("someone else ended the transaction") from error
+
+
 def _execute(connection: sqlite3.Connection, query: Query) -> Sequence[Row]:
+    if query.each:
+        connection.executemany(query.statement.sql, query.values)
+        return ()
     return query.statement.decode(connection.execute(query.statement.sql, query.values).fetchall())

@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     ColumnElement,
-    Constraint,
     Delete,
     Executable,
     FromClause,
-    Index,
     Insert,
-    PrimaryKeyConstraint,
     Subquery,
     Table,
-    UniqueConstraint,
+    Update,
     bindparam,
     delete,
     func,
@@ -25,60 +22,25 @@ from sqlalchemy import (
     text,
     true,
     tuple_,
+    update,
 )
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.sqlite.items import SQLiteItems
+from eventmeta.dialects.sqlite.projecting import SQLiteProjecting
+from eventmeta.dialects.sqlite.schema import SQLiteSchema
+from eventmeta.dialects.statement import PutRows, Query
 from projections import AnySelect
-from projections.types import UtcDateTime
+from projections.types import LongText, UtcDateTime
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
-class SQLiteStatements(Dialect):
+class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
     """What SQLite is told."""
-
-    # --- Schema ---------------------------------------------------------------------------------
-
-    def event_keys(self, table: str) -> tuple[Constraint | Index, ...]:
-        """``position`` is the row id, for AUTOINCREMENT and a feed in the order of storage."""
-        return (
-            PrimaryKeyConstraint("position"),
-            UniqueConstraint("stream_id", "stream_type", "version", name=f"uq_{table}_version"),
-            UniqueConstraint("stream_id", "stream_type", "event_id", name=f"uq_{table}_event_id"),
-        )
-
-    async def begin_schema_change(self, connection: AsyncConnection) -> None:
-        await connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    def guards(self, tables: Tables) -> Sequence[str]:
-        """A trigger per attack. ``INSERT OR REPLACE`` deletes without firing a delete trigger."""
-        name = tables.events.name
-        log = f'"{name}"'
-        stream = "stream_id = NEW.stream_id AND stream_type = NEW.stream_type"
-        taken = " OR ".join(
-            f"EXISTS (SELECT 1 FROM {log} WHERE {key})"
-            for key in (
-                "position = NEW.position",
-                f"{stream} AND version = NEW.version",
-                f"{stream} AND event_id = NEW.event_id",
-            )
-        )
-        return tuple(
-            f'CREATE TRIGGER IF NOT EXISTS "{name}_{trigger}" BEFORE {attack} '
-            f"BEGIN SELECT RAISE(ABORT, '{name} is append-only'); END"
-            for trigger, attack in (
-                ("no_update", f"UPDATE ON {log}"),
-                ("no_delete", f"DELETE ON {log}"),
-                ("no_replace", f"INSERT ON {log} WHEN {taken}"),
-            )
-        )
-
-    def create_view(self, name: str, definition: str) -> str:
-        return f'CREATE VIEW IF NOT EXISTS "{name}" AS {definition}'
 
     # --- Pieces of SQL --------------------------------------------------------------------------
 
@@ -89,6 +51,16 @@ class SQLiteStatements(Dialect):
             for field, kind in columns.items()
         ]
         return select(*fields).subquery(f"given_{name}")
+
+    def keyed_recordset(
+        self, name: str, columns: Mapping[str, TypeEngine[Any]], key: ColumnElement[str]
+    ) -> tuple[FromClause, ColumnElement[bool]]:
+        rows = self.recordset(name, {**columns, "keys": LongText})
+        each = func.json_each(rows.c["keys"]).table_valued("value", name="each_key")
+        return rows, key.in_(select(each.c.value))
+
+    def json_text(self, document: ColumnElement[str], name: str) -> ColumnElement[str]:
+        return func.json_extract(document, literal_column(f"'$.{name}'"), type_=LongText)
 
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         pair = func.json_each(events.c.data, literal_column("'$.changes'")).table_valued(
@@ -121,11 +93,34 @@ class SQLiteStatements(Dialect):
             set_={name: statement.excluded[name] for name in update},
         )
 
+    def put_rows(self, table: Table, update: Collection[str] | None = None) -> PutRows:
+        """Row by row, which takes SQLite less time than to take a record set apart."""
+        statement = insert(table)
+        if update is not None:
+            statement = statement.on_conflict_do_update(
+                index_elements=list(table.primary_key),
+                set_={name: statement.excluded[name] for name in update},
+            )
+        compiled = self.compile(statement)
+        return lambda rows: Query(compiled, rows, each=True)
+
+    def exact_time(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """A text with or without a fraction, depending on who wrote it: here always with one."""
+        exact = column.op("||")(literal_column("'.000000'"))
+        return func.substr(exact, literal_column("1"), literal_column("26"), type_=column.type)
+
     def delete_matching(self, table: Table, keys: Subquery) -> Delete:
         """SQLite's DELETE joins nothing, but finds a list of keys in the index."""
         primary_key = list(table.primary_key)
         listed = select(*(keys.c[column.name] for column in primary_key))
         return delete(table).where(tuple_(*primary_key).in_(listed))
+
+    def update_matching(
+        self, table: Table, keys: Subquery, values: Mapping[str, ColumnElement[Any]]
+    ) -> Update:
+        primary_key = list(table.primary_key)
+        listed = select(*(keys.c[column.name] for column in primary_key))
+        return update(table).where(tuple_(*primary_key).in_(listed)).values(values)
 
     def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
         """BEGIN IMMEDIATE owns the whole database already."""
@@ -138,6 +133,7 @@ class SQLiteStatements(Dialect):
                 keys.c.stream_type,
                 streams.c.version,
                 streams.c.recorded_at,
+                streams.c.user_id,
                 bindparam("now", type_=UtcDateTime()).label("now"),
             ).select_from(keys.outerjoin(streams, same)),
         )
@@ -148,13 +144,13 @@ class SQLiteStatements(Dialect):
         return (select(last + numbers.c.n).order_by(numbers.c.n),)
 
     def appended(self, tables: Tables, events: FromClause) -> FromClause:
-        """The end of the log, found by row id.
-
-        Without OFFSET, SQLite would walk the whole log in the order of streams to spare a sort.
-        """
+        """The end of the log, found by row id."""
         log = tables.events
-        end = select(log).where(log.c.position >= bindparam("first"))
-        return end.order_by(log.c.position).offset(0).subquery("appended")
+        return self.fenced(select(log).where(log.c.position >= bindparam("first")), log.c.position)
+
+    def fenced(self, events: AnySelect, position: ColumnElement[int]) -> FromClause:
+        """Else SQLite would walk the whole log in the order of streams, to spare a sort."""
+        return events.order_by(position).offset(0).subquery("events")
 
     def horizon(self, tables: Tables) -> Sequence[Executable]:
         """One writer, so what is not committed has a higher position than all that is."""

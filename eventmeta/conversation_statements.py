@@ -1,0 +1,148 @@
+"""The statements that read conversations turn by turn, compiled once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Table,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    not_,
+    null,
+    or_,
+    select,
+    union_all,
+)
+
+from eventmeta.dialects import Dialect
+from eventmeta.dialects.statement import Statement
+from eventmeta.reach import Ownership
+from projections import AnySelect
+from projections.items import TOOL_ITEMS, Part, is_one_of
+from projections.types import BigInt, SessionId
+
+_NO: ColumnElement[int] = literal_column("0")
+_YES: ColumnElement[int] = literal_column("1")
+
+
+@dataclass(frozen=True)
+class ConversationStatements:
+    """What is read of the structured tables."""
+
+    messages: Table
+    conversation: Table
+    tool_calls: Table
+    dialect: Dialect
+    ownership: Ownership
+
+    def _of_session(self, query: AnySelect, session_id: ColumnElement[str]) -> AnySelect:
+        """``query`` for the session that the parameter ``session_id`` names."""
+        wanted = bindparam("session_id", type_=SessionId)
+        return query.where(session_id == wanted, *self.ownership.of_session(wanted))
+
+    @cached_property
+    def turns(self) -> Statement:
+        """``session_id``, ``after``, ``limit`` → the turns after that one, in order.
+
+        ``turn, id, content, created_at`` of the user message and ``run_id, messages, tool_calls``:
+        a row for each run that took part.
+        """
+        said = self.conversation.c
+        page = (
+            self._of_session(
+                select(said.turn, said.id, said.content, said.created_at), said.session_id
+            )
+            .where(said.role == "user", said.turn > bindparam("after", type_=BigInt))
+            .order_by(said.turn)
+            .limit(bindparam("limit", type_=BigInteger()))
+            .subquery("page")
+        )
+        run = self._runs.subquery("run")
+        return self.dialect.compile(
+            select(*page.c, run.c.run_id, run.c.messages, run.c.tool_calls)
+            .select_from(page.join(run, run.c.turn == page.c.turn))
+            .order_by(page.c.turn, run.c.first_id)
+        )
+
+    @property
+    def _runs(self) -> AnySelect:
+        """How many messages and tool calls each run added to each turn."""
+        said, calls = self.conversation.c, self.tool_calls.c
+        message = case((said.role.is_not(None), 1), else_=0)
+        use = case((_is_call(calls.type), 1), else_=0)
+        added = union_all(
+            self._of_session(
+                select(
+                    *(said.turn, said.run_id, said.id),
+                    message.label("messages"),
+                    _NO.label("tool_calls"),
+                ),
+                said.session_id,
+            ),
+            self._of_session(
+                select(calls.turn, calls.run_id, calls.id, _NO, use), calls.session_id
+            ),
+        ).subquery("added")
+        return select(
+            added.c.turn,
+            added.c.run_id,
+            func.sum(added.c.messages, type_=BigInt).label("messages"),
+            func.sum(added.c.tool_calls, type_=BigInt).label("tool_calls"),
+            func.min(added.c.id).label("first_id"),
+        ).group_by(added.c.turn, added.c.run_id)
+
+    @cached_property
+    def entries(self) -> Statement:
+        """``session_id`` → all that it holds, in order, each output for itself.
+
+        ``id, turn, type, role, tool_name, call_id, status, run_id, completes``. An output that
+        completes a call has no turn, and the type of its call.
+        """
+        said, calls, raw = self.conversation.c, self.tool_calls.c, self.messages.c
+        is_search = or_(calls.type == "tool_search_call", calls.type == "tool_search_output")
+        of_output = case((is_search, calls.tool_name))
+        named = case((_is_call(calls.type), calls.tool_name), else_=of_output).label("tool_name")
+        called = select(
+            *(calls.created_at, calls.id, calls.turn, calls.type, null().label("role"), named),
+            *(calls.call_id, calls.status, calls.run_id, _NO.label("completes")),
+        )
+        completed = select(
+            *(raw.created_at, raw.id, null(), calls.type, null(), of_output),
+            *(calls.call_id, null(), null(), _YES),
+        ).where(raw.id == calls.output_raw_event_id)
+        spoken = select(
+            *(said.created_at, said.id, said.turn, said.type),
+            *(said.role, null(), null(), null(), said.run_id, _NO),
+        )
+        entry = union_all(
+            self._of_session(called, calls.session_id),
+            self._of_session(completed, calls.session_id),
+            self._of_session(spoken, said.session_id),
+        ).subquery("entry")
+        columns = [column for column in entry.c if column.name != "created_at"]
+        return self.dialect.compile(select(*columns).order_by(entry.c.created_at, entry.c.id))
+
+    @cached_property
+    def tool_usage(self) -> Statement:
+        """``session_id`` → ``tool_name, turn`` and how often the tool was called in the turn."""
+        calls = self.tool_calls.c
+        name = func.coalesce(calls.tool_name, calls.type).label("tool_name")
+        # The output of a search for tools may be all there is of it.
+        used = or_(_is_call(calls.type), calls.type == "tool_search_output")
+        query = self._of_session(select(name, calls.turn, func.count()), calls.session_id)
+        return self.dialect.compile(query.where(used).group_by(name, calls.turn))
+
+
+def _is_call(kind: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether a row of this type is a call, and not an output that has none."""
+    return not_(is_one_of(kind, _OUTPUTS))
+
+
+_OUTPUTS = [kind for kind, item in TOOL_ITEMS.items() if item.part is Part.OUTPUT]

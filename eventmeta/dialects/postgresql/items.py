@@ -1,0 +1,91 @@
+"""Items on PostgreSQL, where one bad text would fail the statement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    FromClause,
+    Function,
+    Integer,
+    Table,
+    Text,
+    case,
+    cast,
+    func,
+    literal_column,
+    select,
+)
+from sqlalchemy.sql.elements import quoted_name
+
+from eventmeta.dialects.items import SPELLED_OUT, UNSPEAKABLE, ItemSQL
+from eventmeta.dialects.postgresql.structure import structure_functions
+from projections import AnySelect
+
+if TYPE_CHECKING:
+    from eventmeta.tables import Tables
+
+
+class PostgreSQLItems(ItemSQL):
+    """What PostgreSQL is told of items."""
+
+    def item(self, messages: Table, text: ColumnElement[str]) -> ColumnElement[Any]:
+        return Function(quoted_name(_item_function(messages), quote=True), text, type_=JSON())
+
+    def item_string(self, item: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+        is_string = func.json_typeof(_field(item, name)) == "string"
+        return case((is_string, self.item_text(item, name)))
+
+    def item_text(self, item: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+        return item.op("->>", return_type=Text())(literal_column(f"'{name}'"))
+
+    def item_json(self, item: ColumnElement[Any], name: str | None) -> ColumnElement[Any]:
+        value = item if name is None else _field(item, name)
+        return func.nullif(cast(value, Text), "null")
+
+    def select_item_ids(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
+        ids = func.json_array_elements_text(
+            cast(events.c.data, JSON).op("->")(literal_column("'item_ids'"))
+        ).table_valued("value", name="added_item", joins_implicitly=True)
+        return select(*about, cast(ids.c.value, Integer).label("item_id")).select_from(events, ids)
+
+
+def _field(item: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+    return item.op("->", return_type=JSON())(literal_column(f"'{name}'"))
+
+
+def _item_function(messages: Table) -> str:
+    return f"{messages.name}_item"
+
+
+def item_functions(tables: Tables) -> dict[str, str]:
+    """The functions that the statements over items call: the DDL of each by its name.
+
+    A text that PostgreSQL refuses as JSON, or whose strings it cannot hold, is looked at again with
+    those strings spelled out; whatever is wrong with it then, it is no item.
+    """
+    if tables.conversation is None:
+        return {}
+    try_it = """item := {text}::json;
+  probe := item->>'type';
+  RETURN CASE WHEN json_typeof(item) = 'object' THEN item END;"""
+    spelled = f"regexp_replace(data, '{UNSPEAKABLE}', '{SPELLED_OUT}', 'g')"
+    name = _item_function(tables.messages)
+    return {
+        **structure_functions(tables),
+        name: f"""CREATE OR REPLACE FUNCTION "{name}"(data text) RETURNS json
+LANGUAGE plpgsql IMMUTABLE AS $item$
+DECLARE item json; probe text;
+BEGIN
+  {try_it.format(text="data")}
+EXCEPTION WHEN OTHERS THEN
+  BEGIN
+  {try_it.format(text=spelled)}
+  EXCEPTION WHEN OTHERS THEN
+    RETURN NULL;
+  END;
+END $item$""",
+    }

@@ -1,0 +1,82 @@
+"""The schema on PostgreSQL: a sequence, triggers, and no lock that is held for long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from sqlalchemy import ForeignKeyConstraint
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmeta.dialects.postgresql.append import sequence_name
+from eventmeta.dialects.postgresql.items import item_functions
+from eventmeta.dialects.schema import Part, SchemaDialect
+
+if TYPE_CHECKING:
+    from eventmeta.tables import Tables
+
+_SCHEMA_LOCK = 0x6576_6D74
+
+
+class PostgreSQLSchema(SchemaDialect):
+    """The DDL of PostgreSQL."""
+
+    def list_parts(self, relations: Iterable[str]) -> str:
+        """From the catalog itself: the information schema shows each user only what is theirs."""
+        names = ", ".join(f"'{name}'" for name in relations)
+        return f"""WITH wanted AS MATERIALIZED (
+  SELECT relation, to_regclass(quote_ident(relation)) AS oid
+  FROM unnest(ARRAY[{names}]::text[]) AS relation
+)
+SELECT CASE WHEN relkind IN ('v', 'm') THEN 'view' ELSE 'table' END AS kind, relation, '' AS name
+FROM wanted JOIN pg_class ON pg_class.oid = wanted.oid
+UNION ALL SELECT 'column', relation, attname::text
+FROM wanted JOIN pg_attribute ON attrelid = oid AND attnum > 0 AND NOT attisdropped
+UNION ALL SELECT 'index', relation, relname::text
+FROM wanted JOIN pg_index ON indrelid = wanted.oid JOIN pg_class ON pg_class.oid = indexrelid
+UNION ALL SELECT 'trigger', relation, tgname::text
+FROM wanted JOIN pg_trigger ON tgrelid = wanted.oid AND NOT tgisinternal
+UNION ALL SELECT 'foreign key', relation, attname::text
+FROM wanted JOIN pg_constraint ON conrelid = wanted.oid AND contype = 'f'
+JOIN pg_attribute ON attrelid = conrelid AND attnum = ALL (conkey)
+UNION ALL SELECT 'function', relation, proname::text
+FROM wanted JOIN pg_class ON pg_class.oid = wanted.oid
+JOIN pg_proc ON pronamespace = relnamespace AND starts_with(proname::text, relation || '_')"""
+
+    async def begin_schema_change(self, connection: AsyncConnection) -> None:
+        # Whoever waits for a lock on a table makes all others wait behind him.
+        await connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+        await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})")
+
+    def add_foreign_key(self, key: ForeignKeyConstraint, *, with_column: bool) -> Sequence[str]:
+        """A check would keep all writers out while it reads the whole table."""
+        return () if with_column else (f"{self._add_foreign_key(key)} NOT VALID",)
+
+    def guards(self, tables: Tables) -> Mapping[Part, Sequence[str]]:
+        """All or nothing, and nothing if it is there: DDL would wait for every reader."""
+        name = tables.events.name
+        log, sequence, refuse = f'"{name}"', sequence_name(name), f'"{name}_refuse"()'
+        last = f"{name}_no_truncate"
+        guard = f"""DO $do$ BEGIN
+IF NOT EXISTS (
+  SELECT FROM pg_trigger WHERE tgname = '{last}' AND tgrelid = '{log}'::regclass
+) THEN
+  CREATE SEQUENCE {sequence} CACHE 1;
+  ALTER TABLE {log} ALTER COLUMN position SET DEFAULT nextval('{sequence}'::regclass);
+  CREATE FUNCTION {refuse} RETURNS trigger LANGUAGE plpgsql AS
+    $$BEGIN RAISE EXCEPTION '{name} is append-only'; END$$;
+  CREATE TRIGGER "{name}_no_change" BEFORE UPDATE OR DELETE ON {log}
+    FOR EACH ROW EXECUTE FUNCTION {refuse};
+  CREATE TRIGGER "{last}" BEFORE TRUNCATE ON {log}
+    FOR EACH STATEMENT EXECUTE FUNCTION {refuse};
+END IF; END $do$"""
+        functions = {
+            Part("function", tables.messages.name, function): (statement,)
+            for function, statement in item_functions(tables).items()
+        }
+        return {Part("trigger", name, last): (guard,), **functions}
+
+    def create_view(self, name: str, definition: str) -> str:
+        return f"""DO $do$ BEGIN
+IF to_regclass('"{name}"') IS NULL THEN CREATE VIEW "{name}" AS {definition}; END IF;
+END $do$"""

@@ -1,0 +1,61 @@
+"""The tables of conversations and tool calls within the one statement that appends a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eventmeta.tables import Tables
+
+
+def structure_parts(tables: Tables, states: str, items: str, writes: Sequence[str]) -> list[str]:
+    """What follows the items that are added.
+
+    ``states`` and ``items`` read the statement's snapshot, which may be older than the locks that
+    it waited for. So the heads as they were when locked are compared with the snapshot's: if
+    they differ, or the tables are not what they should be, the statement fails as in a conflict. It
+    is then repeated step by step, which sees everything and mends what it must.
+
+    A stream type is said not to be that of users, for of an equality the planner expects so few
+    rows that it would go through all sessions for each item.
+    """
+    return [
+        f"""_touched AS MATERIALIZED (
+  SELECT stream_id AS session_id, CAST(recorded_at AS timestamp) AS at,
+    version - (
+      SELECT count(*) FROM _input
+      WHERE _input.stream_id = _heads.stream_id AND _input.stream_type = 'session'
+    ) <> coalesce((
+      SELECT version FROM "{tables.streams.name}" AS seen
+      WHERE seen.stream_id = _heads.stream_id AND seen.stream_type = 'session'
+    ), 0) AS moved
+  FROM _heads WHERE stream_type <> 'user' AND stream_id IN (SELECT session_id FROM _items)
+)""",
+        f"_states AS MATERIALIZED (\n{states}\n)",
+        f"""_new_items AS MATERIALIZED (
+  SELECT _items.id, _items.session_id, _items.message_data, _input.context,
+    CAST(_items.recorded_at AS timestamp) AS created_at,
+    _states.turn AS turn_before, _states.parent AS parent_before
+  FROM _items JOIN _input ON _input.n = _items.event
+  JOIN _states USING (session_id)
+  WHERE "{tables.messages.name}_follows"(_states.stale = 0)
+)""",
+        f"_turned AS MATERIALIZED (\n{items}\n)",
+        *(f"structured_{i} AS (\n{statement}\n)" for i, statement in enumerate(writes)),
+    ]
+
+
+def structure_functions(tables: Tables) -> dict[str, str]:
+    """The DDL of the function that fails unless the tables can be gone on with."""
+    name = f"{tables.messages.name}_follows"
+    return {
+        name: f"""CREATE OR REPLACE FUNCTION "{name}"(follows boolean)
+RETURNS boolean LANGUAGE plpgsql AS $follows$
+BEGIN
+  IF NOT follows THEN
+    RAISE EXCEPTION 'someone else wrote to the session' USING ERRCODE = '40001';
+  END IF;
+  RETURN TRUE;
+END $follows$"""
+    }

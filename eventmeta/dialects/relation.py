@@ -1,0 +1,79 @@
+"""Rows shaped like the log, as projections are given them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    ColumnCollection,
+    ColumnElement,
+    FromClause,
+    String,
+    Subquery,
+    and_,
+    cast,
+    or_,
+    select,
+)
+
+from projections import EVENT_COLUMNS, METADATA_EVENTS, AnyProjection, AnySelect
+
+if TYPE_CHECKING:
+    from eventmeta.dialects.base import Dialect
+
+
+@dataclass(frozen=True)
+class EventRelation:
+    """Rows shaped like the log, and how this database takes their payload apart."""
+
+    rows: FromClause
+    dialect: Dialect
+
+    @property
+    def c(self) -> ColumnCollection[str, Any]:
+        """The columns of the log."""
+        return self.rows.c
+
+    def of(self, projection: AnyProjection) -> EventRelation:
+        """Only those that ``projection`` asks for."""
+        asked = select(*(self.c[name] for name in EVENT_COLUMNS)).where(concerns(projection, self))
+        return EventRelation(asked.subquery("asked"), self.dialect)
+
+    def changes(self) -> Subquery:
+        """One row per changed key."""
+        return self.select_changes().subquery("changes")
+
+    def field(self, name: str) -> ColumnElement[str]:
+        """The scalar called ``name`` in the payload, as text."""
+        return self.dialect.json_text(self.rows.c.data, name)
+
+    def day_of(self, time: ColumnElement[Any]) -> ColumnElement[Any]:
+        """The day of ``time``, in UTC, as a text."""
+        return cast(self.dialect.utc_day(time), String(10))
+
+    def select_changes(self) -> AnySelect:
+        """One row per changed key, as a statement of its own."""
+        events = self.rows.c
+        about = [events[name] for name in _ABOUT if name in events]
+        # What an app's own event calls "changes" is its own affair.
+        ours = or_(*(events.type == name for name in sorted(METADATA_EVENTS)))
+        return self.dialect.select_changes(self.rows, about).where(ours)
+
+
+def concerns(projection: AnyProjection, events: Any) -> ColumnElement[bool]:
+    """That ``projection`` asks for an event, whose columns ``events.c`` are those of the log."""
+    kinds = (events.c.type == name for name in sorted(projection.event_types))
+    return and_(events.c.stream_type == projection.stream_type, or_(*kinds))
+
+
+_ABOUT = (
+    "stream_type",
+    "stream_id",
+    "version",
+    "position",
+    "event_id",
+    "type",
+    "actor",
+    "recorded_at",
+)

@@ -1,0 +1,96 @@
+"""The heads of the streams that a batch owns, and what follows from whose they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from eventmeta.commands import Command, DeleteUser, Fact, StreamKey, TransferSession, assignment
+from eventmeta.errors import DatabaseBusy
+from projections import NOBODY, USER_ASSIGNED, USER_CREATED, USER_DELETED
+
+
+@dataclass
+class Head:
+    """The last state of a stream.
+
+    Attributes:
+        version: Of its last event.
+        recorded_at: When its next event is recorded, at the earliest.
+        user_id: Of a session, the owner: None if it never had one, ``NOBODY`` if that one was
+            deleted. Of a user, the user's own id while there is such a user.
+        moved: Whether it is yet to be written.
+    """
+
+    version: int
+    recorded_at: datetime
+    user_id: str | None
+    moved: bool = False
+
+    def record(self, stream: StreamKey, fact: Fact) -> None:
+        """Go on to the version of an event that holds ``fact``."""
+        self.version += 1
+        self.moved = True
+        if stream.stream_type == "user":
+            self.user_id = None if fact.type == USER_DELETED else stream.stream_id
+        elif fact.type == USER_ASSIGNED:
+            self.user_id = fact.data["user_id"] or NOBODY
+
+
+Heads = dict[StreamKey, Head]
+
+
+def within_reach(command: Command, head: Head) -> bool:
+    """Whether whoever is behind ``command`` reaches its stream."""
+    if command.stream.stream_type == "user":
+        return command.access.user_id in (None, command.stream.stream_id)
+    return command.access.reaches(head.user_id)
+
+
+def users_of(command: Command, heads: Heads) -> Iterator[StreamKey]:
+    """The users in whose streams ``command`` may record something besides its own event."""
+    if isinstance(command, TransferSession):
+        yield user_stream(command.to_user)
+    elif claimant := _claimant(command, heads):
+        yield user_stream(claimant)
+
+
+def events_before(command: Command, fact: Fact, heads: Heads) -> Iterator[tuple[StreamKey, Fact]]:
+    """What is to be recorded before ``fact``, the event of ``command``, by the ``heads`` as of now.
+
+    Whoever gets a session is created first, if need be, and a session that is claimed is assigned
+    first. The sessions of a user who goes are assigned to nobody.
+
+    Raises:
+        DatabaseBusy: A session was assigned before it could be locked; the batch can be repeated.
+    """
+    stream = command.stream
+    if isinstance(command, DeleteUser):
+        for session_id in fact.data["sessions"]:
+            if StreamKey(session_id) not in heads:
+                raise DatabaseBusy("a session was assigned to the user who is being deleted")
+            yield StreamKey(session_id), assignment(None, stream.stream_id)
+        return
+    claimant = None
+    if fact.type == USER_ASSIGNED:
+        user_id = fact.data["user_id"]
+    elif stream.stream_type == "user":
+        user_id = stream.stream_id
+    else:
+        user_id = claimant = _claimant(command, heads)
+    if user_id is not None and heads[user_stream(user_id)].user_id is None:
+        yield user_stream(user_id), Fact(USER_CREATED, {})
+    if claimant is not None:
+        yield stream, assignment(claimant, None)
+
+
+def user_stream(user_id: str) -> StreamKey:
+    """The stream of a user."""
+    return StreamKey(user_id, "user")
+
+
+def _claimant(command: Command, heads: Heads) -> str | None:
+    """The user whose a session becomes when ``command`` records something in it."""
+    unowned = command.stream.stream_type == "session" and heads[command.stream].user_id is None
+    return command.access.user_id if unowned and command.access.claims else None

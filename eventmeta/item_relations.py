@@ -1,0 +1,281 @@
+"""The relations of items that the read models of conversations fold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    FromClause,
+    Integer,
+    String,
+    and_,
+    case,
+    cast,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    union,
+    union_all,
+)
+
+from eventmeta.dialects import Dialect
+from eventmeta.dialects.items import MessageRelation
+from eventmeta.events import ITEMS_ADDED, ITEMS_REPLACED
+from eventmeta.tables import Tables
+from projections import MESSAGE_COLUMNS, AnySelect
+from projections.items import MAX_NAME, classified, in_turns, is_one_of, name_of
+from projections.tool_calls import completed_calls
+
+PROVENANCE = ("run_id", "trace_id", "span_id")
+"""The keys of an event's context that are columns of what its items became."""
+
+STORED = ("id", "session_id", "message_data", "created_at")
+
+
+@dataclass(frozen=True)
+class ItemRelations:
+    """Relations over one store's tables."""
+
+    tables: Tables
+    dialect: Dialect
+
+    def of_sessions(self, given: FromClause | None = None) -> MessageRelation:
+        """All items of the sessions ``given`` by ``session_id``, or of all there are."""
+        stored = self._stored(given)
+        added = self._provenance_by_event(given)
+        same = and_(added.c.session_id == stored.c.session_id, added.c.item_id == stored.c.id)
+        provenance = [added.c[name] for name in PROVENANCE]
+        rows = self._rows(stored, provenance, literal_column("0"), cast(null(), Integer))
+        return self._in_turns(rows.select_from(stored.outerjoin(added, same)))
+
+    def added(self, source: FromClause) -> MessageRelation:
+        """Items that are just being added.
+
+        Args:
+            source: ``id, session_id, message_data, created_at`` of each, the ``context`` of its
+                event, and ``turn_before, parent_before`` of its session.
+        """
+        return self._in_turns(self._added(source))
+
+    def added_and_linked(
+        self, source: FromClause, removed: FromClause | None = None
+    ) -> MessageRelation:
+        """The same, with the stored calls and outputs that they are linked with.
+
+        Args:
+            source: As for `added`.
+            removed: ``session_id, id`` of outputs that are gone, whose calls come along as well.
+        """
+        new = self._added(source)
+        arrived = MessageRelation(classified(self._relation(new, "arrived")), self.dialect)
+        links = [completed_calls(arrived)]
+        row = self._tool_calls
+        if removed is not None:
+            lost = and_(
+                row.session_id == removed.c.session_id, row.output_raw_event_id == removed.c.id
+            )
+            links.append(self.dialect.look_up(removed, [row.session_id, row.call_id], lost))
+        return self._in_turns(union_all(new, self._linked(union(*links).cte("links"))))
+
+    def _in_turns(self, rows: Any) -> MessageRelation:
+        turned = in_turns(self._relation(rows, "items"))
+        return MessageRelation(turned.cte("in_turns"), self.dialect)
+
+    def _linked(self, links: FromClause) -> AnySelect:
+        """The stored calls and outputs with these ``call_id``, with what is known of their rows."""
+        row = self._tool_calls
+        same = and_(row.session_id == links.c.session_id, row.call_id == links.c.call_id)
+        known = (row.id, row.output_raw_event_id, row.turn, row.parent_raw_event_id)
+        provenance = [row[name] for name in PROVENANCE]
+        found = self.dialect.look_up(links, [*known, *provenance], same).subquery("found")
+        zero: ColumnElement[int] = literal_column("0")
+        one: ColumnElement[int] = literal_column("1")
+        halves = union_all(select(zero.label("of_output")), select(one)).subquery("halves")
+        item_id = case((halves.c.of_output == 1, found.c.output_raw_event_id), else_=found.c.id)
+        both = (
+            select(*found.c, item_id.label("item_id"))
+            .select_from(found, halves)
+            .where(item_id.is_not(None))
+            .subquery("linked")
+        )
+        message = self.tables.messages.c
+        stored = self.dialect.look_up(
+            both,
+            [message[name] for name in STORED],
+            message.id == both.c.item_id,
+            *(both.c[name] for name in (*PROVENANCE, "turn", "parent_raw_event_id")),
+        ).subquery("linked_items")
+        return self._rows(
+            stored,
+            [stored.c[name] for name in PROVENANCE],
+            stored.c.turn,
+            stored.c.parent_raw_event_id,
+        )
+
+    @property
+    def _conversation(self) -> Any:
+        assert self.tables.conversation is not None
+        return self.tables.conversation.table.c
+
+    @property
+    def _tool_calls(self) -> Any:
+        assert self.tables.tool_calls is not None
+        return self.tables.tool_calls.table.c
+
+    def _added(self, source: FromClause) -> AnySelect:
+        provenance = [self._named_in(source.c.context, name) for name in PROVENANCE]
+        return self._rows(source, provenance, source.c.turn_before, source.c.parent_before)
+
+    def _rows(
+        self,
+        stored: FromClause,
+        provenance: Sequence[ColumnElement[Any]],
+        turn_before: ColumnElement[Any],
+        parent_before: ColumnElement[Any],
+    ) -> AnySelect:
+        item = self.dialect.item(self.tables.messages, stored.c.message_data)
+        values = (
+            *(stored.c.id, stored.c.session_id, stored.c.created_at, item),
+            *(*provenance, turn_before, parent_before),
+        )
+        return select(
+            *(value.label(name) for name, value in zip(MESSAGE_COLUMNS, values, strict=True))
+        )
+
+    def _relation(self, rows: Any, name: str) -> MessageRelation:
+        """Evaluated once: OFFSET keeps databases from taking each item apart for every field.
+
+        Not nested in the fold, for SQLite's parser goes only so deep.
+        """
+        if isinstance(rows, CompoundSelect):
+            rows = select(rows.cte(f"all_{name}"))
+        return MessageRelation(rows.offset(0).cte(name), self.dialect)
+
+    def _stored(self, given: FromClause | None) -> FromClause:
+        message = self.tables.messages.c
+        columns = [message[name] for name in STORED]
+        if given is None:
+            return select(*columns).subquery("stored")
+        same = message.session_id == given.c.session_id
+        return self.dialect.look_up(given, columns, same).subquery("stored")
+
+    def _provenance_by_event(self, given: FromClause | None) -> FromClause:
+        """``session_id, item_id`` of what was added in a context, with that context."""
+        log = self.tables.events.c
+        columns = [log.stream_id, log.version, log.data, log.context]
+        known = and_(
+            log.stream_type == "session",
+            is_one_of(log.type, (ITEMS_ADDED, ITEMS_REPLACED)),
+            log.context.is_not(None),
+        )
+        if given is None:
+            events = select(*columns).where(known)
+        else:
+            same = log.stream_id == given.c.session_id
+            events = self.dialect.look_up(given, columns, and_(same, known))
+        event = events.offset(0).subquery("adding")
+        item = self.dialect.select_item_ids(
+            event, [event.c.stream_id, event.c.version, event.c.context]
+        ).subquery("added_items")
+        # Where a database uses the id of a removed item again, the last event counts.
+        later = func.row_number().over(
+            partition_by=(item.c.stream_id, item.c.item_id), order_by=item.c.version.desc()
+        )
+        ranked = select(*item.c, later.label("recency")).subquery("ranked").c
+        return (
+            select(
+                ranked.stream_id.label("session_id"),
+                ranked.item_id,
+                *(self._named_in(ranked.context, name).label(name) for name in PROVENANCE),
+            )
+            .where(ranked.recency == 1)
+            .subquery("added_in")
+        )
+
+    def _named_in(self, context: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+        return name_of(cast(self.dialect.json_text(context, name), String(MAX_NAME + 1)))
+
+    def states(self, sessions: FromClause) -> AnySelect:
+        """The state of sessions before some items: where turns and the tables are.
+
+        Args:
+            sessions: ``session_id``; ``at``, the time of the next item, or NULL; ``first``, its id,
+                or NULL, unless it cannot be seen yet; ``moved``, where it may be that more has
+                happened than can be seen.
+
+        Returns:
+            ``session_id, turn, parent, stale``. Stale is a session whose tables do not end with its
+            last item: someone else wrote to it, or the tables are younger than it.
+        """
+        times = self._ends(sessions).offset(0).subquery("times").c
+        message, said = self.tables.messages.c, self._conversation
+        latest = (
+            select(func.max(message.id))
+            .where(
+                message.session_id == times.session_id,
+                message.created_at == times.item_at,
+                *self._before(times),
+            )
+            .scalar_subquery()
+        )
+        opening = func.coalesce(said.parent_raw_event_id, said.id)
+        parent = (
+            select(case((said.turn > 0, opening)))
+            .where(said.session_id == times.session_id)
+            .order_by(said.turn.desc())
+            .limit(1)
+        )
+        ends = select(
+            *times,
+            parent.scalar_subquery().label("parent"),
+            latest.label("last_item"),
+        )
+        state = ends.offset(0).subquery("state").c
+        return select(
+            state.session_id,
+            func.coalesce(state.turn, 0).label("turn"),
+            state.parent,
+            self._is_stale(state).label("stale"),
+        )
+
+    def _ends(self, sessions: FromClause) -> AnySelect:
+        """Where each table ends: from the end of an index, whatever is known of its size."""
+        given, said, call = sessions.c, self._conversation, self._tool_calls
+
+        def last(row: Any, column: str, *conditions: Any) -> ColumnElement[Any]:
+            values = select(row[column]).where(row.session_id == given.session_id, *conditions)
+            return values.order_by(row[column].desc()).limit(1).scalar_subquery()
+
+        output = call.output_raw_event_id
+        return select(
+            *given,
+            last(self.tables.messages.c, "created_at", *self._before(given)).label("item_at"),
+            last(call, "output_raw_event_id", output.is_not(None)).label("last_output"),
+            last(said, "turn").label("turn"),
+        )
+
+    def _before(self, sessions: Any) -> list[ColumnElement[bool]]:
+        """That an item is older than those that are being added, unless they cannot be seen."""
+        if "first" not in sessions:
+            return []
+        return [or_(sessions.first.is_(None), self.tables.messages.c.id < sessions.first)]
+
+    def _is_stale(self, state: Any) -> ColumnElement[Any]:
+        said, call = self._conversation, self._tool_calls
+        last_item = func.coalesce(state.last_item, 0)
+        known = or_(
+            last_item.in_([literal_column("0"), func.coalesce(state.last_output, 0)]),
+            # Not EXISTS, for which PostgreSQL might read a whole table at once.
+            select(said.id).where(said.id == state.last_item).scalar_subquery().is_not(None),
+            select(call.id).where(call.id == state.last_item).scalar_subquery().is_not(None),
+        )
+        reasons = [~known, state.last_output > last_item, state.item_at > state.at]
+        if "moved" in state:
+            reasons.append(state.moved)
+        return case((or_(*reasons), 1), else_=0)

@@ -1,0 +1,93 @@
+"""A batch of plain commands as one statement, where the database has one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from eventmeta.commands import AddItems, Append, Command, Fact, SetMetadata, may_add_tools
+from eventmeta.dialects.statement import Program, Row, Statement, recordset
+from eventmeta.drafts import Draft, Outcome, event_row, item_rows
+from eventmeta.events import RecordedEvent
+from eventmeta.plain_statements import PlainStatements
+from projections import KnownEvent, Projection
+
+
+def is_plain(command: Command) -> bool:
+    """Whether nothing need be known of the stream to record ``command``."""
+    return (
+        isinstance(command, Append)
+        and command.expected_version is None
+        and not command.may_be_recorded
+    )
+
+
+def statement_for(commands: Sequence[Command], sql: PlainStatements) -> Statement | None:
+    """The statement that can take ``commands``: plain ones, each stream for one user only."""
+    if not all(map(is_plain, commands)):
+        return None
+    for_users = _for_users(commands)
+    if for_users:
+        writers = {(command.stream, command.access.user_id) for command in commands}
+        if len(writers) > len({stream for stream, _ in writers}):
+            return None
+    with_items = any(isinstance(command, AddItems) for command in commands)
+    with_tools = any(map(may_add_tools, commands))
+    return sql.one(
+        with_metadata=any(isinstance(command, SetMetadata) for command in commands),
+        with_items=with_items,
+        with_tools=with_tools,
+        for_users=for_users,
+    )
+
+
+def _for_users(commands: Sequence[Command]) -> bool:
+    return any(command.access.user_id is not None for command in commands)
+
+
+def append_at_once(
+    commands: Sequence[Append], statement: Statement, metadata: Projection
+) -> Program[list[Outcome]]:
+    """Record plain commands. An event id that is recorded already fails the whole batch.
+
+    Where None comes back, the session does not, or not yet, belong to whom the command is for.
+    """
+    events = [
+        {**event_row(command, command.fact), "n": n, "creates": command.creates_session}
+        for n, command in enumerate(commands)
+    ]
+    if _for_users(commands):
+        for event, command in zip(events, commands, strict=True):
+            event["user_id"] = command.access.user_id
+    rows = yield statement(
+        events=recordset(events),
+        items=recordset(item_rows(enumerate(commands))),
+        **_columns(commands, metadata),
+    )
+    recorded = iter(rows)
+    left = {row[0] for row in rows}
+    return [
+        _recorded(command, next(recorded)) if command.stream.stream_id in left else None
+        for command in commands
+    ]
+
+
+def _columns(commands: Sequence[Append], metadata: Projection) -> dict[str, Sequence[Any]]:
+    """The columns of the rows of ``metadata``, which get their times from their streams."""
+    assert metadata.fold is not None
+    names = (column.name for column in metadata.table.columns)
+    rows = metadata.fold(
+        KnownEvent(command.stream.stream_id, command.fact.data, None)
+        for command in commands
+        if isinstance(command, SetMetadata)
+    )
+    return dict(zip(names, zip(*rows, strict=True), strict=False))
+
+
+def _recorded(command: Append, row: Row) -> RecordedEvent:
+    _, position, version, recorded_at, data = row
+    facts = orjson.loads(data) if isinstance(command, AddItems) else command.fact.data
+    draft = Draft(command, Fact(command.fact.type, facts), version, recorded_at, position)
+    return draft.event()

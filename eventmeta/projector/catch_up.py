@@ -1,0 +1,257 @@
+"""Catch-up: the events between a checkpoint and the horizon, applied exactly once.
+
+Rows and checkpoint are one transaction, under the lock of the checkpoint's row and only as long as
+the lease is not lost. Where a batch fails, its events are applied one by one, and the stream of the
+one that fails is parked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple, TypeVar
+
+from eventmeta.applying import apply_events
+from eventmeta.dialects.statement import Program
+from eventmeta.errors import DatabaseFailure, EventMetaError
+from eventmeta.events import RecordedEvent, read_event
+from eventmeta.log import EventLog
+from eventmeta.projection_errors import ProjectionFailed, ProjectionOutdated, RebuildUnderWay
+from eventmeta.projector.checkpoints import (
+    Checkpoint,
+    CheckpointStatements,
+    Claim,
+    key_values,
+)
+from eventmeta.projector.parking import ParkedStream, ParkingStatements, failed_at, stream_of
+from eventmeta.projector.target import Target
+
+T = TypeVar("T")
+
+BATCH = 1_000
+
+
+class Step(NamedTuple):
+    """What one transaction has done.
+
+    Attributes:
+        position: Up to where the log is applied now.
+        events: How many events were applied, or left out with their parked streams.
+        caught_up: Whether that is the horizon.
+    """
+
+    position: int
+    events: int
+    caught_up: bool
+
+
+@dataclass(frozen=True)
+class CatchUp:
+    """Moves one projection on.
+
+    Attributes:
+        log: The log.
+        target: The projection, and its tables.
+        limit: How many events one transaction applies.
+    """
+
+    log: EventLog
+    target: Target
+    limit: int = BATCH
+
+    @cached_property
+    def checkpoints(self) -> CheckpointStatements:
+        """What is asked of checkpoints."""
+        return CheckpointStatements(self.log.tables, self.log.dialect)
+
+    @cached_property
+    def parking(self) -> ParkingStatements:
+        """What is asked of parked streams."""
+        return ParkingStatements(self.log.tables, self.log.dialect)
+
+    async def checkpoint(self) -> Checkpoint | None:
+        """How far the projection is, without waiting for whoever moves it on."""
+        read = self.checkpoints.read(**key_values(self.target.key))
+        rows = await self.log.fetch(read)
+        return Checkpoint(*rows[0]) if rows else None
+
+    # --- The next events ------------------------------------------------------------------------
+
+    async def step(self, claim: Claim, horizon: int) -> Step:
+        """Apply the next events up to ``horizon``, but no more than ``limit``.
+
+        Raises:
+            LeaseLost: Someone else moves it on.
+            ProjectionOutdated: The table is of another version.
+            RebuildUnderWay: Another table takes its place at this moment.
+            DatabaseFailure: The database is out of reach; nothing was applied.
+        """
+        try:
+            return await self._advance(claim, horizon, self.limit)
+        except EventMetaError as failure:
+            if not _is_of_the_event(failure):
+                raise
+        return await self._one_by_one(claim, horizon)
+
+    async def _one_by_one(self, claim: Claim, horizon: int) -> Step:
+        done = 0
+        while True:
+            try:
+                step = await self._advance(claim, horizon, 1)
+            except EventMetaError as failure:
+                if not _is_of_the_event(failure):
+                    raise
+                step = await self.log.fold(partial(self._park_next, claim, horizon, failure))
+            done += step.events
+            if step.caught_up or done >= self.limit:
+                return step._replace(events=done)
+
+    async def _advance(self, claim: Claim, horizon: int, limit: int) -> Step:
+        step, _ = await self._transact(partial(self.advance, claim, horizon, limit))
+        return step
+
+    def advance(
+        self, claim: Claim, horizon: int, limit: int
+    ) -> Program[tuple[Step, list[RecordedEvent]]]:
+        """The transaction of one step; events that are for Python to apply come back."""
+        before = yield from self.checkpoints.fenced(claim)
+        self._check_version(before)
+        if horizon <= before.position:
+            return Step(before.position, 0, True), []
+        events: list[RecordedEvent] = []
+        end, count = yield from self._end(before, horizon, limit)
+        bounds = {"after": before.position, "until": end, **key_values(claim.key)}
+        if count:
+            if self.target.applied is None:
+                for statement in self.target.fold_range:
+                    yield statement(**bounds)
+            else:
+                rows = yield self.target.events_in_range(**bounds)
+                events = [read_event(row) for row in rows]
+        yield from self._save(claim, before, end)
+        return Step(end, count, end == horizon), events
+
+    def _end(self, before: Checkpoint, horizon: int, limit: int) -> Program[tuple[int, int]]:
+        """Where a batch ends, and how many events it has: at the horizon, if those are all."""
+        ((end, count),) = yield self.target.batch_end(
+            after=before.position, until=horizon, limit=limit
+        )
+        return (horizon if count < limit else end), count
+
+    def _save(self, claim: Claim, before: Checkpoint, position: int) -> Program[None]:
+        after = self.checkpoints.renewed(before._replace(position=position))
+        yield from self.checkpoints.save(claim.key, after)
+
+    def _park_next(self, claim: Claim, horizon: int, failure: EventMetaError) -> Program[Step]:
+        before = yield from self.checkpoints.fenced(claim)
+        end, count = yield from self._end(before, horizon, 1)
+        rows = yield self.target.events_in_range(after=before.position, until=end)
+        for row in rows:
+            yield from self.parking.park(claim.key, failed_at(read_event(row), failure))
+        yield from self._save(claim, before, end)
+        return Step(end, count, end == horizon)
+
+    # --- Parked streams -------------------------------------------------------------------------
+
+    async def parked(self) -> list[ParkedStream]:
+        """The streams that wait for `retry`."""
+        key = key_values(self.target.key)
+        return [_parked(row) for row in await self.log.fetch(self.parking.all(**key))]
+
+    async def retry(self, parked: ParkedStream) -> bool:
+        """Apply what has gathered of a stream, in order, and follow it again.
+
+        Returns:
+            Whether all of it could be applied; if not, it is parked at the event that failed.
+        """
+        limit = self.limit
+        while True:
+            try:
+                done, _ = await self._transact(partial(self._resume, parked, limit))
+            except EventMetaError as failure:
+                if not _is_of_the_event(failure):
+                    raise
+                if limit == 1:
+                    await self.log.fold(partial(self._park_again, parked, failure))
+                    return False
+                limit = 1
+            else:
+                if done:
+                    return True
+
+    def _resume(
+        self, parked: ParkedStream, limit: int
+    ) -> Program[tuple[bool, list[RecordedEvent]]]:
+        """Under the lock of the checkpoint, so that nobody moves that on meanwhile."""
+        key = self.target.key
+        checkpoint = yield from self.checkpoints.find(key)
+        found = yield self.parking.one(**key_values(key), **stream_of(parked))
+        if checkpoint is None or not found:
+            return True, []
+        self._check_version(checkpoint)
+        of_stream = {"stream_id": parked.stream_id, "stream_type": parked.stream_type}
+        first = _parked(found[0]).position - 1
+        rows = yield self.target.events_of_stream(
+            **of_stream, after=first, until=checkpoint.position
+        )
+        events = [read_event(row) for row in rows]
+        waiting = events[limit:]
+        end = events[limit - 1].position if waiting else checkpoint.position
+        if self.target.applied is None:
+            for statement in self.target.fold_stream:
+                yield statement(**of_stream, after=first, until=end)
+        named = {**key_values(key), **stream_of(parked)}
+        if waiting:
+            yield self.parking.move(**named, new_position=int(waiting[0].position))
+        else:
+            yield self.parking.free(**named)
+        return not waiting, events[:limit] if self.target.applied else []
+
+    def _park_again(self, parked: ParkedStream, failure: EventMetaError) -> Program[None]:
+        named = {**key_values(self.target.key), **stream_of(parked)}
+        found = yield self.parking.one(**named)
+        if found:
+            event = _parked(found[0])
+            again = failed_at(event, failure, event.attempts + 1)
+            yield from self.parking.park(self.target.key, again)
+
+    # --------------------------------------------------------------------------------------------
+
+    async def _transact(
+        self, program: Callable[[], Program[tuple[T, list[RecordedEvent]]]]
+    ) -> tuple[T, list[RecordedEvent]]:
+        """Run ``program``, and apply the events that it gives back, in one transaction."""
+        if self.target.applied is None:
+            return await self.log.fold(program)
+        return await self.log.repeated(partial(self._apply, program))
+
+    async def _apply(
+        self, program: Callable[[], Program[tuple[T, list[RecordedEvent]]]]
+    ) -> tuple[T, list[RecordedEvent]]:
+        dialect, applied = self.log.dialect, self.target.applied
+        assert applied is not None
+        async with dialect.transaction() as connection:
+            result, events = await dialect.write_within(connection, program())
+            await apply_events(applied, dialect, connection, events, self.target.tables)
+        return result, events
+
+    def _check_version(self, checkpoint: Checkpoint) -> None:
+        name, mine = self.target.projection.name, self.target.projection.version
+        if checkpoint.version == 0:
+            raise RebuildUnderWay(name, "gets a new table at this moment: wait for that")
+        if checkpoint.version != mine:
+            raise ProjectionOutdated(
+                name,
+                f"has a table of version {checkpoint.version}, and this process has version "
+                f"{mine}: rebuild() it here, or stop this process",
+            )
+
+
+def _parked(row: Sequence[object]) -> ParkedStream:
+    return ParkedStream(*row)  # type: ignore[arg-type]
+
+
+def _is_of_the_event(failure: EventMetaError) -> bool:
+    """Whether it comes from what was applied, and not from the state of the database."""
+    return type(failure) is DatabaseFailure or isinstance(failure, ProjectionFailed)

@@ -1,0 +1,276 @@
+"""A rebuild: a table made anew from the whole log, while the old one goes on serving.
+
+A shadow table is filled up to a horizon, stream by stream; it catches up with the present, is
+compared with the log, and takes the place of the old one. Each stage leaves behind how far it came,
+so what is broken off goes on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NoReturn, TypeVar
+
+from sqlalchemy import func, literal, select
+
+from eventmeta.comparison import Comparison
+from eventmeta.database import Database
+from eventmeta.dialects.statement import Program
+from eventmeta.errors import DatabaseFailure
+from eventmeta.projection_errors import RebuildFailed, RebuildUnderWay
+from eventmeta.projector.catch_up import CatchUp
+from eventmeta.projector.checkpoints import (
+    BUILDING,
+    Checkpoint,
+    CheckpointStatements,
+    Claim,
+    key_values,
+)
+from eventmeta.projector.leasing import Lease
+from eventmeta.projector.pauses import Pauses
+from eventmeta.projector.progress import RebuildProgress, Rebuilt, Report
+from eventmeta.projector.shadow import Shadow, measure
+from eventmeta.projector.swapping import Swapping
+from eventmeta.projector.target import Target
+from eventmeta.registry import Registered
+
+T = TypeVar("T")
+
+BATCH = 10_000
+DIFFERENCES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """The rebuild of one projection.
+
+    Attributes:
+        database: Where.
+        registered: The projection.
+        holder: Who does it.
+        compare: Whether the new table is compared with the log before the swap.
+        report: Told of the progress.
+    """
+
+    database: Database
+    registered: Registered
+    holder: str
+    compare: bool = True
+    report: Report | None = None
+
+    async def run(self) -> Rebuilt:
+        """Do it, or go on with what was broken off.
+
+        Raises:
+            RebuildUnderWay: Another process does it.
+            RebuildFailed: The new table is not what the log says.
+        """
+        start = time.monotonic()
+        position, swap_seconds = await self._run()
+        projection = self.registered.projection
+        seconds = time.monotonic() - start
+        return Rebuilt(projection.name, projection.version, position, seconds, swap_seconds)
+
+    async def _run(self) -> tuple[int, float]:
+        key, version = self._target.key, self.registered.projection.version
+        await self._fold(partial(self._checkpoints.begin, key, version))
+        lease = Lease(self.database.log, self._checkpoints, key, self.holder)
+        async with lease.held() as claim:
+            if claim is None:
+                raise RebuildUnderWay(
+                    key.projection, "is being built anew by another process: wait for that"
+                )
+            async with lease.renewed(claim):
+                return await self._build_and_swap(claim)
+
+    async def _build_and_swap(self, claim: Claim) -> tuple[int, float]:
+        swapping = Swapping(self.database, self.registered, self._shadow, self._mover, claim)
+        if await self._is_swapped(claim):
+            swapped = await swapping.conclude()
+        else:
+            await self._build(claim)
+            self._tell("swap", 0, 1)
+            swapped = await swapping.run()
+        self._tell("swap", 1, 1)
+        return swapped
+
+    async def _build(self, claim: Claim) -> None:
+        await self._begin(claim)
+        await self._fill(claim)
+        await self._catch_up(claim)
+        if self.compare and self._target.folded is not None:
+            await self._compare(claim)
+            await self._catch_up(claim)
+
+    # --- Begin ----------------------------------------------------------------------------------
+
+    async def _is_swapped(self, claim: Claim) -> bool:
+        """Whether it was broken off when the tables were in place and only that was not said.
+
+        Where that may not be the whole truth, all is begun anew.
+        """
+        checkpoint = await self._checkpoint(claim)
+        shadows, retired = await self._fold(self._shadow.exist)
+        is_filled = checkpoint.until is not None and checkpoint.stream_id is None
+        if not (is_filled and retired and not shadows):
+            return False
+        if self.registered.inline:
+            # Writers are let in when a process dies, and its last statement may still be carried
+            # out after that: what they wrote in between is not in these tables.
+            await self._fold(partial(self._checkpoints.discard, claim))
+            return False
+        return True
+
+    async def _begin(self, claim: Claim) -> None:
+        """Make the shadow tables, unless those of this version are begun already."""
+        checkpoint = await self._checkpoint(claim)
+        mine = self.registered.projection.version
+        if checkpoint.until is not None and checkpoint.version == mine:
+            return
+        horizon = await self.database.log.horizon() if self._fills else 0
+
+        def program() -> Program[None]:
+            yield from self._checkpoints.discard(claim)
+            yield from self._shadow.drop()
+            yield from self._shadow.drop_retired()
+            yield from self._shadow.create()
+            if self._target.folded is not None:
+                yield from measure(self.database.dialect, self.database.tables.events)
+            # Looked at again, for where DDL commits by itself, that has let others in.
+            found = yield from self._checkpoints.fenced(claim)
+            yield self._mover.parking.free_all(**key_values(claim.key))
+            fresh = found._replace(version=mine, position=0, stream_id="", until=horizon)
+            yield from self._checkpoints.save(claim.key, fresh)
+
+        await self._fold(program)
+
+    # --- Fill -----------------------------------------------------------------------------------
+
+    @property
+    def _fills(self) -> bool:
+        """Whether whole streams can be folded one after the other."""
+        return self._target.folded is not None and self._target.folded.by_stream
+
+    async def _fill(self, claim: Claim) -> None:
+        heads = self.database.tables.streams
+        ours = heads.c.stream_type == self.registered.projection.stream_type
+        count = select(func.count()).select_from(heads).where(ours)
+        ((streams,),) = await self.database.log.read(count)
+        checkpoint = await self._checkpoint(claim)
+        events_a_stream = max((checkpoint.until or 0) / max(streams, 1), 1)
+        limit = max(int(self.database.dialect.events_per_fill / events_a_stream), 1)
+        done, pauses = 0, Pauses(self.database.log)
+        try:
+            while await self._fold(partial(self._fill_next, claim, limit)):
+                done = min(done + limit, streams)
+                self._tell("fill", done, streams)
+                await pauses.take()
+            await self._fold(self._shadow.finish)
+        except DatabaseFailure as failure:
+            if type(failure) is not DatabaseFailure:
+                raise
+            await self._fail(
+                claim,
+                f"if its rows follow from several streams, it needs by_stream=False. {failure}",
+            )
+
+    def _fill_next(self, claim: Claim, limit: int) -> Program[bool]:
+        """Fold the next streams; False if that is done."""
+        found = yield from self._checkpoints.fenced(claim)
+        if found.stream_id is None:
+            return False
+        last = None
+        if found.until:
+            ((last,),) = yield self._target.streams_end(after=found.stream_id, limit=limit)
+        if last is None:
+            position = found.until or 0
+            filled = found._replace(stream_id=None, position=position)
+        else:
+            yield self._target.fill(first=found.stream_id, last=last, until=found.until)
+            filled = found._replace(stream_id=last)
+        yield from self._checkpoints.save(claim.key, self._checkpoints.renewed(filled))
+        return last is not None
+
+    # --- Catch up, and compare ------------------------------------------------------------------
+
+    async def _catch_up(self, claim: Claim) -> None:
+        """Until what is left fits into the swap."""
+        pauses = Pauses(self.database.log)
+        while True:
+            horizon = await self.database.log.horizon()
+            caught_up, events = False, 0
+            while not caught_up:
+                position, count, caught_up = await self._mover.step(claim, horizon)
+                events += count
+                self._tell("catch up", position, horizon)
+                await pauses.take()
+            if events < BATCH:
+                return
+
+    async def _compare(self, claim: Claim) -> None:
+        """With the fold of the log up to where the shadow table is; nobody has to wait for that."""
+        checkpoint = await self._checkpoint(claim)
+        self._tell("compare", 0, 1)
+        log = self.database.tables.events
+        events = self._target.relation(
+            log.c.position <= literal(checkpoint.position), ~self._target.is_parked
+        )
+        name = self.registered.projection.name
+        table = self._shadow.tables[0]
+        comparison = Comparison.of_table(name, table, self._target.rows(events))
+        rows = await self.database.log.scan(comparison.differences(), **key_values(claim.key))
+        if rows:
+            shown = comparison.named(rows)[:DIFFERENCES_SHOWN]
+            await self._fail(
+                claim,
+                "its Select must give the same rows however the log is divided, but the rows of "
+                f"its batches are not those of the whole log, for example {shown}",
+            )
+        self._tell("compare", 1, 1)
+
+    async def _fail(self, claim: Claim, problem: str) -> NoReturn:
+        """Let the next rebuild begin anew."""
+        await self._fold(partial(self._checkpoints.discard, claim))
+        name = self.registered.projection.name
+        raise RebuildFailed(
+            name, f"cannot be built anew, so the old table goes on serving: {problem}"
+        )
+
+    # --------------------------------------------------------------------------------------------
+
+    async def _checkpoint(self, claim: Claim) -> Checkpoint:
+        return await self._fold(partial(self._checkpoints.fenced, claim))
+
+    async def _fold(self, program: Callable[[], Program[T]]) -> T:
+        return await self.database.log.fold(program)
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        name = self.registered.projection.name
+        if self.report is not None:
+            self.report(RebuildProgress(name, stage, done, total))
+
+    @property
+    def _checkpoints(self) -> CheckpointStatements:
+        return self._mover.checkpoints
+
+    @cached_property
+    def _shadow(self) -> Shadow:
+        return Shadow.of(self.registered.projection.tables, self.database.dialect)
+
+    @cached_property
+    def _target(self) -> Target:
+        database = self.database
+        return Target(
+            self.registered.projection,
+            database.tables,
+            database.dialect,
+            self._shadow.tables,
+            BUILDING,
+        )
+
+    @cached_property
+    def _mover(self) -> CatchUp:
+        limit = min(BATCH, self.database.dialect.events_per_fill)
+        return CatchUp(self.database.log, self._target, limit)

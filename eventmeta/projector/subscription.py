@@ -1,0 +1,118 @@
+"""Subscriptions: the log, followed live by one reader of a name at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Collection
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from eventmeta.database import Database
+from eventmeta.dialects.statement import Program
+from eventmeta.errors import EventMetaError
+from eventmeta.events import RecordedEvent
+from eventmeta.projector.checkpoints import (
+    SUBSCRIPTION,
+    CheckpointStatements,
+    Claim,
+    Key,
+    new_holder,
+    renewal_seconds,
+)
+from eventmeta.projector.worker import MAX_POLL, MIN_POLL
+
+SAVE_SECONDS = 1.0
+"""How often a busy reader's position is saved, at the least."""
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """A named reader of the log.
+
+    Attributes:
+        database: Where.
+        name: Its name, under which its position is kept.
+        after: Where one that is new begins.
+        types: Only events of these types.
+        max_poll: The longest pause between two looks at the log, in seconds.
+    """
+
+    database: Database
+    name: str
+    after: int
+    types: Collection[str] | None
+    max_poll: float = MAX_POLL
+
+    async def follow(self) -> AsyncGenerator[RecordedEvent]:
+        """The events, as they come, for ever.
+
+        Raises:
+            LeaseLost: Another reader of the same name took over, as this one was away for long.
+        """
+        async with self.database.hints(), aclosing(self._follow()) as events:
+            async for event in events:
+                yield event
+
+    async def _follow(self) -> AsyncGenerator[RecordedEvent]:
+        holder, position = new_holder(), None
+        try:
+            claim = await self._take_lease(holder)
+            saved = position = await self._position(claim)
+            saved_at, pause = time.monotonic(), MIN_POLL
+            while True:
+                seen = self.database.appended.given
+                horizon = await self.database.log.horizon()
+                before = position
+                async for event in self.database.log.read_all(
+                    position, until=horizon, types=self.types
+                ):
+                    yield event
+                    position = event.position
+                    if time.monotonic() - saved_at > SAVE_SECONDS:
+                        await self._save(claim, position)
+                        saved, saved_at = position, time.monotonic()
+                position = max(position, horizon)
+                if position > saved or time.monotonic() - saved_at > renewal_seconds():
+                    await self._save(claim, position)
+                    saved, saved_at = position, time.monotonic()
+                pause = MIN_POLL if position > before else 2 * pause
+                pause = min(pause, self.max_poll, renewal_seconds())
+                await self.database.appended.wait(seen, pause)
+        finally:
+            with suppress(EventMetaError):  # the lease ends by itself, and what it saved stays
+                leave = partial(self._checkpoints.give_back, self._key, holder, position)
+                await self.database.log.fold(leave)
+
+    async def _take_lease(self, holder: str) -> Claim:
+        """Wait until no other reader has it."""
+        pause = MIN_POLL
+
+        def program() -> Program[Claim | None]:
+            yield from self._checkpoints.begin(self._key, 1, self.after)
+            return (yield from self._checkpoints.take_lease(self._key, holder))
+
+        while (claim := await self.database.log.fold(program)) is None:
+            await self.database.appended.wait(self.database.appended.given, pause)
+            pause = min(2 * pause, self.max_poll)
+        return claim
+
+    async def _save(self, claim: Claim, position: int) -> None:
+        def program() -> Program[None]:
+            found = yield from self._checkpoints.fenced(claim)
+            moved = self._checkpoints.renewed(found._replace(position=position))
+            yield from self._checkpoints.save(claim.key, moved)
+
+        await self.database.log.fold(program)
+
+    async def _position(self, claim: Claim) -> int:
+        found = await self.database.log.fold(partial(self._checkpoints.fenced, claim))
+        return found.position
+
+    @property
+    def _key(self) -> Key:
+        return Key(self.name, SUBSCRIPTION)
+
+    @cached_property
+    def _checkpoints(self) -> CheckpointStatements:
+        return CheckpointStatements(self.database.tables, self.database.dialect)

@@ -1,0 +1,208 @@
+"""A projection with the tables that it is kept in, or built in, and the statements for that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Table,
+    bindparam,
+    exists,
+    func,
+    insert,
+    select,
+)
+
+from eventmeta.dialects import Dialect, concerns
+from eventmeta.dialects.statement import Statement
+from eventmeta.folding import remove_rows, rows_of, write_rows
+from eventmeta.projector.checkpoints import LIVE, Key
+from eventmeta.tables import Tables
+from projections import (
+    EVENT_COLUMNS,
+    AnyProjection,
+    AnySelect,
+    AppliedProjection,
+    Events,
+    Projection,
+)
+from projections.types import BigInt, SessionId
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a projection does to some tables.
+
+    Attributes:
+        projection: The projection.
+        store: The tables of the store.
+        dialect: Its database.
+        tables: Those that the projection writes to, in the order of its own.
+        state: ``"live"``, or ``"building"`` where they are to take the place of others.
+    """
+
+    projection: AnyProjection
+    store: Tables
+    dialect: Dialect
+    tables: tuple[Table, ...]
+    state: str = LIVE
+
+    @property
+    def key(self) -> Key:
+        """Of its checkpoint."""
+        return Key(self.projection.name, self.state)
+
+    @property
+    def applied(self) -> AppliedProjection | None:
+        """The projection, if it is plain Python."""
+        return self.projection if isinstance(self.projection, AppliedProjection) else None
+
+    @property
+    def folded(self) -> Projection | None:
+        """The projection with its table, if the database folds it."""
+        if isinstance(self.projection, Projection):
+            return replace(self.projection, table=self.tables[0])
+        return None
+
+    # --- The next events ------------------------------------------------------------------------
+
+    @cached_property
+    def batch_end(self) -> Statement:
+        """``after``, ``until``, ``limit`` → ``position, events``: where the next ones end."""
+        position = self._log.position
+        page = (
+            select(position)
+            .where(self._ours, position > _bound("after"), position <= _bound("until"))
+            .order_by(position)
+            .limit(bindparam("limit", type_=BigInteger()))
+            .subquery("page")
+        )
+        return self._compile(select(func.max(page.c.position), func.count()))
+
+    @cached_property
+    def fold_range(self) -> list[Statement]:
+        """``after``, ``until`` → the rows that follow, but for those of parked streams."""
+        return self._fold(self._range)
+
+    @cached_property
+    def events_in_range(self) -> Statement:
+        """``after``, ``until`` → the events themselves, in order."""
+        return self._compile(self._range.order_by(self._log.position))
+
+    @cached_property
+    def fold_stream(self) -> list[Statement]:
+        """``stream_id``, ``stream_type``, ``after``, ``until`` → the rows that follow."""
+        return self._fold(self._of_stream)
+
+    @cached_property
+    def events_of_stream(self) -> Statement:
+        """``stream_id``, ``stream_type``, ``after``, ``until`` → the events themselves."""
+        return self._compile(self._of_stream.order_by(self._log.position))
+
+    def _fold(self, events: AnySelect) -> list[Statement]:
+        assert self.folded is not None
+        relation = self.dialect.relation(self.dialect.fenced(events, self._log.position))
+        return [
+            self._compile(remove_rows(self.folded, self.dialect, relation)),
+            self._compile(write_rows(self.folded, self.dialect, relation)),
+        ]
+
+    @property
+    def _range(self) -> AnySelect:
+        position = self._log.position
+        return self._events(position > _bound("after"), position <= _bound("until")).where(
+            ~self.is_parked
+        )
+
+    @property
+    def _of_stream(self) -> AnySelect:
+        log = self._log
+        return self._events(
+            log.stream_id == bindparam("stream_id", type_=SessionId),
+            log.stream_type == bindparam("stream_type", type_=log.stream_type.type),
+            log.position > _bound("after"),
+            log.position <= _bound("until"),
+        )
+
+    @property
+    def is_parked(self) -> ColumnElement[bool]:
+        """That an event of the log waits for an earlier one of its stream that has failed."""
+        parked = self.store.parked_streams.c
+        return exists().where(
+            parked.stream_id == self._log.stream_id,
+            parked.stream_type == self._log.stream_type,
+            parked.projection == self.key.projection,
+            parked.state == self.key.state,
+            parked.position <= self._log.position,
+        )
+
+    # --- Whole streams --------------------------------------------------------------------------
+
+    @cached_property
+    def streams_end(self) -> Statement:
+        """``after``, ``limit`` → the last of the next streams."""
+        heads = self.store.streams.c
+        page = (
+            select(heads.stream_id)
+            .where(
+                heads.stream_type == self.projection.stream_type,
+                heads.stream_id > bindparam("after", type_=SessionId),
+            )
+            .order_by(heads.stream_id)
+            .limit(bindparam("limit", type_=BigInteger()))
+            .subquery("page")
+        )
+        return self._compile(select(func.max(page.c.stream_id)))
+
+    @cached_property
+    def fill(self) -> Statement:
+        """``first``, ``last``, ``until`` → the rows of the streams after one up to another."""
+        assert self.folded is not None
+        log, table = self._log, self.folded.table
+        events = self._events(
+            log.stream_id > bindparam("first", type_=SessionId),
+            log.stream_id <= bindparam("last", type_=SessionId),
+            # Not by the index of positions, which would be the whole log for each chunk.
+            (log.position + 0) <= _bound("until"),
+        )
+        rows = rows_of(self.folded, self.dialect.relation(events.subquery("events")))
+        ordered = rows.order_by(*(rows.selected_columns[key.name] for key in table.primary_key))
+        return self._compile(insert(table).from_select([c.name for c in table.columns], ordered))
+
+    def rows(self, events: Events) -> AnySelect:
+        """The rows that there should be after ``events``."""
+        assert self.folded is not None
+        return rows_of(self.folded, events)
+
+    def relation(self, *conditions: ColumnElement[bool]) -> Events:
+        """The events of the log that concern the projection and meet ``conditions``."""
+        return self.dialect.relation(self._events(*conditions).subquery("events"))
+
+    # --------------------------------------------------------------------------------------------
+
+    def _events(self, *conditions: ColumnElement[bool]) -> AnySelect:
+        return select(*(self._log[name] for name in EVENT_COLUMNS)).where(self._ours, *conditions)
+
+    @property
+    def _ours(self) -> ColumnElement[bool]:
+        return concerns(self.projection, self.store.events)
+
+    @property
+    def _log(self) -> Any:
+        return self.store.events.c
+
+    def _compile(self, executable: Any) -> Statement:
+        return self.dialect.compile(executable)
+
+
+def _bound(name: str) -> ColumnElement[int]:
+    return bindparam(name, type_=BigInt)
+
+
+def live_target(projection: AnyProjection, store: Tables, dialect: Dialect) -> Target:
+    """A projection with the tables that its readers know."""
+    return Target(projection, store, dialect, projection.tables)

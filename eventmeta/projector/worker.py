@@ -1,0 +1,173 @@
+"""`Projector`: what keeps the asynchronous projections up to date, in any number of processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from eventmeta.database import Database
+from eventmeta.errors import EventMetaError
+from eventmeta.projection_errors import LeaseLost, RebuildUnderWay
+from eventmeta.projector.catch_up import BATCH, CatchUp
+from eventmeta.projector.checkpoints import (
+    Checkpoint,
+    Claim,
+    new_holder,
+    renewal_seconds,
+)
+from eventmeta.projector.leasing import Lease
+from eventmeta.projector.progress import Rebuilt, Report
+from eventmeta.projector.rebuild import Rebuild
+from eventmeta.projector.target import live_target
+from eventmeta.registry import Registered
+from eventmeta.settle import settle
+
+logger = logging.getLogger("eventmeta")
+
+MIN_POLL, MAX_POLL = 0.01, 1.0
+"""Seconds between two looks at the log; twice as long after each that found nothing."""
+
+
+class Projector:
+    """Follows the log with the asynchronous projections of a database, until it is stopped.
+
+    Every projection is moved on by one holder of a lease at a time; several projectors, in any
+    processes, share the projections, and take over those of one that crashed. Each event is applied
+    exactly once, and those of a stream in their order. A projection whose version has changed is
+    built anew first.
+
+    Use it as ``async with store.projector():``, or await `run`.
+    """
+
+    def __init__(
+        self, database: Database, *, batch_size: int = BATCH, max_poll: float = MAX_POLL
+    ) -> None:
+        self._database = database
+        self._batch_size = batch_size
+        self._max_poll = max_poll
+        self._holder = new_holder()
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Follow the log until this is cancelled.
+
+        What fails as a whole, as when the database is out of reach, is logged and tried again.
+        """
+        async with self._database.hints(), asyncio.TaskGroup() as group:
+            for registered in self._database.registry:
+                group.create_task(self._keep(registered))
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self.run(), name="eventmeta-projector")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._task is not None
+        task, self._task = self._task, None
+        task.cancel()
+        await settle(asyncio.wait([task]))
+        if not task.cancelled():
+            task.result()
+
+    # --- One projection -------------------------------------------------------------------------
+
+    async def _keep(self, registered: Registered) -> None:
+        pause = MIN_POLL
+        while True:
+            try:
+                await self._database.connect(create=False)
+                await make_current(self._database, registered, self._holder)
+                if registered.inline:
+                    return
+                if await self._follow(registered):
+                    pause = MIN_POLL
+            except (LeaseLost, RebuildUnderWay) as busy:
+                logger.debug("%s", busy)
+            except EventMetaError as failure:
+                logger.warning("projection %r waits: %s", registered.projection.name, failure)
+            except Exception:  # lest one projection ends all the others
+                logger.exception("projection %r waits", registered.projection.name)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, self._max_poll)
+
+    async def _follow(self, registered: Registered) -> bool:
+        """Move a projection on for as long as the lease can be had; False if another has it."""
+        follower = Follower(self._database, registered, self._holder, self._batch_size)
+        async with follower.lease.held() as claim:
+            if claim is not None:
+                await self._follow_with(follower, claim)
+            return claim is not None
+
+    async def _follow_with(self, follower: Follower, claim: Claim) -> None:
+        pause = MIN_POLL
+        while True:
+            seen = self._database.appended.given
+            if await follower.catch_up(claim):
+                pause = MIN_POLL
+            if await follower.lease.take() != claim:
+                return
+            await self._database.appended.wait(seen, pause)
+            pause = min(2 * pause, self._max_poll, renewal_seconds())
+
+
+class Follower:
+    """One asynchronous projection, as one holder moves it on."""
+
+    def __init__(
+        self, database: Database, registered: Registered, holder: str, batch_size: int = BATCH
+    ) -> None:
+        self._database = database
+        target = live_target(registered.projection, database.tables, database.dialect)
+        self.mover = CatchUp(database.log, target, batch_size)
+        self.lease = Lease(database.log, self.mover.checkpoints, target.key, holder)
+
+    async def catch_up(self, claim: Claim) -> int:
+        """Apply all events up to the horizon: how many."""
+        horizon = await self._database.log.horizon()
+        events, caught_up = 0, False
+        while not caught_up:
+            _, count, caught_up = await self.mover.step(claim, horizon)
+            events += count
+            self._database.applied.give()
+        return events
+
+
+async def checkpoint_of(database: Database, registered: Registered) -> Checkpoint | None:
+    """How far a projection is, without waiting for whoever moves it on."""
+    target = live_target(registered.projection, database.tables, database.dialect)
+    mover = CatchUp(database.log, target)
+    return await mover.checkpoint()
+
+
+async def make_current(
+    database: Database,
+    registered: Registered,
+    holder: str,
+    report: Report | None = None,
+) -> Rebuilt | None:
+    """Build a projection anew if its table is of no version yet, or of an older one.
+
+    The built-in ones are as old as their tables.
+
+    Raises:
+        RebuildUnderWay: Another process does that.
+        RebuildFailed: The new table is not what the log says.
+    """
+    found = await checkpoint_of(database, registered)
+    version = registered.projection.version
+    if found is not None and found.version >= version:
+        return None
+    if found is None and registered.built_in:
+        target = live_target(registered.projection, database.tables, database.dialect)
+        mover = CatchUp(database.log, target)
+        await database.log.fold(partial(mover.checkpoints.begin, target.key, version))
+        return None
+    return await Rebuild(database, registered, holder, report=report).run()

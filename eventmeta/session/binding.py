@@ -1,0 +1,53 @@
+"""On whose behalf a session is used: said when it is opened, or by the run that uses it first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from eventmeta.access import ADMINISTRATOR, Access
+from eventmeta.errors import UserMismatch, UserUnknown
+from eventmeta.identifiers import check_user_id
+
+if TYPE_CHECKING:
+    from agents import RunContextWrapper
+
+UserFrom = Callable[[Any], str]
+"""Finds the id of the user in the context of a run."""
+
+
+class Binding:
+    """The user of a session; once there is one, it stays the same."""
+
+    def __init__(self, user_id: str | None, *, claim: bool, user_from: UserFrom | None) -> None:
+        self.user_id = None if user_id is None else check_user_id(user_id)
+        self._claim = claim
+        self._user_from = user_from
+
+    def bind(self, wrapper: RunContextWrapper[Any] | None) -> None:
+        """Take the user from a run.
+
+        Raises:
+            UserMismatch: The session is bound to another one.
+            InvalidIdentifier: The run names none.
+        """
+        if self._user_from is None or wrapper is None:
+            return
+        user_id = check_user_id(self._user_from(wrapper.context))
+        if self.user_id is None:
+            self.user_id = user_id
+        elif self.user_id != user_id:
+            raise UserMismatch
+
+    @property
+    def access(self) -> Access:
+        """What the user reaches; everything, if the session is opened without a user.
+
+        Raises:
+            UserUnknown: A run must say who it is, and none has yet.
+        """
+        if self.user_id is not None:
+            return Access(self.user_id, self._claim)
+        if self._user_from is not None:
+            raise UserUnknown
+        return ADMINISTRATOR

@@ -1,0 +1,144 @@
+"""The conversation turn by turn, as the structured tables keep it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from eventmeta.conversation_statements import ConversationStatements
+from eventmeta.dialects.statement import Row
+from eventmeta.errors import StructuredMetadataOff
+from eventmeta.identifiers import check_count
+from eventmeta.read_statements import NO_LIMIT
+from eventmeta.session.opened import OpenedSession
+from projections.items import HANDOFF, UNKNOWN
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A user message, and what followed it up to the next one.
+
+    Attributes:
+        turn: Its number; the first user message of the session begins turn 1.
+        user_message_id: The row id of the user message.
+        content: What the user said: a text, or a list of parts.
+        created_at: When, as ``agent_messages`` has it: without a zone.
+        run_ids: The runs that took part, in order, as far as they are known.
+        messages: How many messages it has, the user's own included.
+        tool_calls: How many tools were called.
+    """
+
+    turn: int
+    user_message_id: int
+    content: Any
+    created_at: datetime
+    run_ids: tuple[str, ...]
+    messages: int
+    tool_calls: int
+
+
+class SessionConversation(OpenedSession):
+    """The turns of a session. All this takes ``structured_metadata=True``."""
+
+    async def get_turns(self, limit: int | None = None, after: int | None = None) -> list[Turn]:
+        """The turns of the conversation in order.
+
+        Args:
+            limit: At most so many; None for all.
+            after: Only turns after this one: the ``turn`` of the last one seen.
+
+        Raises:
+            StructuredMetadataOff: The session keeps no structured tables.
+        """
+        page = {
+            "limit": NO_LIMIT if limit is None else check_count("limit", limit),
+            "after": 0 if after is None else check_count("after", after),
+        }
+        statements = self._statements("get_turns()")
+        await self._connected()
+        rows = await self._view.fetch(statements.turns, session_id=self.session_id, **page)
+        return [_turn(list(of_turn)) for _, of_turn in groupby(rows, itemgetter(0))]
+
+    async def get_conversation_by_turns(self) -> dict[int, list[dict[str, Any]]]:
+        """What every turn consists of, by its number; 0 is what came before any user message.
+
+        As ``AdvancedSQLiteSession`` has it, for each item in order: ``type`` (``"user"`` and
+        ``"assistant"`` for their messages) and ``tool_name`` (None for outputs, except those of
+        searches for tools). Besides: ``raw_event_id``, the id of its row in ``agent_messages``;
+        ``call_id``, of calls and outputs; ``status``, of calls; and ``run_id``.
+
+        Raises:
+            StructuredMetadataOff: The session keeps no structured tables.
+        """
+        statements = self._statements("get_conversation_by_turns()")
+        await self._connected()
+        rows = await self._view.fetch(statements.entries, session_id=self.session_id)
+        return _by_turns(rows)
+
+    async def get_tool_usage(self) -> list[tuple[str, int, int]]:
+        """How often each tool was called in each turn: ``(tool_name, usage_count, turn)``.
+
+        Raises:
+            StructuredMetadataOff: The session keeps no structured tables.
+        """
+        statements = self._statements("get_tool_usage()")
+        await self._connected()
+        rows = await self._view.fetch(statements.tool_usage, session_id=self.session_id)
+        used = [(name, count, turn) for name, turn, count in rows]
+        return sorted(used, key=itemgetter(2, 0))
+
+    def _statements(self, call: str) -> ConversationStatements:
+        statements = self._view.reads.conversation
+        if statements is None:
+            raise StructuredMetadataOff(call)
+        return statements
+
+
+def _turn(runs: list[Row]) -> Turn:
+    number, message_id, content, created_at = runs[0][:4]
+    return Turn(
+        turn=number,
+        user_message_id=message_id,
+        content=None if content is None else json.loads(content),
+        created_at=created_at,
+        run_ids=tuple(row[4] for row in runs if row[4] is not None),
+        messages=sum(int(row[5]) for row in runs),
+        tool_calls=sum(int(row[6]) for row in runs),
+    )
+
+
+def _by_turns(rows: Iterable[Row]) -> dict[int, list[dict[str, Any]]]:
+    turns: dict[int, list[dict[str, Any]]] = {}
+    current = 0
+    for raw_event_id, turn, kind, role, tool_name, call_id, status, run_id, completes in rows:
+        current = current if turn is None else turn
+        turns.setdefault(current, []).append(
+            {
+                "type": _upstream_type(kind, role, completes=completes),
+                "tool_name": tool_name,
+                "raw_event_id": raw_event_id,
+                "call_id": call_id,
+                "status": status,
+                "run_id": run_id,
+            }
+        )
+    return turns
+
+
+def _upstream_type(kind: str, role: str | None, *, completes: bool) -> str:
+    """What ``AdvancedSQLiteSession`` calls it."""
+    if role in ("user", "assistant"):
+        return role
+    name = {HANDOFF: "function_call", UNKNOWN: "other"}.get(kind, kind)
+    return _OUTPUTS.get(name, f"{name}_output") if completes else name
+
+
+_OUTPUTS = {
+    "tool_search_call": "tool_search_output",
+    "mcp_approval_request": "mcp_approval_response",
+}

@@ -1,0 +1,211 @@
+"""The tokens that a session's runs have used: captured as they are used, and asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from eventmeta.access import Access
+from eventmeta.codec import canonical, parse
+from eventmeta.commands import AddItems
+from eventmeta.errors import EventMetaError
+from eventmeta.events import RecordedEvent
+from eventmeta.identifiers import check_run_id
+from eventmeta.run_usage import Cause, Ledger, Share, current_trace, ledger_of, name_of
+from eventmeta.session.opened import OpenedSession
+from eventmeta.turns import is_user_message
+from eventmeta.usage import NOTHING, UsageTotals
+from eventmeta.usage_reports import check_structured, check_turn, session_usage, turn_usage
+
+if TYPE_CHECKING:
+    from agents import RunContextWrapper, RunErrorDetails
+    from agents.items import ModelResponse
+    from agents.result import RunResultBase
+    from agents.usage import Usage
+
+_logger = logging.getLogger("eventmeta")
+
+
+class SessionUsage(OpenedSession):
+    """What a session's runs have used."""
+
+    async def store_run_usage(self, result: RunResultBase | RunErrorDetails) -> None:
+        """Record what a run has used and no earlier call has recorded.
+
+        There is no need to call it for a run that kept its items in this session, unless it ended
+        without adding any after its last request, as by an exception (pass its ``run_data``).
+        Calling it twice, or after the run was captured, changes nothing.
+
+        Args:
+            result: The result of the run, of the same process as the run.
+
+        Raises:
+            StructuredMetadataOff: The table of tokens used is not kept.
+            EventMetaError: It could not be recorded; to call again is safe.
+        """
+        check_structured(self._database, "store_run_usage()")
+        await self._connected()
+        usage = result.context_wrapper.usage
+        ledger = ledger_of(usage)
+        cause = ledger.causes.get((self._database, self._stream)) or await self._last_cause(
+            self._binding.access
+        )
+        await ledger.identify(usage, cause)
+        if not ledger.shares:
+            ledger.shares += _unrecorded(result.raw_responses, ledger.reached)
+        ledger.enter(usage, cause)
+        await ledger.settle()
+
+    async def get_usage(self, *, turn: int | None = None, run_id: str | None = None) -> UsageTotals:
+        """What the session's runs have used, with those turns and items that are gone by now.
+
+        Args:
+            turn: Only in this turn of those that are there.
+            run_id: Only by this run.
+
+        Raises:
+            InvalidInput: ``turn`` or ``run_id`` cannot be one.
+            StructuredMetadataOff: The table of tokens used is not kept.
+        """
+        check_structured(self._database, "get_usage()")
+        check_turn(turn)
+        if run_id is not None:
+            check_run_id(run_id)
+        await self._connected()
+        return await session_usage(self._view, self.session_id, turn=turn, run_id=run_id)
+
+    async def get_turn_usage(
+        self, user_turn_number: int | None = None
+    ) -> list[dict[str, Any]] | dict[str, Any]:
+        """What each turn has used, in the form of ``AdvancedSQLiteSession``.
+
+        Args:
+            user_turn_number: Which turn; all that have used anything if None.
+
+        Returns:
+            For one turn a dict, which is empty if it has used nothing: ``requests``,
+            ``input_tokens``, ``output_tokens``, ``total_tokens``, ``input_tokens_details``,
+            ``output_tokens_details``; for all, a list of these with ``user_turn_number``, in order.
+
+        Raises:
+            StructuredMetadataOff: The table of tokens used is not kept.
+        """
+        check_structured(self._database, "get_turn_usage()")
+        check_turn(user_turn_number)
+        await self._connected()
+        found = await turn_usage(self._view, self.session_id)
+        details = {turn: _with_details(totals) for turn, totals in sorted(found.items())}
+        if user_turn_number is not None:
+            return details.get(user_turn_number, {})
+        return [{"user_turn_number": turn, **usage} for turn, usage in details.items()]
+
+    # --- Capture --------------------------------------------------------------------------------
+
+    def _notice(self, wrapper: RunContextWrapper[Any] | None) -> None:
+        """Know a run from its beginning, when it has used nothing yet."""
+        if wrapper is not None and self._database.tables.usage is not None:
+            ledger_of(wrapper.usage)
+
+    async def _link(self, command: AddItems, wrapper: RunContextWrapper[Any] | None) -> None:
+        """Say in the context of ``command`` which run it is part of."""
+        if wrapper is None or self._database.tables.usage is None:
+            return
+        ledger = ledger_of(wrapper.usage)
+        if ledger.run_id is None:
+            await self._connected()
+            await ledger.identify(wrapper.usage, self._cause(command.access, None))
+        trace_id, span_id = current_trace()
+        about = {"run_id": ledger.run_id, "trace_id": trace_id, "span_id": span_id}
+        known = {key: value for key, value in about.items() if value is not None}
+        given: dict[str, Any] = parse(command.context) if command.context else {}
+        command.context = canonical({**given, **known}, "context")
+
+    async def _capture(
+        self,
+        command: AddItems,
+        items: Sequence[Any],
+        added: RecordedEvent,
+        wrapper: RunContextWrapper[Any] | None,
+    ) -> None:
+        """Record what the run has used since the last time.
+
+        The items are recorded by now, so a failure here must not make the caller add them again:
+        it is logged, and what is missing is recorded with the next items.
+        """
+        if wrapper is None or self._database.tables.usage is None:
+            return
+        usage = wrapper.usage
+        ledger = ledger_of(usage)
+        try:
+            await self._enter(ledger, usage, command.access, items, added)
+            await ledger.settle()
+        except EventMetaError as error:
+            _logger.warning("the usage of run %s is not recorded yet: %s", ledger.run_id, error)
+
+    async def _enter(
+        self,
+        ledger: Ledger,
+        usage: Usage,
+        access: Access,
+        items: Sequence[Any],
+        added: RecordedEvent,
+    ) -> None:
+        said = [n for n, item in enumerate(items) if is_user_message(item)]
+        known = ledger.causes.get((self._database, self._stream))
+        if said:
+            cause = self._cause(access, added.data["item_ids"][said[-1]])
+        elif known is None and UsageTotals.of(usage) != ledger.reached:
+            cause = await self._last_cause(access)
+        else:
+            cause = known or self._cause(access, None)
+        # Nothing has been used yet to answer what was said last; it was for what came before.
+        unanswered = bool(said) and said[-1] == len(items) - 1
+        ledger.enter(usage, (ledger.cause if unanswered else None) or cause)
+        if cause.user_message_id is not None:
+            ledger.begin(cause)
+
+    def _cause(self, access: Access, user_message_id: int | None) -> Cause:
+        return Cause(self._database, self._stream, access, user_message_id)
+
+    async def _last_cause(self, access: Access) -> Cause:
+        """The last user message that is there."""
+        window = 64
+        while True:
+            view = self._view
+            rows = await view.fetch(view.reads.last_items, session_id=self.session_id, limit=window)
+            for text, item_id in rows:
+                if _says_user(text):
+                    return self._cause(access, item_id)
+            if len(rows) < window:
+                return self._cause(access, None)
+            window *= 8
+
+
+def _says_user(text: str) -> bool:
+    try:
+        return is_user_message(json.loads(text))
+    except json.JSONDecodeError:
+        return False
+
+
+def _unrecorded(responses: Sequence[ModelResponse], reached: UsageTotals) -> list[Share]:
+    """The last of ``responses``, if those before them have used what is recorded."""
+    used = [UsageTotals.of(response.usage) for response in responses]
+    sums = list(accumulate(used, UsageTotals.plus, initial=NOTHING))
+    if reached not in sums:
+        return []
+    start = len(sums) - 1 - sums[::-1].index(reached)
+    return [
+        Share(totals, name_of(response.response_id))
+        for response, totals in zip(responses[start:], used[start:], strict=True)
+    ]
+
+
+def _with_details(totals: UsageTotals) -> dict[str, Any]:
+    facts = totals.facts
+    for name in ("input_tokens_details", "output_tokens_details"):
+        facts[name] = parse(facts[name])
+    return facts

@@ -1,0 +1,93 @@
+"""The statements that read the past of one kind of stream, compiled once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from sqlalchemy import BigInteger, ColumnElement, bindparam, or_, select
+
+from eventmeta.dialects import Dialect
+from eventmeta.dialects.statement import Statement
+from eventmeta.events import StreamType
+from eventmeta.folding import rows_of
+from eventmeta.reach import Ownership
+from eventmeta.tables import Tables
+from projections import EVENT_COLUMNS, METADATA_EVENTS, USER_DELETED, AnySelect, Projection
+from projections.types import BigInt, SessionId
+
+LIMIT = bindparam("limit", type_=BigInteger())
+
+KEYED_EVENTS = METADATA_EVENTS | {USER_DELETED}
+"""The types of the events that change metadata."""
+
+
+@dataclass(frozen=True)
+class StreamStatements:
+    """What is read of the streams of one type, as far as ``ownership`` reaches."""
+
+    tables: Tables
+    dialect: Dialect
+    ownership: Ownership
+    stream_type: StreamType
+
+    @cached_property
+    def metadata_as_of(self) -> dict[str, Statement]:
+        """``stream_id``, ``bound`` → the metadata, folded from the log up to there.
+
+        Of a session ``key, value``; of a user the one document. One statement for each column of
+        the log that the bound may be of.
+        """
+        log = self.tables.events
+        projection, columns = self._metadata
+        statements: dict[str, Statement] = {}
+        for name in ("version", "position", "recorded_at"):
+            events = self._events(log.c[name] <= bindparam("bound", type_=log.c[name].type))
+            fold = rows_of(projection, self.dialect.relation(events.subquery("events"))).subquery(
+                "state"
+            )
+            statements[name] = self.dialect.compile(select(*(fold.c[name] for name in columns)))
+        return statements
+
+    @property
+    def _metadata(self) -> tuple[Projection, tuple[str, ...]]:
+        if self.stream_type == "session":
+            return self.tables.session_metadata, ("key", "value")
+        return self.tables.users, ("metadata",)
+
+    @cached_property
+    def events(self) -> Statement:
+        """``stream_id``, ``after``, ``limit`` → the events after a version, in order."""
+        later = self._events(self._later)
+        return self.dialect.compile(later.order_by(self.tables.events.c.version).limit(LIMIT))
+
+    @cached_property
+    def events_of_key(self) -> Statement:
+        """``stream_id``, ``after``, ``limit``, ``key`` → those that changed the key."""
+        log = self.tables.events
+        later = self._events(self._later)
+        change = self._changes(later).subquery("changes")
+        versions = select(change.c.version).where(change.c.key == bindparam("key"))
+        of_key = later.where(log.c.version.in_(versions))
+        return self.dialect.compile(of_key.order_by(log.c.version).limit(LIMIT))
+
+    def _changes(self, events: AnySelect) -> AnySelect:
+        relation = self.dialect.relation(events.subquery("events"))
+        if self.stream_type == "session":
+            return relation.select_changes()
+        kinds = or_(*(relation.c.type == name for name in sorted(KEYED_EVENTS)))
+        return self.dialect.select_changes(relation.rows, [relation.c.version]).where(kinds)
+
+    @property
+    def _later(self) -> ColumnElement[bool]:
+        return self.tables.events.c.version > bindparam("after", type_=BigInt)
+
+    def _events(self, *conditions: ColumnElement[bool]) -> AnySelect:
+        log = self.tables.events
+        stream_id = bindparam("stream_id", type_=SessionId)
+        return select(*(log.c[name] for name in EVENT_COLUMNS)).where(
+            log.c.stream_id == stream_id,
+            log.c.stream_type == self.stream_type,
+            *self.ownership.of_stream(self.stream_type, stream_id),
+            *conditions,
+        )

@@ -1,0 +1,85 @@
+"""Following a change of items with the tables of conversations and tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eventmeta.dialects.statement import Program, recordset
+from eventmeta.events import ITEM_POPPED, ITEMS_ADDED, ITEMS_REPLACED, SESSION_CLEARED
+from eventmeta.item_statements import ItemStatements
+
+
+@dataclass(frozen=True)
+class ItemChange:
+    """An event of a session, as far as its items are concerned.
+
+    ``tools``: there may be tool items among those that were added.
+    """
+
+    session_id: str
+    type: str
+    data: dict[str, Any]
+    context: str | None
+    tools: bool
+
+
+def follow(sql: ItemStatements, changes: Sequence[ItemChange]) -> Program[None]:
+    """Bring the tables to what ``changes``, which are made and recorded, left of the items."""
+    touched = [change for change in changes if change.type in _TYPES]
+    if not touched:
+        return
+    first: dict[str, int | None] = {change.session_id: None for change in touched}
+    for change in _of_type(touched, ITEMS_ADDED):
+        known = first[change.session_id]
+        new = min(change.data["item_ids"])
+        first[change.session_id] = new if known is None else min(known, new)
+    sessions = [{"session_id": key, "first": value} for key, value in sorted(first.items())]
+    states = yield sql.states(sessions=recordset(sessions))
+    anew = {change.session_id for change in _of_type(touched, ITEMS_REPLACED)}
+    anew |= {session_id for session_id, _, _, stale in states if stale}
+    if anew:
+        yield from rebuild(sql, anew)
+    turns = {session_id: (turn, parent) for session_id, turn, parent, _ in states}
+    rest = [change for change in touched if change.session_id not in anew]
+    added = recordset(list(_added(rest, turns)))
+    removed = [
+        {"session_id": change.session_id, "id": change.data["item_id"]}
+        for change in _of_type(rest, ITEM_POPPED)
+    ]
+    if rest:
+        if removed or any(change.tools for change in rest):
+            yield sql.write_tool_calls(added=added, removed=recordset(removed))
+        yield sql.write_conversation(added=added)
+
+
+def rebuild(sql: ItemStatements, session_ids: Iterable[str]) -> Program[None]:
+    """Bring all rows of the sessions to what their items say."""
+    sessions = recordset([{"session_id": session_id} for session_id in sorted(session_ids)])
+    for table in sql.rebuild:
+        others = yield table.others(sessions=sessions)
+        if others:
+            yield table.remove(items=recordset([{"id": item_id} for (item_id,) in others]))
+        yield table.write(sessions=sessions)
+
+
+_TYPES = frozenset({ITEMS_ADDED, ITEM_POPPED, ITEMS_REPLACED, SESSION_CLEARED})
+
+
+def _of_type(changes: Iterable[ItemChange], kind: str) -> Iterable[ItemChange]:
+    return (change for change in changes if change.type == kind)
+
+
+def _added(
+    changes: Iterable[ItemChange], turns: dict[str, tuple[int, int | None]]
+) -> Iterable[dict[str, Any]]:
+    for change in _of_type(changes, ITEMS_ADDED):
+        turn, parent = turns[change.session_id]
+        for item_id in change.data["item_ids"]:
+            yield {
+                "id": item_id,
+                "context": change.context,
+                "turn_before": turn,
+                "parent_before": parent,
+            }

@@ -1,0 +1,71 @@
+"""`UserStore`: a store as one user sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eventmeta.access import Access
+from eventmeta.database import Database
+from eventmeta.errors import UserMismatch, UserNotFound
+from eventmeta.opened_store import OpenedStore
+from eventmeta.search import SessionEntry, list_sessions
+from eventmeta.session import MetadataSession
+from eventmeta.users import User
+
+
+class UserStore(OpenedStore):
+    """The sessions of one user, and the user; nothing of anyone else can be reached through it.
+
+    Made by `MetadataStore.as_user`. A session of someone else is as if it did not exist.
+    """
+
+    def __init__(self, database: Database, user_id: str, max_value_bytes: int) -> None:
+        super().__init__(database, Access(user_id), max_value_bytes)
+        self._user_id = user_id
+
+    @property
+    def user_id(self) -> str:
+        """The user."""
+        return self._user_id
+
+    def session(self, session_id: str, **kwargs: Any) -> MetadataSession:
+        """The session ``session_id``, if the user owns it: else it is as if it were not there.
+
+        Args:
+            session_id: Which session.
+            **kwargs: As for `MetadataSession`; ``claim`` is False unless said otherwise.
+        """
+        return MetadataSession(session_id, **self._arguments(kwargs), user_id=self._user_id)
+
+    async def create_session(self, **kwargs: Any) -> MetadataSession:
+        """Make a session of the user's: see `MetadataSession.create_session`."""
+        return await MetadataSession.create_session(self._user_id, **self._arguments(kwargs))
+
+    async def get_session(self, session_id: str, **kwargs: Any) -> MetadataSession | None:
+        """The session, if it exists and is the user's: see `MetadataSession.get_session`."""
+        return await MetadataSession.get_session(
+            self._user_id, session_id, **self._arguments(kwargs)
+        )
+
+    async def list_sessions(
+        self, *, limit: int | None = 100, after: SessionEntry | None = None
+    ) -> list[SessionEntry]:
+        """The user's sessions: see `MetadataStore.list_sessions`."""
+        self._check_open()
+        return await list_sessions(self._view, limit, after)
+
+    def user(self, user_id: str | None = None) -> User:
+        """The user.
+
+        Raises:
+            UserNotFound: ``user_id`` names another one, who may exist or not.
+        """
+        self._check_open()
+        if user_id not in (None, self._user_id):
+            raise UserNotFound(str(user_id))
+        return User(self._user_id, self._view, self._max_value_bytes)
+
+    def _arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if kwargs.pop("user_id", self._user_id) != self._user_id:
+            raise UserMismatch
+        return {"claim": False, **self._session_arguments, **kwargs}

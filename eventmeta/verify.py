@@ -1,0 +1,57 @@
+"""Checking that the read models say what the log and the items say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import select
+
+from eventmeta.comparison import Comparison, Difference, comparisons
+from eventmeta.database import Database
+from eventmeta.item_relations import ItemRelations
+from eventmeta.projector.target import live_target
+from eventmeta.store import MetadataStore
+
+
+async def verify_projection(store: MetadataStore) -> list[Difference]:
+    """Compare each read model, and the owner of every session, with the fold of the log or items.
+
+    Asynchronous projections are compared with the log up to their checkpoint; what Python applies
+    cannot be.
+
+    Returns:
+        The rows on which they disagree, which is none unless someone wrote to a table by hand, or
+        upstream's own class to a session whose conversation is kept turn by turn.
+    """
+    database = store.database
+    await database.connect(create=False)
+    log, tables = database.log, database.tables
+    items = ItemRelations(tables, database.dialect)
+    compared = [
+        *comparisons(tables, log.events()),
+        *(
+            Comparison.of_table(each.name, each.table, each.select(items.of_sessions()))
+            for each in tables.item_projections
+        ),
+        *_asynchronous(database),
+    ]
+    found: list[Difference] = []
+    for comparison in compared:
+        found += comparison.named(await log.scan(comparison.differences()))
+    return found
+
+
+def _asynchronous(database: Database) -> Iterator[Comparison]:
+    """Without what parked streams have not told them yet."""
+    checkpoints, log = database.tables.checkpoints.c, database.tables.events.c
+    for projection in database.registry.asynchronous:
+        target = live_target(projection, database.tables, database.dialect)
+        if target.folded is None:
+            continue
+        reached = (
+            select(checkpoints.position)
+            .where(checkpoints.projection == projection.name, checkpoints.state == target.state)
+            .scalar_subquery()
+        )
+        events = target.relation(log.position <= reached, ~target.is_parked)
+        yield Comparison.of_table(projection.name, target.tables[0], target.rows(events))

@@ -1,0 +1,43 @@
+"""A database as far as a user reaches: what every read goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from eventmeta.access import Access
+from eventmeta.database import Database
+from eventmeta.dialects.statement import Row, Statement
+from eventmeta.reach import OWNER
+from eventmeta.read_statements import ReadStatements
+from eventmeta.reader import Lookup
+
+
+class View(NamedTuple):
+    """What there is for ``access``: its statements, and the user as a parameter of each."""
+
+    database: Database
+    access: Access
+
+    @property
+    def reads(self) -> ReadStatements:
+        """The statements, which carry the owner in their predicate."""
+        return self.database.reads[self.access.reach]
+
+    @property
+    def own(self) -> View:
+        """The same without the sessions that nobody owns."""
+        return View(self.database, self.access.own)
+
+    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
+        """The rows of one of the ``reads``."""
+        return await self.database.fetch(statement(**values, **self.owner))
+
+    async def look_up(self, lookup: Lookup, **request: Any) -> Sequence[Row]:
+        """The rows of one of the ``reads`` for ``request``, each after a number."""
+        return await self.database.fetch(lookup, **request, **self.owner)
+
+    @property
+    def owner(self) -> dict[str, Any]:
+        """The parameter that every statement takes besides its own."""
+        return {} if self.access.user_id is None else {OWNER: self.access.user_id}
