@@ -106,7 +106,18 @@ async def lend(
         return await greenlet_spawn(carry_out)
     except BaseException as error:
         if lent is not None:
-            if is_lost(error) or (isinstance(error, asyncio.CancelledError) and not shared):
-                await settle(greenlet_spawn(lent.invalidate))
-            await settle(greenlet_spawn(lent._close_special, transaction_reset=shared))
+            lost = is_lost(error) or (isinstance(error, asyncio.CancelledError) and not shared)
+            await settle(greenlet_spawn(_give_back, lent, lost=lost, shared=shared))
         raise
+
+
+def _give_back(connection: PoolProxiedConnection, *, lost: bool, shared: bool) -> None:
+    """With nothing left open; quietly, where the pool's own reset prints what goes wrong."""
+    if not lost and not shared:
+        try:
+            connection.rollback()
+        except BaseException:  # cancelled, too, where the event loop is coming to its end
+            lost = True
+    if lost:
+        connection.invalidate()
+    connection._close_special(transaction_reset=True)

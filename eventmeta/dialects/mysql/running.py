@@ -1,8 +1,7 @@
-"""MySQL and MariaDB at work, through SQLAlchemy's own execution."""
+"""MySQL and MariaDB at work, through the cursors of asyncmy."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.dialects.base import LOCK_TIMEOUT_MS, Failure
 from eventmeta.dialects.mysql.statements import MySQLStatements
-from eventmeta.dialects.pool import configure
+from eventmeta.dialects.pool import configure, lend
 from eventmeta.dialects.statement import Program, Query, Row, T, run
 from eventmeta.errors import DatabaseFailure
 from eventmeta.settle import settle
@@ -38,8 +37,12 @@ class MySQL(MySQLStatements):
     # --- Running --------------------------------------------------------------------------------
 
     async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        async with self._lent() as connection:
-            return [await self._execute(connection, query) for query in queries]
+        async def work(connection: Any) -> list[Sequence[Row]]:
+            rows = [await self._execute(connection, query) for query in queries]
+            await connection.rollback()  # the server has begun a transaction unless told not to
+            return rows
+
+        return await lend(self.engine, work, self.is_lost)
 
     async def write(self, program: Program[T], *, single: bool = False) -> T:
         return await self._transact(program)
@@ -49,31 +52,21 @@ class MySQL(MySQLStatements):
         return await self._transact(program, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
     async def _transact(self, program: Program[T], *before: str) -> T:
-        async with self._lent() as connection:
+        async def work(connection: Any) -> T:
             # Said to the server, for the engine may be in autocommit mode.
             for statement in (*before, "START TRANSACTION"):
-                await connection.exec_driver_sql(statement)
+                await connection.query(statement)
             result = await run(program, partial(self._execute, connection))
             await connection.commit()
             return result
 
-    @asynccontextmanager
-    async def _lent(self) -> AsyncGenerator[AsyncConnection]:
-        """A connection; thrown away on cancellation, when the driver is in the midst of something.
-
-        The pool would try to roll back on it, and print that it cannot.
-        """
-        async with self.engine.connect() as connection:
-            try:
-                yield connection
-            except asyncio.CancelledError:
-                await settle(connection.invalidate())
-                raise
+        return await lend(self.engine, work, self.is_lost)
 
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         async def work() -> T:
             async with self.savepoint(connection):
-                return await run(program, partial(self._execute, connection))
+                lent = await connection.get_raw_connection()
+                return await run(program, partial(self._execute, lent.driver_connection))
 
         return await settle(work())
 
@@ -91,10 +84,11 @@ class MySQL(MySQLStatements):
             raise
         await savepoint.commit()
 
-    async def _execute(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
+    async def _execute(self, connection: Any, query: Query) -> Sequence[Row]:
         self._check_packet(query)
-        result = await connection.exec_driver_sql(query.statement.sql, query.values)
-        return query.statement.decode(result.fetchall()) if result.returns_rows else ()
+        async with connection.cursor() as cursor:
+            await cursor.execute(query.statement.sql, query.values)
+            return query.statement.decode(await cursor.fetchall()) if cursor.description else ()
 
     def _check_packet(self, query: Query) -> None:
         """Refuse here what the server would answer by dropping the connection."""

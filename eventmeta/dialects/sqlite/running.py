@@ -154,10 +154,21 @@ def _prepare(dbapi_connection: Any) -> None:
 async def _hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:
     """Run ``work`` in the thread of an aiosqlite connection, on the connection of the stdlib.
 
-    aiosqlite's public methods are one statement a hop; ``_execute`` is what they are made of.
+    aiosqlite's public methods are one statement a hop; ``_execute`` is what they are made of. When
+    a cancellation comes through, the thread has nothing left to do, or to tell an event loop that
+    may be closed by then.
     """
-    result: T = await connection._execute(work, connection._conn)
-    return result
+    try:
+        result: T = await connection._execute(work, connection._conn)
+        return result
+    except asyncio.CancelledError:
+        with suppress(ValueError):  # closed meanwhile
+            await settle(connection._execute(_idle))
+        raise
+
+
+def _idle() -> None:
+    pass
 
 
 def _begin(connection: sqlite3.Connection) -> None:
