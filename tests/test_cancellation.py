@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from eventmeta import (
     new_event_id,
     verify_projection,
 )
+from eventmeta.dialects.sqlite import SQLite
 from tests.conftest import all_returned, watch_connections
 from tests.faults import Outcome, _CancelledAt, cancel_at, cancel_everywhere
 from tests.helpers import contents, users
@@ -367,6 +371,30 @@ async def test_a_cancelled_reader_harms_no_other(store: MetadataStore) -> None:
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(result == BEFORE[1] for result in results[1::2])
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+async def test_the_thread_of_a_cancelled_call_has_ended(tmp_path: Path, in_memory: bool) -> None:
+    """Or it would tell an event loop that may be closed by then."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{'' if in_memory else tmp_path / 'x.db'}")
+    dialect = MetadataStore(engine).database.dialect
+    assert isinstance(dialect, SQLite)
+    began, ended = threading.Event(), threading.Event()
+
+    def work(_: Any) -> None:
+        began.set()
+        time.sleep(0.1)
+        ended.set()
+
+    call = asyncio.create_task(dialect._in_thread(work))
+    await asyncio.to_thread(began.wait)
+    for _ in range(3):
+        call.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert ended.is_set()
+    await engine.dispose()
 
 
 async def test_a_feed_is_cancelled_at_any_point(store: MetadataStore) -> None:

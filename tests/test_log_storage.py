@@ -13,6 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import MetadataSession, MetadataStore, NewEvent, verify_projection
+from eventmeta.dialects.mysql import MySQL
+from eventmeta.dialects.statement import Query
 from tests.backends import Backend
 
 COLUMNS = (
@@ -179,7 +181,7 @@ Watch = Callable[[Awaitable[Any]], Awaitable[Sent]]
 
 
 @pytest.fixture
-async def sent_by(store: MetadataStore) -> Watch:
+async def sent_by(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> Watch:
     """What a call sends, as the database or its driver sees it; begin and commit left out."""
     sent: Sent = []
     watched: set[Any] = set()
@@ -200,12 +202,13 @@ async def sent_by(store: MetadataStore) -> Watch:
         else:
             driver.add_query_logger(lambda query: note(query.query, query.args))
 
-    def executes(_c: Any, _cursor: Any, sql: str, values: Any, *_: Any) -> None:
-        if engine.dialect.name == "mysql":
-            note(sql, values)
+    async def execute(dialect: MySQL, connection: Any, query: Query) -> Any:
+        note(query.statement.sql, query.values)  # as asyncmy tells nobody
+        return await mysql_execute(dialect, connection, query)
 
+    mysql_execute = MySQL._execute
+    monkeypatch.setattr(MySQL, "_execute", execute)
     event.listen(engine, "checkout", watch)
-    event.listen(engine, "before_cursor_execute", executes)
     await store.session("alpha").set_metadata({"a": 1})  # every connection has been prepared
     await store.session("alpha").get_metadata()
 

@@ -38,12 +38,14 @@ from eventmeta import (
 )
 from eventmeta.dialects import projecting
 from eventmeta.dialects.mysql import projecting as mysql
-from eventmeta.projector import pauses
+from eventmeta.projector import pauses, worker
 from eventmeta.projector import rebuild as rebuilding
-from projections import Projection
+from eventmeta.projector.swapping import Swapping
+from projections import Projection, metadata_projection
 from tests.backends import Backend
 from tests.conftest import LONG_VARIABLE
 from tests.rebuilding import (
+    ASYNC,
     applied_in_order,
     async_metadata,
     left_behind,
@@ -358,6 +360,69 @@ async def test_two_at_once(store: MetadataStore, monkeypatch: pytest.MonkeyPatch
         await asyncio.sleep(0.2)
     compared.set()
     await first
+    await check_complete(store)
+
+
+async def test_one_that_has_just_been_done_is_not_done_again(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever looked at the version before it ended."""
+    look, build, built = worker.checkpoint_of, rebuilding.Rebuild._build, list[str]()
+
+    async def long_ago(*arguments: Any) -> Any:
+        found = await look(*arguments)
+        monkeypatch.setattr(worker, "checkpoint_of", look)
+        await store.catch_up(ASYNC)
+        return found
+
+    async def counted(rebuild: rebuilding.Rebuild, *arguments: Any) -> None:
+        built.append(rebuild.registered.projection.name)
+        await build(rebuild, *arguments)
+
+    store.register(async_metadata())
+    await store.create_tables()
+    monkeypatch.setattr(rebuilding.Rebuild, "_build", counted)
+    monkeypatch.setattr(worker, "checkpoint_of", long_ago)
+    await store.catch_up(ASYNC)
+    assert built == [ASYNC]
+    assert await left_behind(store.engine) == []
+
+
+async def test_nobody_begins_while_another_clears_away(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For it would lose its tables, which have the same names."""
+    await store.session("s").set_metadata({"k": 1})
+    clear_away = Swapping._clear_away
+
+    async def met(swapping: Swapping) -> None:
+        with pytest.raises(RebuildUnderWay):
+            await store.rebuild("metadata")
+        await clear_away(swapping)
+
+    monkeypatch.setattr(Swapping, "_clear_away", met)
+    await store.rebuild("metadata")
+    monkeypatch.undo()
+    assert not (await store.status()).projections["metadata"].is_rebuilt
+    await check_complete(store)
+
+
+async def test_whoever_dies_while_clearing_away_has_done_it(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left over is cleared away by the next rebuild."""
+
+    async def die(swapping: Swapping) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(Swapping, "_clear_away", die)
+    await store.session("s").set_metadata({"k": 1})
+    with pytest.raises(ConnectionResetError):
+        await store.rebuild("metadata")
+    monkeypatch.undo()
+    status = (await store.status()).projections["metadata"]
+    assert (status.version, status.is_rebuilt) == (metadata_projection(MetaData()).version, False)
+    await store.rebuild("metadata")
     await check_complete(store)
 
 

@@ -135,12 +135,6 @@ class CheckpointStatements:
         """The key's checkpoint."""
         return self.dialect.compile(delete(self._table).where(self._key))
 
-    @cached_property
-    def rename(self) -> Statement:
-        """The key, ``new_state``: it becomes that of another state."""
-        state = bindparam("new_state", type_=self._c.state.type)
-        return self.dialect.compile(update(self._table).where(self._key).values(state=state))
-
     def _select(self) -> Any:
         columns = [self._c[name] for name in Checkpoint._fields[:-1]]
         return select(*columns, self.dialect.now_ms().label("now")).where(self._key)

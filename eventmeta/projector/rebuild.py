@@ -8,7 +8,7 @@ so what is broken off goes on from there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NoReturn, TypeVar
@@ -26,6 +26,7 @@ from eventmeta.projector.checkpoints import (
     Checkpoint,
     CheckpointStatements,
     Claim,
+    Key,
     key_values,
 )
 from eventmeta.projector.leasing import Lease
@@ -67,13 +68,27 @@ class Rebuild:
             RebuildUnderWay: Another process does it.
             RebuildFailed: The new table is not what the log says.
         """
-        start = time.monotonic()
-        position, swap_seconds = await self._run()
-        projection = self.registered.projection
-        seconds = time.monotonic() - start
-        return Rebuilt(projection.name, projection.version, position, seconds, swap_seconds)
+        return await self._with_lease(self._build_and_swap)
 
-    async def _run(self) -> tuple[int, float]:
+    async def run_unless_current(self) -> Rebuilt | None:
+        """The same; None if the table is of this version, now that nobody else can make it so."""
+
+        async def work(claim: Claim) -> Rebuilt | None:
+            if await self._fold(partial(self._abandon_if_current, claim)):
+                return None
+            return await self._build_and_swap(claim)
+
+        return await self._with_lease(work)
+
+    def _abandon_if_current(self, claim: Claim) -> Program[bool]:
+        yield from self._checkpoints.fenced(claim)
+        live = yield from self._checkpoints.find(Key(claim.key.projection))
+        is_current = live is not None and live.version >= self.registered.projection.version
+        if is_current:
+            yield self._checkpoints.remove(**key_values(claim.key))
+        return is_current
+
+    async def _with_lease(self, work: Callable[[Claim], Awaitable[T]]) -> T:
         key, version = self._target.key, self.registered.projection.version
         await self._fold(partial(self._checkpoints.begin, key, version))
         lease = Lease(self.database.log, self._checkpoints, key, self.holder)
@@ -83,18 +98,20 @@ class Rebuild:
                     key.projection, "is being built anew by another process: wait for that"
                 )
             async with lease.renewed(claim):
-                return await self._build_and_swap(claim)
+                return await work(claim)
 
-    async def _build_and_swap(self, claim: Claim) -> tuple[int, float]:
+    async def _build_and_swap(self, claim: Claim) -> Rebuilt:
+        start = time.monotonic()
         swapping = Swapping(self.database, self.registered, self._shadow, self._mover, claim)
         if await self._is_swapped(claim):
-            swapped = await swapping.conclude()
+            position, swap_seconds = await swapping.conclude()
         else:
             await self._build(claim)
             self._tell("swap", 0, 1)
-            swapped = await swapping.run()
+            position, swap_seconds = await swapping.run()
         self._tell("swap", 1, 1)
-        return swapped
+        projection, seconds = self.registered.projection, time.monotonic() - start
+        return Rebuilt(projection.name, projection.version, position, seconds, swap_seconds)
 
     async def _build(self, claim: Claim) -> None:
         await self._begin(claim)

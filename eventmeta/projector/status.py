@@ -11,7 +11,7 @@ from sqlalchemy import func, literal, select
 from eventmeta.database import Database
 from eventmeta.dialects.statement import Row
 from eventmeta.projector.catch_up import CatchUp
-from eventmeta.projector.checkpoints import BUILDING, Key, key_values
+from eventmeta.projector.checkpoints import BUILDING, Checkpoint, Key, key_values
 from eventmeta.projector.target import live_target
 from eventmeta.registry import Registered
 
@@ -123,8 +123,13 @@ async def _of_projection(
         lag_seconds=0.0 if registered.inline else _age(first),
         parked_streams=parked_streams,
         lease_holder=found.held_by if found else None,
-        is_rebuilt=bool(rebuilds),
+        is_rebuilt=any(_is_under_way(Checkpoint(*row)) for row in rebuilds),
     )
+
+
+def _is_under_way(building: Checkpoint) -> bool:
+    """Or broken off: whoever ended while clearing away leaves a checkpoint that says nothing."""
+    return building.held_by is not None or building.until is not None
 
 
 def _age(recorded_at: datetime | None) -> float:

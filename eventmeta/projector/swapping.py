@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +15,7 @@ from eventmeta.applying import apply_events
 from eventmeta.database import Database
 from eventmeta.dialects.statement import Program, Query
 from eventmeta.errors import DatabaseFailure
-from eventmeta.projection_errors import RebuildFailed
+from eventmeta.projection_errors import LeaseLost, RebuildFailed
 from eventmeta.projector.catch_up import CatchUp
 from eventmeta.projector.checkpoints import BUILDING, LIVE, Claim, Key, key_values
 from eventmeta.projector.shadow import Shadow
@@ -84,8 +85,21 @@ class Swapping:
         return found.position, 0.0
 
     async def _clear_away(self) -> None:
-        await self.database.log.fold(self.shadow.drop_retired)
-        await self.database.log.fold(self.shadow.drop)
+        """Under the lease, which ends with that: the next rebuild uses the same names."""
+        log, checkpoints = self.database.log, self.mover.checkpoints
+
+        def drop() -> Program[None]:
+            yield from checkpoints.fenced(self.claim)
+            yield from self.shadow.drop_retired()
+            yield from self.shadow.drop()
+
+        def end() -> Program[None]:
+            yield from checkpoints.fenced(self.claim)
+            yield checkpoints.remove(**key_values(self.claim.key))
+
+        with suppress(LeaseLost):  # whoever has it now clears away
+            await log.fold(drop)
+            await log.fold(end)
 
     @property
     def _stays(self) -> bool:
@@ -146,9 +160,9 @@ class Swapping:
         name = self.claim.key.projection
         live, building = key_values(Key(name, LIVE)), key_values(Key(name, BUILDING))
         checkpoints, parking = self.mover.checkpoints, self.mover.parking
-        yield from checkpoints.fenced(self.claim)
-        yield from checkpoints.give_back(self.claim.key, self.claim.holder)
+        found = yield from checkpoints.fenced(self.claim)
         yield checkpoints.remove(**live)
-        yield checkpoints.rename(**building, new_state=LIVE)
+        yield from checkpoints.begin(Key(name, LIVE), found.version, found.position)
+        yield from checkpoints.discard(self.claim)
         yield parking.free_all(**live)
         yield parking.rename(**building, new_state=LIVE)

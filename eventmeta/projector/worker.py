@@ -170,4 +170,4 @@ async def make_current(
         mover = CatchUp(database.log, target)
         await database.log.fold(partial(mover.checkpoints.begin, target.key, version))
         return None
-    return await Rebuild(database, registered, holder, report=report).run()
+    return await Rebuild(database, registered, holder, report=report).run_unless_current()
