@@ -133,6 +133,12 @@ def _items(tables: Tables) -> list[str]:
   INSERT INTO {messages} (id, session_id, message_data, created_at)
   SELECT id, session_id, message_data, CAST(recorded_at AS timestamp) FROM _items
 )""",
+        # One object, for of a join the planner expects so little that it would try all pairs.
+        """_item_ids AS MATERIALIZED (
+  SELECT jsonb_object_agg(event, ids) AS by_event FROM (
+    SELECT event, string_agg(CAST(id AS text), ',' ORDER BY id) AS ids FROM _items GROUP BY event
+  ) AS own
+)""",
     ]
 
 
@@ -151,9 +157,8 @@ def _appended(log: str, *, with_items: bool) -> str:
 def _data(with_items: bool) -> str:
     if not with_items:
         return "data"
-    own = "FROM _items WHERE _items.event = _numbered.n"
-    ids = f"(SELECT string_agg(CAST(id AS text), ',' ORDER BY id) {own})"
-    return f"""CASE type WHEN 'items_added' THEN '{{"item_ids":[' || {ids} || ']}}' ELSE data END"""
+    ids = "(SELECT by_event FROM _item_ids) ->> CAST(n AS text)"
+    return f"""CASE type WHEN 'items_added' THEN '{{"item_ids":[' || ({ids}) || ']}}' ELSE data END"""
 
 
 def _sessions(tables: Tables, *, with_items: bool) -> str:

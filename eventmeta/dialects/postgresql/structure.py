@@ -23,14 +23,14 @@ def structure_parts(tables: Tables, states: str, items: str, writes: Sequence[st
     return [
         f"""_touched AS MATERIALIZED (
   SELECT stream_id AS session_id, CAST(recorded_at AS timestamp) AS at,
-    version - (
-      SELECT count(*) FROM _input
-      WHERE _input.stream_id = _heads.stream_id AND _input.stream_type = 'session'
-    ) <> coalesce((
+    version - own.events <> coalesce((
       SELECT version FROM "{tables.streams.name}" AS seen
       WHERE seen.stream_id = _heads.stream_id AND seen.stream_type = 'session'
     ), 0) AS moved
-  FROM _heads WHERE stream_type <> 'user' AND stream_id IN (SELECT session_id FROM _items)
+  FROM _heads JOIN (
+    SELECT stream_id, count(*) AS events FROM _input WHERE stream_type <> 'user' GROUP BY stream_id
+  ) AS own USING (stream_id)
+  WHERE stream_type <> 'user' AND stream_id IN (SELECT session_id FROM _items)
 )""",
         f"_states AS MATERIALIZED (\n{states}\n)",
         f"""_new_items AS MATERIALIZED (
