@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import event, text
@@ -341,6 +342,30 @@ async def test_the_past_takes_work_in_proportion_to_its_length(
     assert work[1] < 6 * work[0], work
 
 
+@pytest.mark.parametrize("structured_metadata", [False, True])
+async def test_a_batch_takes_work_in_proportion_to_its_length(
+    postgresql_backend: Backend,
+    engine: AsyncEngine,
+    store: MetadataStore,
+    sent_by: Watch,
+    structured_metadata: bool,
+) -> None:
+    """A planner that expects few rows would try all pairs of them."""
+    store = MetadataStore(engine, structured_metadata=structured_metadata)
+    await store.create_tables()
+    work: list[int] = []
+    for length in (20, 80):
+        sessions = [store.session(f"{length}-{n}") for n in range(length)]
+        calls = [session.add_items([{"role": "user", "content": "x"}] * 2) for session in sessions]
+        calls += [session.set_metadata({"a": 1}) for session in sessions]
+        (*_, (sql, (events, *others))) = await sent_by(asyncio.gather(*calls))
+        assert events.count("event_id") == 2 * length
+        again = re.sub('"event_id":"[^"]+"', lambda _: f'"event_id":"{uuid4()}"', events)
+        work.append(await work_of(engine, sql, (again, *others)))
+    assert work[0] > 100
+    assert work[1] < 6 * work[0], work
+
+
 async def work_of(engine: AsyncEngine, sql: str, values: Any) -> int:
     """What the database counts: instructions on SQLite, else the rows that it went through."""
     async with engine.connect() as connection:
@@ -371,6 +396,10 @@ async def work_of(engine: AsyncEngine, sql: str, values: Any) -> int:
         return steps
 
 
+FILTERS = ("Filter", "Join Filter", "Index Recheck")
+
+
 def rows_of_plan(plan: dict[str, Any]) -> int:
     below = sum(map(rows_of_plan, plan.get("Plans", ())))
-    return below + int(plan["Actual Rows"] * plan["Actual Loops"])
+    rows = plan["Actual Rows"] + sum(plan.get(f"Rows Removed by {how}", 0) for how in FILTERS)
+    return below + int(rows * plan["Actual Loops"])

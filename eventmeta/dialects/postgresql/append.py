@@ -157,8 +157,8 @@ def _appended(log: str, *, with_items: bool) -> str:
 def _data(with_items: bool) -> str:
     if not with_items:
         return "data"
-    ids = "(SELECT by_event FROM _item_ids) ->> CAST(n AS text)"
-    return f"""CASE type WHEN 'items_added' THEN '{{"item_ids":[' || ({ids}) || ']}}' ELSE data END"""
+    ids = "((SELECT by_event FROM _item_ids) ->> CAST(n AS text))"
+    return f"""CASE type WHEN 'items_added' THEN '{{"item_ids":[' || {ids} || ']}}' ELSE data END"""
 
 
 def _sessions(tables: Tables, *, with_items: bool) -> str:
