@@ -108,6 +108,7 @@ METADATA = {
         case(lambda it, _: it.history("k", limit=1)),
         case(lambda it, _: it.history(after=1)),
     ],
+    "diff": [case(lambda it, _: it.diff(0, 50))],
 }
 
 FINDING = [
@@ -137,7 +138,6 @@ SESSION = {
         case(lambda it, _: it.clear_session(keep_metadata=True)),
         case(lambda it, _: it.clear_session(**RETRY)),
     ],
-    "diff": [case(lambda it, _: it.diff(0, 50))],
     "find_sessions_by_metadata": FINDING,
     "get_sessions_for_user": [case(lambda it, target: it.get_sessions_for_user(target.user_id))],
     "transfer": [

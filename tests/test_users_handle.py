@@ -76,6 +76,7 @@ async def test_the_past_of_a_user(alice: User) -> None:
         {"k": ValueChange(2, MISSING)},
     ]
     assert await alice.history(limit=1, after=2) == [entries[2]]
+    assert await alice.diff(first.version, second.version) == {"k": ValueChange(1, 2)}
 
 
 async def test_deleting_a_user_is_part_of_the_past(store: MetadataStore, alice: User) -> None:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
-from eventmeta.commands import Command, StreamKey
+from eventmeta.commands import StreamKey
 from eventmeta.database import Database, shared_engine
-from eventmeta.events import RecordedEvent
+from eventmeta.entity import Entity
 from eventmeta.identifiers import check_session_id
-from eventmeta.options import WriteOptions, command_fields
 from eventmeta.session.binding import Binding, UserFrom
 from eventmeta.table_names import TableNames, TableOptions
 from eventmeta.view import View
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from agents.memory import SessionSettings
 
 
-class OpenedSession:
+class OpenedSession(Entity):
     """A session by its id, opened on an engine."""
 
     def __init__(
@@ -139,14 +138,5 @@ class OpenedSession:
     def _view(self) -> View:
         return View(self._database, self._binding.access)
 
-    def _fields(self, options: WriteOptions) -> dict[str, Any]:
-        return command_fields(options, self._binding.access)
-
     async def _connected(self) -> None:
         await self._database.connect(create=self._create_tables)
-
-    async def _submit(self, command: Command, options: WriteOptions) -> RecordedEvent | None:
-        connection = options.get("connection")
-        if connection is None:
-            await self._connected()
-        return await self._database.submit(command, connection)
