@@ -149,7 +149,7 @@ class Database:
         Raises:
             EventMetaError: It was rejected or failed; nothing was changed.
         """
-        self._check_open()
+        self.check_open()
         if isinstance(connection, AsyncSession):
             connection = await connection.connection()
         if connection is not None:
@@ -162,10 +162,11 @@ class Database:
 
     async def fetch(self, read: Query | Lookup, **request: Any) -> Sequence[Row]:
         """The rows of ``read``, for ``request``; it sees every write acknowledged before."""
-        self._check_open()
+        self.check_open()
         return await self._reader().fetch(read, **request)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise `StoreClosed` once it is closed."""
         if self._closed:
             raise StoreClosed
 

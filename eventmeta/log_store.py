@@ -121,6 +121,7 @@ class LogStore(OpenedStore):
         following = Subscription(self._database, name, after, kinds, max_poll).follow()
         try:
             async for event in following:
+                self._check_open()
                 yield event
         finally:
             await following.aclose()
@@ -161,6 +162,7 @@ class LogStore(OpenedStore):
             ArrowExport(log, after, until, check_types(types), key, progress).batches()
         ) as batches:
             async for batch in batches:
+                self._check_open()
                 yield batch
 
     async def to_arrow(self, **part: Any) -> pa.Table:

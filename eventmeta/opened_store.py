@@ -192,6 +192,7 @@ class OpenedStore:
             conditions=view.reads.ownership.of_events(log.tables.events),
             **view.owner,
         ):
+            self._check_open()
             yield event
 
     async def horizon(self) -> int:
@@ -203,7 +204,10 @@ class OpenedStore:
         return await self._database.log.horizon()
 
     async def close(self) -> None:
-        """Wait until what was submitted is carried out; this handle takes no more."""
+        """Wait until what was submitted is carried out; this handle takes no more.
+
+        Whoever is reading events through it gets `StoreClosed` with the next one.
+        """
         self._closed = True
         await self._database.drain()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -280,3 +280,42 @@ async def test_close_carries_out_what_was_submitted(
     again = MetadataStore(engine).session("s")
     assert list(await again.get_metadata()) == [f"k{n}" for n in range(5 if owned else 6)]
     await again.set_metadata({"reopened": True})
+
+
+FOLLOWED: dict[str, Callable[[MetadataStore], AsyncIterator[Any]]] = {
+    "events": lambda store: store.events(),
+    "subscribe": lambda store: store.subscribe("name", max_poll=0.01),
+    "arrow_batches": lambda store: store.arrow_batches(),
+}
+
+
+@pytest.mark.parametrize("followed", FOLLOWED.values(), ids=list(FOLLOWED))
+async def test_what_is_being_read_ends_with_the_store(
+    store: MetadataStore,
+    monkeypatch: pytest.MonkeyPatch,
+    followed: Callable[[MetadataStore], AsyncIterator[Any]],
+) -> None:
+    monkeypatch.setattr("eventmeta.arrow.WINDOW", 1)
+    for n in range(2):
+        await store.append("s", NewEvent("noted", {"n": n}))
+    reading = followed(store)
+    await anext(reading)
+    await store.close()
+    with pytest.raises(StoreClosed):
+        await anext(reading)
+    with pytest.raises(StopAsyncIteration):
+        await anext(reading)
+
+
+async def test_a_subscription_ends_with_the_engine_of_its_store(persistent_url: str) -> None:
+    store = MetadataStore.from_url(persistent_url)
+    await store.create_tables()
+    await store.append("s", NewEvent("noted"))
+    reading = store.subscribe("name", max_poll=0.01)
+    await anext(reading)
+    waiting = asyncio.create_task(anext(reading))
+    await asyncio.sleep(0.1)
+    await store.close()
+    with pytest.raises(StoreClosed):
+        await waiting
+    await store.engine.dispose()

@@ -61,6 +61,7 @@ class Subscription:
             saved = position = await self._position(claim)
             saved_at, pause = time.monotonic(), MIN_POLL
             while True:
+                self.database.check_open()
                 seen = self.database.appended.given
                 horizon = await self.database.log.horizon()
                 before = position
