@@ -179,14 +179,25 @@ class ReadStatements:
         return self.dialect.compile(query.order_by(messages.c.created_at, messages.c.id))
 
     @cached_property
-    def last_items(self) -> Statement:
-        """``session_id``, ``limit`` → ``message_data, id`` of its last items, latest first."""
-        messages = self.tables.messages
-        query = select(messages.c.message_data, messages.c.id)
-        return self.dialect.compile(
-            self._of_session(query, messages.c.session_id)
-            .order_by(messages.c.created_at.desc(), messages.c.id.desc())
-            .limit(LIMIT)
+    def last_items(self) -> Lookup:
+        """``session_id``, ``limit`` → ``n, message_data, id`` of its last items, latest first."""
+        message = self.tables.messages.c
+        columns, order = (message.message_data, message.id), (message.created_at, message.id)
+        request = {**self._request, "limit": BigInteger()}
+        requests = self.dialect.recordset("requests", request)
+        same = and_(
+            message.session_id == requests.c.session_id,
+            *self.ownership.of_session(requests.c.session_id, requests.c.get(OWNER)),
+        )
+        together = self.dialect.look_up_last(requests, columns, same, order, requests.c.n)
+        query = select(bindparam("n", type_=Integer()), *columns)
+        alone = self._of_session(query, message.session_id).order_by(
+            *(column.desc() for column in order)
+        )
+        compile_ = self.dialect.compile
+        return Lookup(
+            together=None if together is None else compile_(together),
+            alone=compile_(alone.limit(LIMIT)),
         )
 
     # --- Users, and the past ----------------------------------------------------------

@@ -26,17 +26,18 @@ class Lookup:
 
     Attributes:
         together: Takes ``requests``, a record set of what each caller asks for and its number
-            ``n``, and yields ``n`` before each row.
+            ``n``, and yields ``n`` before each row. None where each has to ask by itself.
         alone: The same for one caller, whose request is its parameters, where that is faster.
     """
 
-    together: Statement
+    together: Statement | None
     alone: Statement | None = None
 
     def query(self, requests: Sequence[dict[str, Any]]) -> Query:
         """The query for the ``requests`` of all callers."""
         if self.alone is not None and len(requests) == 1:
             return self.alone(n=0, **requests[0])
+        assert self.together is not None
         numbered = [{"n": n, **request} for n, request in enumerate(requests)]
         return self.together(requests=recordset(numbered))
 
@@ -46,6 +47,12 @@ class _Entry:
     read: Query | Lookup
     request: dict[str, Any]
     rows: asyncio.Future[Sequence[Row]]
+
+    @property
+    def kind(self) -> Lookup | _Entry:
+        """What others are of as well that can be read in the same query."""
+        read = self.read
+        return read if isinstance(read, Lookup) and read.together is not None else self
 
 
 class Reader:
@@ -95,10 +102,9 @@ class Reader:
             self._lanes -= 1
 
     async def _carry_out(self, batch: Sequence[_Entry]) -> None:
-        groups: dict[Query | Lookup | _Entry, list[_Entry]] = {}
+        groups: dict[Lookup | _Entry, list[_Entry]] = {}
         for entry in batch:
-            kind = entry.read if isinstance(entry.read, Lookup) else entry
-            groups.setdefault(kind, []).append(entry)
+            groups.setdefault(entry.kind, []).append(entry)
         try:
             results = await self._read([_query_of(entries) for entries in groups.values()])
             for entries, rows in zip(groups.values(), results, strict=True):

@@ -241,6 +241,29 @@ async def test_a_read_is_one_statement(
     assert len(sent) == 1, sent
 
 
+@pytest.mark.parametrize("of_a_user", [False, True])
+async def test_many_reads_of_items_are_few_statements(
+    backend: Backend, store: MetadataStore, sent_by: Watch, of_a_user: bool
+) -> None:
+    """Each is given what it would be given alone, however many it asked for."""
+    arguments: dict[str, Any] = {"user_id": "ann"} if of_a_user else {}
+    sessions = [store.session(f"s{n}", **arguments) for n in range(30)]
+    for n, session in enumerate(sessions):
+        await session.add_items([{"role": "user", "content": f"{n}.{k}"} for k in range(n)])
+    calls = [(session, limit) for session in sessions for limit in (1, 3, 50)]
+    alone = [await session.get_items(limit) for session, limit in calls]
+    found: list[Any] = []
+
+    async def together() -> None:
+        found.extend(await asyncio.gather(*(session.get_items(limit) for session, limit in calls)))
+
+    sent = await sent_by(together())
+    assert found == alone
+    assert [len(items) for items in alone] == [min(n, k) for n in range(30) for k in (1, 3, 50)]
+    if backend.name == "postgresql":
+        assert len(sent) < 6
+
+
 def statements(sent: Sent) -> list[str]:
     """One that SQLite is told to run for each row of many, which is one hop, counts once."""
     return list(dict.fromkeys(sql.partition(" VALUES (")[0] for sql, _ in sent))
@@ -263,6 +286,7 @@ async def test_a_write_sends_no_more_for_many_keys_or_many_sessions(
 # --- Plans --------------------------------------------------------------------------------------
 
 KEY_VALUE = "idx_agent_sessions_metadata_key_value"
+SESSION_TIME = "idx_agent_messages_session_time"
 BY_SESSION = {
     "sqlite": "sqlite_autoindex_agent_sessions_metadata_1",
     "postgresql": "agent_sessions_metadata_pkey",
@@ -291,12 +315,20 @@ PLANNED: dict[str, tuple[Callable[[MetadataStore], Awaitable[Any]], dict[str, st
     "get some": (lambda store: store.session("s77").get_metadata(["state"]), BY_SESSION),
     "as of": (lambda store: store.session("s77").get_metadata(as_of=1), BY_STREAM),
     "history": (lambda store: store.session("s77").history(), BY_STREAM),
-    "events": (lambda store: anext(store.events(1990)), BY_POSITION),
+    "events": (lambda store: anext(store.events(2490)), BY_POSITION),
+    "last items": (
+        lambda store: store.session("s77").get_items(3),
+        dict.fromkeys(BY_SESSION, SESSION_TIME),
+    ),
+    "last items of many": (
+        lambda store: asyncio.gather(*(store.session(f"s{n}").get_items(3) for n in range(9))),
+        dict.fromkeys(BY_SESSION, SESSION_TIME),
+    ),
 }
 ANALYZE = {
     "sqlite": "ANALYZE",
     "postgresql": "ANALYZE",
-    "mysql": "ANALYZE TABLE agent_sessions_metadata, agent_events",
+    "mysql": "ANALYZE TABLE agent_sessions_metadata, agent_events, agent_messages",
 }
 SCANS = r"SCAN agent_|Seq Scan on agent_|'agent_\w+', 'ALL'"
 SORTS = r"Sort|B-TREE FOR ORDER BY|filesort"
@@ -305,7 +337,8 @@ SORTS = r"Sort|B-TREE FOR ORDER BY|filesort"
 async def test_reads_go_through_their_indexes(store: MetadataStore, sent_by: Watch) -> None:
     sessions = [store.session(f"s{n}") for n in range(2000)]
     await asyncio.gather(
-        *(session.set_metadata({"state": n % 500, "n": n}) for n, session in enumerate(sessions))
+        *(session.set_metadata({"state": n % 500, "n": n}) for n, session in enumerate(sessions)),
+        *(session.add_items([{"role": "user", "content": "x"}] * 5) for session in sessions[:500]),
     )
     dialect = store.engine.dialect.name
     async with store.engine.begin() as connection:

@@ -161,6 +161,20 @@ class Dialect(ItemSQL, SchemaDialect, ProjectingDialect):
         """``also`` of ``wanted``, and ``columns`` of the rows that ``on`` finds for it by index."""
         return select(*also, *columns).where(on)
 
+    def look_up_last(
+        self,
+        wanted: FromClause,
+        columns: Sequence[ColumnElement[Any]],
+        on: ColumnElement[bool],
+        order: Sequence[ColumnElement[Any]],
+        *also: ColumnElement[Any],
+    ) -> AnySelect | None:
+        """The same of the ``wanted.limit`` rows for each that are last in ``order``, last first.
+
+        None where a database finds those by index for one at a time only.
+        """
+        return None
+
     def delete_matching(self, table: Table, keys: Subquery) -> Delete:
         """Delete the rows of ``table`` whose primary key is among ``keys``."""
         same = [column == keys.c[column.name] for column in table.primary_key]

@@ -100,10 +100,6 @@ class CompactableItems(SessionItems):
             expired.append(item_id)
         return expired
 
-    async def _last_rows(self, limit: int) -> Sequence[Row]:
-        view = self._view
-        return await view.fetch(view.reads.last_items, session_id=self.session_id, limit=limit)
-
     def _transforms_items(self) -> bool:
         """Whether a subclass reads or adds items in its own way, which must not be bypassed."""
         mine = type(self)

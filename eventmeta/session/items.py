@@ -59,27 +59,27 @@ class SessionItems(SessionUsage):
             limit = self._session_settings.limit
         if limit is not None:
             check_limit(limit)
-        view, session_id = self._view, self.session_id
         await self._connected()
         if limit is None:
-            rows = await view.fetch(view.reads.items, session_id=session_id)
+            view = self._view
+            rows = await view.fetch(view.reads.items, session_id=self.session_id)
             return await self._items(row[0] for row in rows)
         if limit <= 0:
             return []
         window = min(limit, NO_LIMIT)
         while True:
-            rows = await view.fetch(view.reads.last_items, session_id=session_id, limit=window)
-            items = await self._items(row[0] for row in reversed(rows))
+            rows = await self._last_rows(window)
+            items = await self._items(text for text, _ in reversed(rows))
             if len(items) >= limit or len(rows) < window:
                 return items[-limit:]
             window = min(2 * window, NO_LIMIT)
 
     async def _items_of_turns(self, turns: int) -> list[TResponseInputItem]:
         await self._connected()
-        view, session_id, window = self._view, self.session_id, 16
+        window = 16
         while True:
-            rows = await view.fetch(view.reads.last_items, session_id=session_id, limit=window)
-            items = await self._items(row[0] for row in reversed(rows))
+            rows = await self._last_rows(window)
+            items = await self._items(text for text, _ in reversed(rows))
             found = last_turns(items, turns, complete=len(rows) < window)
             if found is not None:
                 return found

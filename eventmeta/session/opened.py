@@ -140,3 +140,9 @@ class OpenedSession(Entity):
 
     async def _connected(self) -> None:
         await self._database.connect(create=self._create_tables)
+
+    async def _last_rows(self, limit: int) -> list[tuple[str, int]]:
+        """Text and id of the session's last items, the latest first."""
+        view = self._view
+        rows = await view.look_up(view.reads.last_items, session_id=self.session_id, limit=limit)
+        return [(text, item_id) for _, text, item_id in rows]

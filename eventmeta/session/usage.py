@@ -174,8 +174,7 @@ class SessionUsage(OpenedSession):
         """The last user message that is there."""
         window = 64
         while True:
-            view = self._view
-            rows = await view.fetch(view.reads.last_items, session_id=self.session_id, limit=window)
+            rows = await self._last_rows(window)
             for text, item_id in rows:
                 if _says_user(text):
                     return self._cause(access, item_id)

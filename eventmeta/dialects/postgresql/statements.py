@@ -124,6 +124,23 @@ class PostgreSQLStatements(PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecti
         found = select(*columns).where(on).offset(0).lateral("found")
         return select(*also, *found.c).select_from(wanted.join(found, true()))
 
+    def look_up_last(
+        self,
+        wanted: FromClause,
+        columns: Sequence[ColumnElement[Any]],
+        on: ColumnElement[bool],
+        order: Sequence[ColumnElement[Any]],
+        *also: ColumnElement[Any],
+    ) -> AnySelect:
+        ranks = [column.label(f"rank_{n}") for n, column in enumerate(order)]
+        last = select(*columns, *ranks).where(on).order_by(*(column.desc() for column in order))
+        found = last.limit(wanted.c.limit).lateral("found")
+        return (
+            select(*also, *(found.c[column.name] for column in columns))
+            .select_from(wanted.join(found, true()))
+            .order_by(*(found.c[rank.name].desc() for rank in ranks))
+        )
+
     def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
         # The limit applies from the first row on, for the rest of the transaction.
         limited = func.set_config("lock_timeout", str(LOCK_TIMEOUT_MS), true()).is_not(None)
