@@ -48,12 +48,20 @@ async def opened(backend: str) -> AsyncGenerator[Place]:
         yield Place(f"SQLite {sqlite3.sqlite_version}", in_files)
     else:
         with servers.postgresql(durable=True) as server:
-            engine = create_async_engine(server, poolclass=NullPool)
-            async with engine.connect() as connection:
-                version = (await connection.exec_driver_sql("SHOW server_version")).scalar_one()
+            version = await _version(server)
             yield Place(
                 f"PostgreSQL {version}", lambda count, delay: on_postgresql(server, count, delay)
             )
+
+
+async def _version(server: str) -> str:
+    try:
+        engine = create_async_engine(server, poolclass=NullPool)
+        async with engine.connect() as connection:
+            found = await connection.exec_driver_sql("SHOW server_version")
+            return str(found.scalar_one())
+    except Exception as error:  # whatever a URL from outside may lead to
+        raise servers.Unavailable(f"the server does not answer: {error}") from error
 
 
 @asynccontextmanager

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
+import math
+import os
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -14,15 +19,31 @@ from benchmarks.backends import BACKENDS
 from benchmarks.peers import PEERS, Missing
 from benchmarks.runner import SIZES
 from benchmarks.scenarios import SCENARIOS
+from benchmarks.slow_disk import MOST_MS
+from tests.servers import Unavailable
 
 CALLERS = (1, 16, 64, 256)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command; its exit status, which is not 0 if something was missing or differs."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal need not know every character
     given = parser().parse_args(arguments)
     command: Callable[[argparse.Namespace, Console], int] = given.command
-    return command(given, Console())
+    console = Console()
+    try:
+        return command(given, console)
+    except KeyboardInterrupt:
+        return _failed("Broken off.", console)
+    except (Missing, Unavailable, results.Unreadable, OSError) as error:
+        return _failed(str(error), console)
+
+
+def _failed(problem: str, console: Console) -> int:
+    console.print(problem, style="bold red", highlight=False, markup=False)
+    return 1
 
 
 def _run(given: argparse.Namespace, console: Console) -> int:
@@ -46,7 +67,10 @@ def _compare(given: argparse.Namespace, console: Console) -> int:
     a, b = results.load(given.a), results.load(given.b)
     for line in comparison.differences(a, b):
         console.print(f"Not the same: {line}", style="yellow", highlight=False, markup=False)
-    console.print(comparison.table(comparison.changes(a, b)), highlight=False, markup=False)
+    changes = comparison.changes(a, b)
+    if not changes:
+        return _failed("There is nothing that both have measured.", console)
+    console.print(comparison.table(changes), highlight=False, markup=False)
     different = comparison.different_work(a, b)
     for line in different:
         console.print(
@@ -56,20 +80,26 @@ def _compare(given: argparse.Namespace, console: Console) -> int:
 
 
 def _plot(given: argparse.Namespace, console: Console) -> int:
-    try:
-        written = plots.draw(results.load(given.results), given.out)
-    except Missing as error:
-        console.print(str(error), style="bold red", highlight=False, markup=False)
-        return 1
+    written = plots.draw(results.load(given.results), given.out)
+    if not written:
+        return _failed(
+            "There is nothing to draw: run scenarios of calls, with several numbers of callers or "
+            "of sessions stored for lines.",
+            console,
+        )
     for file in written:
         console.print(str(file), highlight=False, markup=False)
     return 0
 
 
 def _log(given: argparse.Namespace, console: Console) -> int:
-    for backend in given.backend or BACKENDS:
-        asyncio.run(whole_log.measure(backend, given.events, console))
-    return 0
+    status = 0
+    for backend in dict.fromkeys(given.backend or BACKENDS):
+        try:
+            asyncio.run(whole_log.measure(backend, given.events, console))
+        except Unavailable as error:
+            status = _failed(f"No {backend}: {error}", console)
+    return status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,13 +127,13 @@ def parser() -> argparse.ArgumentParser:
         )
     run.add_argument(
         "--fsync-ms",
-        type=_numbers(float, 0),
+        type=_numbers(float, 0, MOST_MS),
         default=(0.0,),
         metavar="X,X,…",
-        help="milliseconds that a commit is made to take longer (0)",
+        help=f"milliseconds that a commit is made to take longer, up to {MOST_MS} (0)",
     )
     run.add_argument("--size", choices=list(SIZES), default="full", help="how much (full)")
-    run.add_argument("--json", type=Path, metavar="FILE", help="store the results as well")
+    run.add_argument("--json", type=_writable, metavar="FILE", help="store the results as well")
 
     compare = commands.add_parser("compare", help="two stored runs side by side")
     compare.set_defaults(command=_compare)
@@ -118,17 +148,40 @@ def parser() -> argparse.ArgumentParser:
     log = commands.add_parser("log", help="rebuild, catch up and export a whole log")
     log.set_defaults(command=_log)
     log.add_argument("--backend", action="append", choices=list(BACKENDS), help="repeatable")
-    log.add_argument("--events", type=int, default=100_000, help="how many (100,000)")
+    log.add_argument(
+        "--events", type=_number(int, 1), default=100_000, metavar="N", help="how many (100,000)"
+    )
     return made
 
 
-def _numbers(kind: Callable[[str], float], least: int) -> Callable[[str], list[float]]:
+def _numbers(
+    kind: Callable[[str], float], least: int, most: float = math.inf
+) -> Callable[[str], list[float]]:
     """Numbers such as ``1,16,64``."""
+    number = _number(kind, least, most)
+    return lambda text: [number(part) for part in text.split(",")]
 
-    def numbers(text: str) -> list[float]:
-        found = [kind(part) for part in text.split(",")]
-        if min(found) < least:
-            raise ValueError(text)
-        return found
 
-    return numbers
+def _number(
+    kind: Callable[[str], float], least: int, most: float = math.inf
+) -> Callable[[str], float]:
+    """One number from ``least`` up to ``most``."""
+
+    def number(text: str) -> float:
+        with suppress(ValueError):
+            value = kind(text)
+            if math.isfinite(value) and least <= value <= most:
+                return value
+        end = "" if math.isinf(most) else f" up to {most:g}"
+        whole = "whole numbers" if kind is int else "numbers"
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give {whole} from {least}{end}")
+
+    return number
+
+
+def _writable(text: str) -> Path:
+    """A file that can be written, as the results are known only at the end."""
+    file = Path(text)
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: name a file in a folder")
+    return file

@@ -59,9 +59,7 @@ def different_work(a: Run, b: Run) -> list[str]:
     """The cases in which the two read back different data, so that times mean nothing."""
     old = {result.case: result for result in a.results}
     return [
-        f"{new.case.scenario} on {new.case.backend}, {variant(new.case)}"
-        for new in b.results
-        if new.case in old and old[new.case].hash != new.hash
+        _name(new.case) for new in b.results if new.case in old and old[new.case].hash != new.hash
     ]
 
 
@@ -71,23 +69,47 @@ def differences(a: Run, b: Run) -> list[str]:
     for what, old, new in (
         ("version of", a.versions, b.versions),
         ("setting", a.settings, b.settings),
-        ("durability on", a.durability, b.durability),
     ):
         found += [
             f"{what} {name}: {old.get(name)} | {new.get(name)}"
             for name in sorted(old.keys() | new.keys())
             if old.get(name) != new.get(name)
         ]
+    found += [
+        f"durability of {peer} on {backend}: {setting} | {b.durability[backend][peer]}"
+        for backend, settings in a.durability.items()
+        for peer, setting in settings.items()
+        if b.durability.get(backend, {}).get(peer, setting) != setting
+    ]
+    for which, one, other in (("first", a, b), ("second", b, a)):
+        alone: dict[str, list[str]] = {}
+        for peer, case in sorted(_measured(one) - _measured(other)):
+            alone.setdefault(peer, []).append(case)
+        for peer, cases in alone.items():
+            more = f", and {len(cases) - 1} more" if len(cases) > 1 else ""
+            found.append(f"only the {which} has {peer} in {cases[0]}{more}")
+        found += [f"the {which} is not complete: {problem}" for problem in one.problems]
     return found
+
+
+def _measured(run: Run) -> set[tuple[str, str]]:
+    return {(peer, _name(result.case)) for result in run.results for peer in result.values}
+
+
+def _name(case: Case) -> str:
+    return f"{case.backend}: {case.scenario}, {variant(case)}"
 
 
 def table(found: list[Change]) -> Table:
     made = Table(title="Before and after", title_justify="left")
-    for heading in ("case", "peer", "before", "after", "times as good", ""):
-        made.add_column(heading, justify="left" if heading in ("case", "peer", "") else "right")
+    for heading in ("case", "peer", "before", "after", "factor", ""):
+        is_text = heading in ("case", "peer", "")
+        made.add_column(
+            heading, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
+        )
     for change in found:
         made.add_row(
-            f"{change.case.backend}: {change.case.scenario}, {variant(change.case)}",
+            _name(change.case),
             change.peer,
             shown(change.before, ",.1f"),
             shown(change.after, ",.1f"),

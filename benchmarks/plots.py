@@ -28,6 +28,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
 
     Raises:
         Missing: matplotlib is not installed.
+        OSError: The files cannot be written.
     """
     try:
         import matplotlib
@@ -36,12 +37,12 @@ def draw(run: Run, folder: Path) -> list[Path]:
             "plots need matplotlib: pip install matplotlib, or let `make bench` install it"
         ) from error
     matplotlib.use("agg")
-    folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for backend in dict.fromkeys(result.case.backend for result in run.results):
         found = [result for result in run.results if result.case.backend == backend]
         for name, panels_of in PLOTS.items():
             if panels := panels_of(found):
+                folder.mkdir(parents=True, exist_ok=True)
                 figure = _figure(f"{backend}: {name}", panels)
                 for form in FORMATS:
                     file = folder / f"{backend}-{name}.{form}"
@@ -79,6 +80,8 @@ def _figure(title: str, panels: Sequence[Panel]) -> Any:
 
 def _draw(axis: Any, panel: Panel, colours: dict[str, Any]) -> None:
     """Logarithmic, as peers differ by orders of magnitude; bands from the lowest to the highest."""
+    from matplotlib import ticker
+
     for peer, points in panel.lines.items():
         x, y, low, high = zip(*points, strict=True)
         axis.plot(x, y, marker=".", label=peer, color=colours[peer])
@@ -93,5 +96,10 @@ def _draw(axis: Any, panel: Panel, colours: dict[str, Any]) -> None:
     if not ticks[0]:
         axis.set_xlim(left=0)
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    lowest = min(low for line in panel.lines.values() for _, _, low, _ in line)
+    highest = max(high for line in panel.lines.values() for *_, high in line)
+    if 0 < highest < 10 * lowest:  # too little for a tick at each power of ten
+        axis.yaxis.set_major_locator(ticker.MaxNLocator(5))
+    axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
     axis.minorticks_off()
     axis.grid(visible=True, alpha=0.3)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-from collections.abc import Sequence
-from contextlib import suppress
+import signal
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Self
@@ -53,6 +55,7 @@ class Crews:
 
     def __init__(self, running: list[tuple[BaseProcess, Connection]]) -> None:
         self._running = running
+        self._broken_off = False
 
     @classmethod
     async def start(cls, jobs: Sequence[Job]) -> Self:
@@ -60,6 +63,8 @@ class Crews:
         context = multiprocessing.get_context("forkserver")
         modules = {PEERS[job.peer].load(job.backend).__module__ for job in jobs}
         context.set_forkserver_preload([__name__, *modules])
+        with _deaf_to_interrupts():
+            forkserver.ensure_running()
         running: list[tuple[BaseProcess, Connection]] = []
         for job in jobs:
             ours, theirs = context.Pipe()
@@ -72,6 +77,7 @@ class Crews:
             for _, pipe in running:
                 await team._one(pipe, "open")  # one after the other, as the first makes the tables
         except BaseException:
+            team._broken_off = True
             team._end()
             raise
         return team
@@ -80,12 +86,19 @@ class Crews:
         """What the method gives in each process; all begin before the first has ended."""
         for _, pipe in self._running:
             pipe.send((method, arguments))
-        answers = [await asyncio.to_thread(pipe.recv) for _, pipe in self._running]
+        answers = [await self._answer(pipe) for _, pipe in self._running]
         return [_checked(answer) for answer in answers]
 
     async def _one(self, pipe: Connection, method: str, *arguments: Any) -> Any:
         pipe.send((method, arguments))
-        return _checked(await asyncio.to_thread(pipe.recv))
+        return _checked(await self._answer(pipe))
+
+    async def _answer(self, pipe: Connection) -> Any:
+        try:
+            return await asyncio.to_thread(pipe.recv)
+        except BaseException:
+            self._broken_off = True  # what comes next would be this answer
+            raise
 
     async def prepare(self, stored: int) -> None:
         """Only the first stores what nobody calls."""
@@ -115,14 +128,28 @@ class Crews:
 
     async def close(self) -> None:
         try:
-            await self._all("close")
+            if not self._broken_off:
+                await self._all("close")
         finally:
             self._end()
 
     def _end(self) -> None:
         for process, pipe in self._running:
+            if self._broken_off:
+                process.terminate()
+                process.join()
             pipe.close()  # which a process takes as the end
             process.join()
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Generator[None]:
+    """Programs that are started inside the block ignore Ctrl-C from their first moment on."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _checked(answer: Any) -> Any:
@@ -132,7 +159,11 @@ def _checked(answer: Any) -> Any:
 
 
 def _work(job: Job, pipe: Connection) -> None:
-    """The life of a process: it does what it is told, and answers, until the pipe is closed."""
+    """The life of a process: it does what it is told, and answers, until the pipe is closed.
+
+    Ctrl-C is for the one that tells it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     team: Team | None = None
     with slow_sqlite(job.fsync_ms), asyncio.Runner() as runner, suppress(EOFError, OSError):
         while True:

@@ -40,10 +40,12 @@ def results(found: Sequence[Result]) -> list[RenderableType]:
         tables.setdefault(key, []).append(each)
     note = (
         "Medians, and lowest–highest, of rounds taken in turns. × is how many times as good the "
-        "first one is, round by round. All data was read back and compared."
+        "first one is, round by round."
     )
+    if all(result.hash for result in found):
+        note += " All data was read back and compared."
     parts = [part for each in tables.values() for part in (_title(each[0]), _scenario(each, peers))]
-    return [*parts, note, *_failures(found)]
+    return [*parts, note, *_failures(found)] if found else []
 
 
 def _title(result: Result) -> str:
@@ -54,9 +56,9 @@ def _title(result: Result) -> str:
 def _scenario(found: Sequence[Result], peers: Sequence[str]) -> Table:
     """A row for each peer, a column for each number of callers."""
     table = Table(show_lines=True)
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for result in found:
-        table.add_column(callers(result.case), justify="right", overflow="fold")
+        table.add_column(callers(result.case), justify="right", no_wrap=True)
     others = [peer for result in found for peer in result.values if peer not in peers]
     for peer in dict.fromkeys([*peers, *others]):
         table.add_row(peer, *(_cell(result, peer) for result in found))

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from benchmarks.peers import OURS
 
@@ -152,12 +153,24 @@ def load(file: Path) -> Run:
     """What `save` has written.
 
     Raises:
-        ValueError: It is not of this format.
+        Unreadable: It cannot be read, or is not of this format.
     """
-    found = _RUN.validate_json(file.read_bytes())
-    if found.format != FORMAT:
-        raise ValueError(f"{file} has format {found.format}; this program reads format {FORMAT}")
-    return found
+    try:
+        found = from_json(file.read_bytes())
+        if isinstance(found, dict) and found.get("format", FORMAT) != FORMAT:
+            raise Unreadable(
+                f"{file} has format {found['format']}; this program reads format {FORMAT}"
+            )
+        return _RUN.validate_python(found)
+    except OSError as error:
+        raise Unreadable(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        problem = str(error).splitlines()[0]
+        raise Unreadable(f"{file} is not what `run --json` has stored: {problem}") from error
+
+
+class Unreadable(Exception):
+    """A file does not hold the results of a run."""
 
 
 def machine() -> str:

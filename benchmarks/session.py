@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,10 @@ class Plan:
 
 
 async def run(plan: Plan, console: Console) -> Run:
-    """Measure everything, and print what was found backend by backend."""
+    """Measure everything, and print what was found backend by backend.
+
+    If it is broken off, what was found until then is what comes back.
+    """
     size = SIZES[plan.size]
     made = Run(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -60,13 +64,16 @@ async def run(plan: Plan, console: Console) -> Run:
             "seconds per turn": f"{size.seconds:g}",
         },
     )
-    for backend in plan.backends:
-        console.rule(backend)
-        try:
-            async with opened(backend) as place:
-                await _Backend(plan, backend, place, made, console).run()
-        except Unavailable as error:
-            _problem(f"No {backend}: {error}", made, console)
+    try:
+        for backend in dict.fromkeys(plan.backends):
+            console.rule(backend)
+            try:
+                async with opened(backend) as place:
+                    await _Backend(plan, backend, place, made, console).run()
+            except Unavailable as error:
+                _problem(f"No {backend}: {error}", made, console)
+    except asyncio.CancelledError:  # by Ctrl-C
+        _problem("Broken off: the rest was not measured", made, console)
     return made
 
 
@@ -92,10 +99,13 @@ class _Backend:
         if classes:
             line = report.durability(self.made.durability[self.backend])
             self.console.print(line, highlight=False, markup=False)
-        found = await self._measure(classes)
-        self.made.results += found
-        for part in report.results(found):
-            self.console.print(part, highlight=False, markup=False)
+        found: list[Result] = []
+        try:
+            await self._measure(classes, found)
+        finally:
+            self.made.results += found
+            for part in report.results(found):
+                self.console.print(part, highlight=False, markup=False)
 
     async def _durability(self, classes: Mapping[str, type[Peer]]) -> dict[str, str]:
         found = {}
@@ -106,9 +116,13 @@ class _Backend:
                 await opened_peer.close()
         return found
 
-    async def _measure(self, classes: Mapping[str, type[Peer]]) -> list[Result]:
-        size, found = SIZES[self.plan.size], []
+    async def _measure(self, classes: Mapping[str, type[Peer]], found: list[Result]) -> None:
+        """Every case; what is found is added one by one."""
+        size = SIZES[self.plan.size]
         cases = {case: self._peers(case, classes) for case in self.plan.cases(self.backend)}
+        for scenario in dict.fromkeys(case.scenario for case, peers in cases.items() if not peers):
+            problem = f"{self.backend}: none of those chosen has what {scenario} needs"
+            _problem(problem, self.made, self.console)
         total = sum(len(peers) for peers in cases.values()) * (size.rounds + 1)
         with _progress(self.console) as bar:
             task = bar.add_task("", total=total)
@@ -126,7 +140,6 @@ class _Backend:
                     except Exception as error:
                         what = f"{self.backend}: {case.scenario}, {report.variant(case)}"
                         _problem(f"{what}: {error!r}", self.made, self.console)
-        return found
 
     def _peers(self, case: Case, classes: Mapping[str, type[Peer]]) -> list[str]:
         """Those who have what the scenario needs."""

@@ -21,6 +21,9 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
+MOST_MS = 100
+"""How long PostgreSQL lets a commit wait, at the most."""
+
 _WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE")
 
 

@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from tests import guard, programs
 from tests.programs import UNPRIVILEGED, Launch, Unavailable
@@ -66,7 +67,11 @@ def _server(
 ) -> Generator[str]:
     """The URL that the variable gives, or else that of the first program that starts."""
     if given := os.environ.get(variable):
-        yield make_url(given).set(drivername=driver).render_as_string(hide_password=False)
+        try:
+            address = make_url(given)
+        except ArgumentError as error:
+            raise Unavailable(f"{variable} is no URL of a database") from error
+        yield address.set(drivername=driver).render_as_string(hide_password=False)
         return
     failures = [f"{variable} is not set"]
     with ExitStack() as stack:

@@ -52,10 +52,32 @@ def test_what_is_stored_is_read_back(tmp_path: Path) -> None:
     assert results.load(tmp_path / "a.json") == made
 
 
-def test_another_format_is_refused(tmp_path: Path) -> None:
-    results.save(replace(run(), format=0), tmp_path / "a.json")
-    with pytest.raises(ValueError, match="has format 0"):
-        results.load(tmp_path / "a.json")
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "No such file"),
+        ("", "not what `run --json` has stored"),
+        ('{"format": 1, "started": "20', "not what `run --json` has stored"),
+        ("[]", "not what `run --json` has stored"),
+        ('{"format": 7, "new": true}', "has format 7; this program reads format 1"),
+    ],
+)
+@pytest.mark.parametrize("command", ["compare", "plot"])
+def test_a_file_of_something_else_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: str | None,
+    problem: str,
+    command: str,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    file = tmp_path / "a.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    assert main([command, str(file), *([str(file)] if command == "compare" else [])]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert problem in line
 
 
 def test_ratios_are_those_of_each_round() -> None:
@@ -119,7 +141,38 @@ def test_runs_that_read_back_different_data_are_no_match(
     monkeypatch.setenv("COLUMNS", "200")
     other = replace(result(), hash=digest("less"))
     assert compared(run(result()), run(other), tmp_path) == 1
-    assert "DIFFERENT DATA was read back: set on sqlite, 1 caller" in capsys.readouterr().out
+    assert "DIFFERENT DATA was read back: sqlite: set, 1 caller" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    more = replace(run(result(), result("get"), result("get", 16)), problems=["no peer"])
+    more.durability["sqlite"]["eav"] = "synchronous=FULL"
+    assert compared(run(result()), more, tmp_path) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if "Not the same" in line] == [
+        "Not the same: only the second has eav in sqlite: get, 1 caller, and 1 more",
+        "Not the same: only the second has eventmeta in sqlite: get, 1 caller, and 1 more",
+        "Not the same: the second is not complete: no peer",
+    ]
+    assert compared(run(result()), run(result("get")), tmp_path) == 1
+    assert "nothing that both have measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_no_digit_is_cut_off(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    columns: int,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert compared(run(result(scale=5)), run(result(scale=7)), tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "5,000.0–6,000.0" in printed
+    assert "7,000.0–8,400.0" in printed
+    assert "…" not in printed
 
 
 # --- Drawing --------------------------------------------------------------------------------------
@@ -166,3 +219,12 @@ def test_plots_are_drawn_or_it_is_said_what_they_need(
             png, svg = (tmp_path / "plots" / f"sqlite-{name}.{form}" for form in ("png", "svg"))
             assert png.read_bytes().startswith(b"\x89PNG")
             assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+
+
+def test_where_there_is_nothing_to_draw_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.save(run(replace(result("import", unit="ms"), latencies={})), tmp_path / "a.json")
+    assert main(["plot", str(tmp_path / "a.json"), "--out", str(tmp_path / "plots")]) == 1
+    assert capsys.readouterr().out
+    assert not (tmp_path / "plots").exists()

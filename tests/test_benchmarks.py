@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing
 from dataclasses import replace
@@ -28,6 +33,7 @@ from benchmarks.runner import SIZES, Size, take_turns
 from benchmarks.scenarios import SCENARIOS, Scenario, WrongData, digest, log
 from benchmarks.slow_disk import slow_sqlite
 from tests.backends import Backend
+from tests.processes import ROOT
 
 TINY = Size(rounds=2, seconds=0.01, sessions=3, supply=5)
 CALLED = {name: each for name, each in SCENARIOS.items() if isinstance(each, Scenario)}
@@ -392,11 +398,66 @@ async def test_a_call_that_fails_is_counted_and_repeated() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["run", "--callers", "0"], ["run", "--stored", "-1"], ["run", "--size", "huge"]],
+    [
+        [],
+        ["run", "--callers", "0"],
+        ["run", "--callers", "1,,2"],
+        ["run", "--stored", "-1"],
+        ["run", "--size", "huge"],
+        ["run", "--fsync-ms", "inf"],
+        ["run", "--fsync-ms", "101"],
+        ["run", "--json", "/nowhere/out.json"],
+        ["run", "--json", "/"],
+        ["log", "--events", "0"],
+    ],
 )
 def test_wrong_arguments_are_refused(arguments: Sequence[str]) -> None:
     with pytest.raises(SystemExit):
         parser().parse_args(arguments)
+
+
+def test_where_nobody_can_be_measured_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--backend", "sqlite", "--size", "small", "--scenario", "set"]
+    assert main(["run", *arguments, "--peer", "upstream"]) == 1
+    printed = capsys.readouterr().out
+    assert "none of those chosen has what set needs" in printed
+    assert "read back" not in printed
+
+
+def test_a_server_that_does_not_answer_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for url in ("garbage", "postgresql://nobody@127.0.0.1:1/none"):
+        monkeypatch.setenv("EVENTMETA_TEST_POSTGRES_URL", url)
+        for command in (["run", "--scenario", "set"], ["log"]):
+            assert main([*command, "--backend", "postgresql"]) == 1
+            assert "No postgresql: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_broken_off_keeps_what_it_has(tmp_path: Path, processes: int) -> None:
+    """Ctrl-C reaches the whole group of processes."""
+    file = tmp_path / "out.json"
+    chosen = ["--backend", "sqlite", "--peer", OURS, "--scenario", "set", "--size", "small"]
+    settings = ["--processes", str(processes), "--callers", "1,2,3,4,5,6,7,8", "--json", str(file)]
+    running = subprocess.Popen(
+        [sys.executable, "-u", "-m", "benchmarks", "run", *chosen, *settings],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert running.stdout is not None
+    while "Durability" not in (line := running.stdout.readline()):
+        assert line, "it has ended"
+    time.sleep(0.5)
+    os.killpg(running.pid, signal.SIGINT)
+    printed, _ = running.communicate(timeout=60)
+    assert running.returncode == 1, printed
+    assert "Traceback" not in printed
+    assert "Broken off" in printed
+    assert results.load(file).problems == ["Broken off: the rest was not measured"]
 
 
 def test_modules_are_short() -> None:

@@ -79,7 +79,7 @@ PEERS = {
             {"sqlite": "advanced_sqlite:AdvancedSQLite"},
             "from agents.extensions.memory import AdvancedSQLiteSession",
         ),
-        PeerEntry("eav", _everywhere("eav:SeedEAV")),
+        PeerEntry("eav", _everywhere("eav:EAV")),
         PeerEntry(
             "langgraph",
             {"sqlite": "langgraph:OnSQLite", "postgresql": "langgraph:OnPostgreSQL"},

@@ -1,4 +1,4 @@
-"""Upstream's SQLAlchemySession with the metadata table that issue 1938 of the SDK proposes.
+"""Upstream's SQLAlchemySession with the metadata table that was proposed for it.
 
 Written as its users would write it: a subclass in upstream's own style, with upstream's own locking
 and retries, one transaction per call. The issue wants it to run on every database, so each key is
@@ -126,7 +126,7 @@ class EAVSession(SQLAlchemySession):
             return list(rows.scalars())
 
 
-class SeedEAV(Peer):
+class EAV(Peer):
     """One engine, and a session object for each session, made once."""
 
     name: ClassVar[str] = "eav"
