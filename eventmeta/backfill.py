@@ -13,7 +13,7 @@ from sqlalchemy import BigInteger, bindparam, select
 from eventmeta.commands import StreamKey
 from eventmeta.dialects.statement import Program, recordset, steps
 from eventmeta.errors import StructuredMetadataOff
-from eventmeta.identifiers import check_limit, check_session_id
+from eventmeta.identifiers import check_positive, check_session_id
 from eventmeta.item_statements import ItemStatements
 from eventmeta.store import MetadataStore
 from eventmeta.structure import rebuild
@@ -59,10 +59,10 @@ async def backfill_conversations(
         How far it came, which is the end.
 
     Raises:
-        InvalidInput: ``after`` is no session id, or ``batch_size`` no number.
+        InvalidInput: ``after`` is no session id, or ``batch_size`` no number from 1 on.
         StructuredMetadataOff: The store does not keep the tables.
     """
-    check_limit(batch_size)
+    check_positive("batch_size", batch_size)
     if after:
         check_session_id(after)
     database = store.database
@@ -72,7 +72,7 @@ async def backfill_conversations(
     if structure is None:
         raise StructuredMetadataOff("backfill_conversations()")
     done = Backfill(last_session_id=after)
-    page, limit = _page(database.tables), max(batch_size, 1)
+    page, limit = _page(database.tables), batch_size
     while batch := await log.read(page, after=done.last_session_id or "", limit=limit):
         session_ids = [session_id for (session_id,) in batch]
         await log.repeatable(partial(_rebuild, log.statements, structure, session_ids))

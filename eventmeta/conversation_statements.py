@@ -26,7 +26,7 @@ from eventmeta.dialects.statement import Statement
 from eventmeta.reach import Ownership
 from projections import AnySelect
 from projections.items import TOOL_ITEMS, Part, is_one_of
-from projections.types import BigInt, SessionId
+from projections.types import BigInt
 
 _NO: ColumnElement[int] = literal_column("0")
 _YES: ColumnElement[int] = literal_column("1")
@@ -42,11 +42,6 @@ class ConversationStatements:
     dialect: Dialect
     ownership: Ownership
 
-    def _of_session(self, query: AnySelect, session_id: ColumnElement[str]) -> AnySelect:
-        """``query`` for the session that the parameter ``session_id`` names."""
-        wanted = bindparam("session_id", type_=SessionId)
-        return query.where(session_id == wanted, *self.ownership.of_session(wanted))
-
     @cached_property
     def turns(self) -> Statement:
         """``session_id``, ``after``, ``limit`` → the turns after that one, in order.
@@ -56,7 +51,7 @@ class ConversationStatements:
         """
         said = self.conversation.c
         page = (
-            self._of_session(
+            self.ownership.within(
                 select(said.turn, said.id, said.content, said.created_at), said.session_id
             )
             .where(said.role == "user", said.turn > bindparam("after", type_=BigInt))
@@ -78,7 +73,7 @@ class ConversationStatements:
         message = case((said.role.is_not(None), 1), else_=0)
         use = case((_is_call(calls.type), 1), else_=0)
         added = union_all(
-            self._of_session(
+            self.ownership.within(
                 select(
                     *(said.turn, said.run_id, said.id),
                     message.label("messages"),
@@ -86,7 +81,7 @@ class ConversationStatements:
                 ),
                 said.session_id,
             ),
-            self._of_session(
+            self.ownership.within(
                 select(calls.turn, calls.run_id, calls.id, _NO, use), calls.session_id
             ),
         ).subquery("added")
@@ -122,9 +117,9 @@ class ConversationStatements:
             *(said.role, null(), null(), null(), said.run_id, _NO),
         )
         entry = union_all(
-            self._of_session(called, calls.session_id),
-            self._of_session(completed, calls.session_id),
-            self._of_session(spoken, said.session_id),
+            self.ownership.within(called, calls.session_id),
+            self.ownership.within(completed, calls.session_id),
+            self.ownership.within(spoken, said.session_id),
         ).subquery("entry")
         columns = [column for column in entry.c if column.name != "created_at"]
         return self.dialect.compile(select(*columns).order_by(entry.c.created_at, entry.c.id))
@@ -136,7 +131,7 @@ class ConversationStatements:
         name = func.coalesce(calls.tool_name, calls.type).label("tool_name")
         # The output of a search for tools may be all there is of it.
         used = or_(_is_call(calls.type), calls.type == "tool_search_output")
-        query = self._of_session(select(name, calls.turn, func.count()), calls.session_id)
+        query = self.ownership.within(select(name, calls.turn, func.count()), calls.session_id)
         return self.dialect.compile(query.where(used).group_by(name, calls.turn))
 
 

@@ -80,8 +80,16 @@ class Entity(ABC):
     ) -> RecordedEvent | None:
         """Remove the given keys, or all.
 
+        Args:
+            keys: Which; those that are not there are passed over. None for all there are.
+            **options: See `WriteOptions`.
+
         Returns:
             The ``metadata_deleted`` event, which names what was there to remove; None if nothing.
+
+        Raises:
+            InvalidInput: A key or an option cannot be used; nothing was changed.
+            VersionConflict: It is not at ``expected_version``; nothing was changed.
         """
         wanted = None if keys is None else check_keys(keys)
         return await self._submit(self._deleting(wanted, self._fields(options)), options)
@@ -95,6 +103,9 @@ class Entity(ABC):
             key: Only events that changed this key, and only that change of theirs.
             limit: At most so many.
             after: Only events after this version: the ``version`` of the last entry seen.
+
+        Raises:
+            InvalidInput: An argument cannot be used.
         """
         page = past.Page.of(key, limit, after)
         view = self._view

@@ -43,7 +43,7 @@ class InvalidInput(EventMetaError, ValueError):
 
 
 class InvalidIdentifier(InvalidInput):
-    """A session id, actor, event id or table name cannot be used.
+    """A session id, user id, run id, actor, event id or type, or table name cannot be used.
 
     Attributes:
         what: What the identifier names, such as ``"session id"``.
@@ -114,13 +114,10 @@ class UserUnknown(InvalidInput):
 
 
 class UserMismatch(InvalidInput):
-    """The run's user is not the one that the session is bound to; nothing was changed."""
+    """A call is on behalf of another user than its session or store; nothing was changed."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "this session is bound to another user than that of the run: open a session object of "
-            "its own for each user"
-        )
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
 
 
 class AppendRejected(EventMetaError):
@@ -272,7 +269,8 @@ class DatabaseBusy(DatabaseFailure):
     """In conflict with other writers; nothing was changed. Try again later.
 
     It was retried for some seconds, except inside a transaction of the caller's: there the caller
-    repeats the whole transaction.
+    repeats the whole transaction. Also raised, at once, where a statement was cancelled from
+    outside, or the engine's pool had no connection to give.
     """
 
 

@@ -1,4 +1,4 @@
-"""Names that callers give: checked before any I/O, the same for every database."""
+"""Checks of what callers give: before any I/O, the same for every database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eventmeta.codec import check_key, text_problem
 from eventmeta.errors import InvalidIdentifier, InvalidInput, InvalidPoint
 
 MAX_BYTES = 255
-_TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+_TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,44}")
 _EVENT_TYPE = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 
 
@@ -45,16 +45,17 @@ def check_table_name(value: object) -> str:
         raise InvalidIdentifier(
             "table name",
             value,
-            "is not usable: take up to 63 ASCII letters, digits and underscores, no digit first",
+            "is not usable: take up to 45 ASCII letters, digits and underscores, no digit first "
+            "(names of indexes are made of it, and may have 63)",
         )
     return value
 
 
-def check_event_type(value: object) -> str:
-    """``value``, if it can be the type of an event."""
+def check_event_type(value: object, what: str = "event type") -> str:
+    """``value``, if it can be the type of an event, or be named like one as ``what`` says."""
     if not isinstance(value, str) or not _EVENT_TYPE.fullmatch(value):
         raise InvalidIdentifier(
-            "event type",
+            what,
             value,
             "is not usable: take up to 64 lower-case letters, digits, dots and underscores",
         )
@@ -97,6 +98,13 @@ def check_count(what: str, value: object) -> int:
     return value
 
 
+def check_positive(what: str, value: object) -> int:
+    """The same from 1 on."""
+    if check_count(what, value) == 0:
+        raise InvalidInput(f"{what} is 0: give 1 or more")
+    return cast("int", value)
+
+
 def check_moment(value: datetime) -> datetime:
     """``value`` in UTC, if it names a moment."""
     if value.utcoffset() is None:
@@ -115,6 +123,11 @@ def check_seconds(what: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise InvalidInput(f"{what} {value!r} is not usable: give a number of seconds over 0")
     return value
+
+
+def check_timeout(value: object) -> float:
+    """``value``, if one can wait for so long, or not at all."""
+    return 0.0 if value == 0 else check_seconds("timeout", value)
 
 
 def check_keys(keys: object) -> list[str]:

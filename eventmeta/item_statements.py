@@ -29,7 +29,7 @@ _ADDED: Mapping[str, TypeEngine[Any]] = {
 _REMOVED: Mapping[str, TypeEngine[Any]] = {**_SESSION, "id": Integer()}
 
 
-class Rebuild(NamedTuple):
+class RebuildStatements(NamedTuple):
     """What brings a table to what the items of ``sessions`` say. Rows that are so stay as they are.
 
     Attributes:
@@ -75,13 +75,13 @@ class ItemStatements:
         return self.dialect.compile(write_items(self.conversation, self.dialect, items))
 
     @cached_property
-    def rebuild(self) -> list[Rebuild]:
+    def rebuild(self) -> list[RebuildStatements]:
         """Both tables, each with what makes it what the items of ``sessions`` say."""
         given = self.dialect.recordset("sessions", _SESSION)
         items = self._relations.of_sessions(given)
         compile_ = self.dialect.compile
         return [
-            Rebuild(
+            RebuildStatements(
                 compile_(self._others(projection, items, given)),
                 compile_(self._removal(projection)),
                 compile_(write_items(projection, self.dialect, items, update=False)),

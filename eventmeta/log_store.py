@@ -69,6 +69,9 @@ class LogStore(OpenedStore):
 
         Returns:
             The names of the tables.
+
+        Raises:
+            InvalidInput: The suffix cannot be used, or ``until`` names no point in the log.
         """
         replay = self._replay(projection, until)
         names = [f"{table.name}{suffix}" for table in replay.projection.tables]
@@ -111,9 +114,11 @@ class LogStore(OpenedStore):
             max_poll: The longest pause between two looks at the log, in seconds.
 
         Raises:
+            InvalidInput: An argument cannot be used.
+            StoreClosed: This handle was closed meanwhile.
             LeaseLost: Another reader has taken over, as handling an event took too long.
         """
-        check_event_type(name)
+        check_event_type(name, "subscription")
         check_count("after", after)
         kinds = check_types(types)
         check_seconds("max_poll", max_poll)
@@ -150,6 +155,8 @@ class LogStore(OpenedStore):
 
         Raises:
             MissingExtra: pyarrow is not installed.
+            InvalidInput: An argument cannot be used.
+            StoreClosed: This handle was closed meanwhile.
         """
         arrow_schema()
         check_count("after", after)
@@ -165,14 +172,25 @@ class LogStore(OpenedStore):
                 self._check_open()
                 yield batch
 
-    async def to_arrow(self, **part: Any) -> pa.Table:
-        """The log, or a ``part`` of it as for `arrow_batches`, as one table of Arrow.
+    async def to_arrow(
+        self,
+        *,
+        after: int = 0,
+        until: int | None = None,
+        types: Collection[str] | None = None,
+        stream: str | None = None,
+        progress: Callable[[ExportProgress], Any] | None = None,
+    ) -> pa.Table:
+        """The log as one table of Arrow, which polars, pandas and DuckDB take in one call.
 
-        polars, pandas and DuckDB take it in one call. It is all in memory: 1,000,000 events are
-        some hundred megabytes.
+        It is all in memory: 1,000,000 events are some hundred megabytes. Arguments and errors are
+        those of `arrow_batches`.
         """
         schema = arrow_schema()
-        batches = [batch async for batch in self.arrow_batches(**part)]
+        part = self.arrow_batches(
+            after=after, until=until, types=types, stream=stream, progress=progress
+        )
+        batches = [batch async for batch in part]
         from pyarrow import Table
 
         return Table.from_batches(batches, schema)

@@ -70,6 +70,9 @@ class OpenedStore:
                 last id of a page to get the next.
             as_of: Those of which that was so at a position of the log, or at an aware datetime.
                 This goes through the log; the present is read from an index.
+
+        Raises:
+            InvalidInput: An argument cannot be used, or ``as_of`` names no point in history.
         """
         return await find_sessions(self._view, key, value, limit, after, as_of)
 
@@ -122,7 +125,7 @@ class OpenedStore:
             connection: Append inside this transaction of the caller's.
 
         Raises:
-            InvalidInput: The event cannot be recorded.
+            InvalidInput: The event cannot be recorded; its data may have ``max_value_bytes``.
             AppendRejected: The stream has moved on, the event id belongs to another event, or
                 there is no such session for the user.
         """
@@ -133,8 +136,8 @@ class OpenedStore:
             )
         data = canonical(_object(event.data), "data")
         limit = self._max_value_bytes
-        if len(data) > limit:
-            raise ValueTooLarge("data", len(data.encode()), limit)
+        if (size := len(data.encode())) > limit:
+            raise ValueTooLarge("data", size, limit)
         fields = command_fields(
             {
                 "expected_version": expected_version,
@@ -176,6 +179,10 @@ class OpenedStore:
             types: Only events of these types.
             stream: Only events of this session.
             until: The last position to read.
+
+        Raises:
+            InvalidInput: An argument cannot be used.
+            StoreClosed: This handle was closed meanwhile.
         """
         key = None if stream is None else StreamKey(check_session_id(stream))
         kinds = check_types(types)

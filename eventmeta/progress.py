@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from eventmeta.arrow import ExportProgress
+from eventmeta.backfill import Backfill
 from eventmeta.errors import MissingExtra
 from eventmeta.projector import RebuildProgress
 
-Progress = RebuildProgress | ExportProgress
+Progress = RebuildProgress | ExportProgress | Backfill
 
 
 @contextmanager
@@ -51,7 +52,9 @@ def _show_nothing(_: Progress) -> None:
     pass
 
 
-def _shown(progress: Progress) -> tuple[str, int, int]:
+def _shown(progress: Progress) -> tuple[str, int, int | None]:
     if isinstance(progress, ExportProgress):
         return "export", progress.position, progress.until
+    if isinstance(progress, Backfill):
+        return "backfill: sessions", progress.sessions, None
     return f"{progress.projection}: {progress.stage}", progress.done, progress.total

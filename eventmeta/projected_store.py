@@ -8,17 +8,15 @@ from typing import Any
 
 from sqlalchemy import literal, select
 
-from eventmeta.errors import InvalidInput
-from eventmeta.identifiers import check_count, check_seconds
+from eventmeta.identifiers import check_count, check_positive, check_seconds, check_timeout
 from eventmeta.log_store import LogStore
 from eventmeta.projection_errors import LeaseLost, ProjectionBehind, RebuildUnderWay
-from eventmeta.projector.catch_up import CatchUp
+from eventmeta.projector.catch_up import BATCH, CatchUp, live_mover
 from eventmeta.projector.checkpoints import new_holder, renewal_seconds
 from eventmeta.projector.parking import ParkedStream
 from eventmeta.projector.progress import RebuildProgress, Rebuilt
 from eventmeta.projector.rebuild import Rebuild
 from eventmeta.projector.status import Status, status_of
-from eventmeta.projector.target import live_target
 from eventmeta.projector.worker import MAX_POLL, MIN_POLL, Follower, Projector, make_current
 from eventmeta.registry import Registered
 from projections import AnyProjection
@@ -45,27 +43,30 @@ class ProjectedStore(LogStore):
         self._check_open()
         self._database.register(projection, inline=inline)
 
-    def projector(self, *, batch_size: int = 1_000, max_poll: float = MAX_POLL) -> Projector:
+    def projector(self, *, batch_size: int = BATCH, max_poll: float = MAX_POLL) -> Projector:
         """What keeps the asynchronous projections up to date: ``async with store.projector():``.
 
         Args:
             batch_size: How many events are applied in one transaction, at the most.
             max_poll: The longest pause between two looks at the log, in seconds. Writes of this
                 process end it at once.
+
+        Raises:
+            InvalidInput: One of them is not a number that can be used.
         """
         self._check_open()
-        if check_count("batch_size", batch_size) < 1:
-            raise InvalidInput("batch_size is 0: give 1 or more")
+        check_positive("batch_size", batch_size)
         check_seconds("max_poll", max_poll)
         return Projector(self._database, batch_size=batch_size, max_poll=max_poll)
 
     async def catch_up(self, projection: str | None = None, *, timeout: float = 60.0) -> None:
-        """Bring the asynchronous projections, or one, up to what the log holds by now.
+        """Bring the app's projections, or one, up to what the log holds by now.
 
-        Where a projector is at it, in this process or another, this waits for that.
+        Inline ones are up to date once they have been filled from the events that were there before
+        them. Where a projector is at it, in this process or another, this waits for that.
 
         Args:
-            projection: The name of one; all of them if None.
+            projection: The name of one; all of the app's own if None.
             timeout: How many seconds to wait for someone else, at the most.
 
         Raises:
@@ -73,6 +74,7 @@ class ProjectedStore(LogStore):
             ProjectionBehind: Whoever is at it did not come to the end in time.
         """
         chosen = self._chosen(projection)
+        check_timeout(timeout)
         await self._connected()
         horizon = await self._database.log.horizon()
         for registered in chosen:
@@ -107,13 +109,14 @@ class ProjectedStore(LogStore):
             return False
 
     async def wait_for(self, position: int, projection: str, *, timeout: float = 30.0) -> None:
-        """Wait until an asynchronous projection has applied the log up to ``position``.
+        """Wait until a projection has applied the log up to ``position``.
 
         So what an event did can be read there: ``await store.wait_for(event.position, "mine")``.
 
         Args:
             position: That of the event.
-            projection: The projection's name. One that is inline is never behind.
+            projection: The projection's name. One that is inline is never behind, once it has been
+                filled from the events that were there before it.
             timeout: How many seconds, at the most.
 
         Raises:
@@ -121,11 +124,14 @@ class ProjectedStore(LogStore):
             UnknownProjection: There is none of this name.
         """
         check_count("position", position)
+        check_timeout(timeout)
         registered = self._database.registry[projection]
         await self._connected()
-        if registered.inline:
+        if registered.built_in:
             return
         await self._wait(registered, position, timeout)
+        if registered.inline:
+            return
         for parked in await self._mover(registered).parked():
             if parked.position <= position and await self._is_of(position, parked):
                 raise ProjectionBehind(
@@ -147,7 +153,7 @@ class ProjectedStore(LogStore):
             found = await mover.checkpoint()
             if found is not None and found.version == registered.projection.version:
                 reached = found.position
-                if reached >= position:
+                if registered.inline or reached >= position:
                     return
             left = end - time.monotonic()
             if left <= 0:
@@ -178,6 +184,9 @@ class ProjectedStore(LogStore):
                 is plain Python.)
             progress: Called with a `RebuildProgress` now and then; `progress_bar` makes one.
 
+        Returns:
+            What was built, and how long it took.
+
         Raises:
             UnknownProjection: There is none of this name.
             RebuildUnderWay: Another process does it.
@@ -189,7 +198,11 @@ class ProjectedStore(LogStore):
         return await rebuild.run()
 
     async def parked_streams(self, projection: str) -> list[ParkedStream]:
-        """The streams at which a projection has failed, the first failure first."""
+        """The streams at which a projection has failed, the first failure first.
+
+        Raises:
+            UnknownProjection: There is none of this name.
+        """
         registered = self._database.registry[projection]
         await self._connected()
         return await self._mover(registered).parked()
@@ -199,6 +212,9 @@ class ProjectedStore(LogStore):
 
         Returns:
             Those that failed again, and stay parked.
+
+        Raises:
+            UnknownProjection: There is none of this name.
         """
         registered = self._database.registry[projection]
         await self._connected()
@@ -216,9 +232,7 @@ class ProjectedStore(LogStore):
         registry = self._database.registry
         if projection is not None:
             return [registry[projection]]
-        return [each for each in registry if not each.inline]
+        return [each for each in registry if not each.built_in]
 
     def _mover(self, registered: Registered) -> CatchUp:
-        database = self._database
-        target = live_target(registered.projection, database.tables, database.dialect)
-        return CatchUp(database.log, target)
+        return live_mover(self._database.log, registered.projection)

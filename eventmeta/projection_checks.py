@@ -9,11 +9,10 @@ from typing import Any, cast
 from sqlalchemy import Table, UniqueConstraint
 
 from eventmeta.dialects import Dialect
-from eventmeta.errors import InvalidIdentifier
 from eventmeta.folding import remove_rows, write_rows
 from eventmeta.identifiers import check_event_type, check_table_name
 from eventmeta.projection_errors import InvalidProjection
-from eventmeta.table_names import MAX_NAME, RESERVED_ENDINGS
+from eventmeta.table_names import RESERVED_ENDINGS
 from eventmeta.tables import Tables
 from projections import AppliedProjection, Projection
 
@@ -88,8 +87,7 @@ def _check_tables(projection: Any) -> None:
 
 
 def _check_table(table: Table, projection: str) -> None:
-    if len(check_table_name(table.name)) > MAX_NAME:
-        raise InvalidIdentifier("table name", table.name, f"has over {MAX_NAME} characters")
+    check_table_name(table.name)
     which = f"table {table.name!r} of projection {projection!r}"
     if table.name.lower().endswith(RESERVED_ENDINGS):
         raise InvalidProjection(f"{which} has an ending that rebuilds use: give it another name")

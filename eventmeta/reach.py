@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Table, bindparam, func, or_, select
 
 from eventmeta.access import Reach
 from eventmeta.events import StreamType
+from projections import AnySelect
 from projections.types import SessionId
 
 OWNER = "owner"
@@ -48,6 +49,11 @@ class Ownership:
         if self.reach is Reach.UNCLAIMED:
             owner = func.coalesce(owner, user)
         return [owner == user]
+
+    def within(self, query: AnySelect, session_id: ColumnElement[str]) -> AnySelect:
+        """``query`` for the session that the parameter ``session_id`` names, if it is in reach."""
+        wanted = bindparam("session_id", type_=SessionId)
+        return query.where(session_id == wanted, *self.of_session(wanted))
 
     def of_stream(
         self, stream_type: StreamType, stream_id: ColumnElement[str]

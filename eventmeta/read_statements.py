@@ -82,12 +82,7 @@ class ReadStatements:
     def _look_up_alone(self, *wanted: ColumnElement[bool]) -> Statement:
         current = self.tables.session_metadata.table.c
         query = select(bindparam("n", type_=Integer()), current.key, current.value).where(*wanted)
-        return self.dialect.compile(self._of_session(query, current.session_id))
-
-    def _of_session(self, query: AnySelect, session_id: ColumnElement[str]) -> AnySelect:
-        """``query`` for the session that the parameter ``session_id`` names."""
-        wanted = bindparam("session_id", type_=SessionId)
-        return query.where(session_id == wanted, *self.ownership.of_session(wanted))
+        return self.dialect.compile(self.ownership.within(query, current.session_id))
 
     @cached_property
     def sessions_by_value(self) -> Statement:
@@ -136,7 +131,7 @@ class ReadStatements:
         """``session_id`` → its id, if it exists."""
         sessions = self.tables.sessions
         return self.dialect.compile(
-            self._of_session(select(sessions.c.session_id), sessions.c.session_id)
+            self.ownership.within(select(sessions.c.session_id), sessions.c.session_id)
         )
 
     @cached_property
@@ -175,7 +170,7 @@ class ReadStatements:
     def items(self) -> Statement:
         """``session_id`` → ``message_data`` of its items, in order."""
         messages = self.tables.messages
-        query = self._of_session(select(messages.c.message_data), messages.c.session_id)
+        query = self.ownership.within(select(messages.c.message_data), messages.c.session_id)
         return self.dialect.compile(query.order_by(messages.c.created_at, messages.c.id))
 
     @cached_property
@@ -191,7 +186,7 @@ class ReadStatements:
         )
         together = self.dialect.look_up_last(requests, columns, same, order, requests.c.n)
         query = select(bindparam("n", type_=Integer()), *columns)
-        alone = self._of_session(query, message.session_id).order_by(
+        alone = self.ownership.within(query, message.session_id).order_by(
             *(column.desc() for column in order)
         )
         compile_ = self.dialect.compile

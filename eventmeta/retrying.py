@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
 from eventmeta.dialects import Dialect, Failure
 from eventmeta.errors import (
     DatabaseBusy,
@@ -74,6 +76,10 @@ class Retrying:
             translated = TablesMissing(str(cause).splitlines()[0], code)
         elif failure is Failure.CONFLICT:
             translated = DatabaseBusy(f"in conflict with other writers: {summary}", code)
+        elif failure is Failure.CANCELLED:
+            translated = DatabaseBusy(f"a statement was cancelled: {summary}", code)
+        elif isinstance(error, PoolTimeout):
+            translated = DatabaseBusy(f"no connection became free in the engine's pool: {error}")
         elif failure is Failure.DISCONNECTED:
             translated = OutcomeUnknown(f"the connection was lost: {summary}", code)
         else:

@@ -11,7 +11,7 @@ from agents import Agent, ModelResponse, RunContextWrapper, RunHooks, Tool, TRes
 from agents.models import get_default_model
 from agents.run_context import AgentHookContext
 
-from eventmeta.run_usage import Share, ledger_of, name_of
+from eventmeta.run_usage import Share, ledger_of, usable_name
 from eventmeta.usage import UsageTotals
 
 
@@ -51,9 +51,9 @@ class UsageHooks(RunHooks[Any]):
         """Note what the response has used, for the session to record with its items."""
         share = Share(
             UsageTotals.of(response.usage),
-            response_id=name_of(response.response_id),
-            model=name_of(self._model or _model_of(agent)),
-            agent=name_of(agent.name),
+            response_id=usable_name(response.response_id),
+            model=usable_name(self._model or _model_of(agent)),
+            agent=usable_name(agent.name),
         )
         ledger_of(context.usage).shares.append(share)
         await self._inner.on_llm_end(context, agent, response)

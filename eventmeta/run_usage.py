@@ -210,10 +210,10 @@ def current_trace() -> tuple[str | None, str | None]:
         return None, None
     trace, span = agents.get_current_trace(), agents.get_current_span()
     trace_id = span.trace_id if trace is None and span is not None else trace and trace.trace_id
-    return name_of(trace_id), name_of(span and span.span_id)
+    return usable_name(trace_id), usable_name(span and span.span_id)
 
 
-def name_of(value: object) -> str | None:
+def usable_name(value: object) -> str | None:
     """``value``, if it is a name that every database can keep, as far as they do."""
     if not isinstance(value, str) or value in ("", "no-op"):
         return None

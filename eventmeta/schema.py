@@ -15,7 +15,7 @@ from eventmeta.dialects.statement import Row, Statement
 from eventmeta.tables import VERSIONED, Tables
 
 
-class Change(NamedTuple):
+class SchemaChange(NamedTuple):
     """A part that is missing.
 
     Attributes:
@@ -37,7 +37,7 @@ async def create_tables(dialect: Dialect, tables: Tables) -> None:
     await dialect.first_connection(tables)
     if not await missing_changes(dialect, tables):
         return
-    done: set[Change] = set()
+    done: set[SchemaChange] = set()
     while True:
         async with dialect.read_committed().begin() as connection:
             await dialect.begin_schema_change(connection)
@@ -56,7 +56,7 @@ async def create_tables(dialect: Dialect, tables: Tables) -> None:
             return
 
 
-async def missing_changes(dialect: Dialect, tables: Tables) -> list[Change]:
+async def missing_changes(dialect: Dialect, tables: Tables) -> list[SchemaChange]:
     """What `create_tables` would add, in this order, found out by one query."""
     (rows,) = await dialect.read([Statement(_parts_query(dialect, tables), ())()])
     return _changes(dialect, tables, rows)
@@ -78,7 +78,7 @@ def _parts_query(dialect: Dialect, tables: Tables) -> str:
     return dialect.list_parts(dict.fromkeys(names))
 
 
-def _changes(dialect: Dialect, tables: Tables, rows: Iterable[Row]) -> list[Change]:
+def _changes(dialect: Dialect, tables: Tables, rows: Iterable[Row]) -> list[SchemaChange]:
     """What is missing where the parts in ``rows`` exist: new tables first."""
     found = {_folded(Part(*row)) for row in rows}
 
@@ -89,17 +89,17 @@ def _changes(dialect: Dialect, tables: Tables, rows: Iterable[Row]) -> list[Chan
     dialect.prepare_tables(ordered)
     new = [table for table in ordered if missing("table", table.name)]
     changes = [
-        Change((statement,), alone=False)
+        SchemaChange((statement,), alone=False)
         for table in new
         for statement in _creation(dialect, table)
     ]
     changes += [
-        Change(tuple(statements), alone=tables.events not in new)
+        SchemaChange(tuple(statements), alone=tables.events not in new)
         for part, statements in dialect.guards(tables).items()
         if missing(*part)
     ]
     changes += [
-        Change(statements, alone=True)
+        SchemaChange(statements, alone=True)
         for table in ordered
         if table not in new and VERSIONED not in table.info
         for statements in _alteration(dialect, table, missing)
@@ -107,7 +107,7 @@ def _changes(dialect: Dialect, tables: Tables, rows: Iterable[Row]) -> list[Chan
     name = tables.names.metadata_changes_view
     if missing("view", name):
         view = dialect.literal(dialect.relation(tables.events).select_changes())
-        changes.append(Change((dialect.create_view(name, view),), alone=False))
+        changes.append(SchemaChange((dialect.create_view(name, view),), alone=False))
     return changes
 
 
@@ -139,11 +139,11 @@ def _alteration(
                     yield tuple(separate)
 
 
-def _next_step(changes: Sequence[Change]) -> list[Change]:
+def _next_step(changes: Sequence[SchemaChange]) -> list[SchemaChange]:
     """As many of ``changes`` as may be one transaction."""
     together = list(takewhile(lambda change: not change.alone, changes))
     return together or list(changes[:1])
 
 
-def _statements(changes: Iterable[Change]) -> Iterator[str]:
+def _statements(changes: Iterable[SchemaChange]) -> Iterator[str]:
     return (statement for change in changes for statement in change.statements)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -41,7 +41,8 @@ class MetadataStore(ProjectedStore):
 
         Args:
             engine: See `MetadataSession`.
-            max_value_bytes: The largest metadata value, in bytes of JSON.
+            max_value_bytes: The largest metadata value, and the largest data of an event of the
+                app's own, in bytes of JSON.
             hints: On PostgreSQL, notify projectors and subscriptions of other processes after each
                 commit, and listen for that, on a connection more. They look by themselves anyway.
             **table_names: See `TableOptions`.
@@ -58,13 +59,17 @@ class MetadataStore(ProjectedStore):
     @classmethod
     def from_url(
         cls, url: str, *, engine_kwargs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> MetadataStore:
+    ) -> Self:
         """Open the store in the database at ``url``, with an engine of its own.
 
         Args:
             url: Such as ``"sqlite+aiosqlite:///sessions.db"``.
             engine_kwargs: Passed to ``create_async_engine``.
             **kwargs: Passed to the constructor.
+
+        Raises:
+            InvalidIdentifier: A table name cannot be used.
+            UnsupportedEngine: There is no dialect for the database or the driver.
         """
         store = cls(create_async_engine(url, **(engine_kwargs or {})), **kwargs)
         store._owns_engine = True
@@ -77,7 +82,7 @@ class MetadataStore(ProjectedStore):
 
     @property
     def database(self) -> Database:
-        """What this store shares with its sessions: tables, log, writer and reader."""
+        """What this store shares with its sessions: for the library's own use, not for apps."""
         return self._database
 
     async def create_tables(self) -> None:
@@ -179,6 +184,10 @@ class MetadataStore(ProjectedStore):
         Returns:
             The ``user_deleted`` event, whose ``data["sessions"]`` are the ids of the sessions that
             lost their owner; None if there is no such user.
+
+        Raises:
+            InvalidInput: The id or an option cannot be used; nothing was changed.
+            VersionConflict: The user is not at ``expected_version``; nothing was changed.
         """
         command = DeleteUser(
             stream=StreamKey(check_user_id(user_id), "user"),

@@ -8,10 +8,6 @@ from typing import TypedDict
 from eventmeta.errors import InvalidIdentifier
 from eventmeta.identifiers import check_table_name
 
-MAX_NAME = 45
-"""Names of indexes and triggers are made of those of tables; databases end at 63 or 64."""
-
-
 RESERVED_ENDINGS = ("_building", "_retired")
 """What the tables are called that take the place of others, and those that had it."""
 
@@ -78,11 +74,7 @@ class TableNames:
         options.pop("structured_metadata")
         names = [check_table_name(name) for name in options.values()]
         for name in names:
-            if len(name) > MAX_NAME:
-                raise InvalidIdentifier(
-                    "table name",
-                    name,
-                    f"has over {MAX_NAME} characters, which leaves none for its indexes",
-                )
             if names.count(name) > 1:
-                raise InvalidIdentifier("table name", name, "is given to two tables")
+                raise InvalidIdentifier(
+                    "table name", name, "is given to two tables: give each its own"
+                )

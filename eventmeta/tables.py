@@ -29,7 +29,7 @@ from projections import (
     usage_projection,
     users_projection,
 )
-from projections.types import BigInt, EventId, LongText, SessionId, UtcDateTime
+from projections.types import BigInt, EventId, LongText, SessionId, UtcDateTime, index_of_known
 
 if TYPE_CHECKING:
     from eventmeta.dialects.base import Dialect
@@ -163,13 +163,8 @@ def _streams(metadata: MetaData, names: TableNames) -> Table:
         Column("stream_type", String(16), primary_key=True),
         Column("version", BigInt, nullable=False),
         Column("recorded_at", UtcDateTime, nullable=False),
-        owner := Column("user_id", SessionId),
-        Index(
-            f"idx_{names.streams_table}_user_id",
-            "user_id",
-            postgresql_where=owner.is_not(None),
-            sqlite_where=owner.is_not(None),
-        ),
+        Column("user_id", SessionId),
+        index_of_known(f"idx_{names.streams_table}_user_id", "user_id"),
     )
 
 

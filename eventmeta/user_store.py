@@ -67,5 +67,8 @@ class UserStore(OpenedStore):
 
     def _arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         if kwargs.pop("user_id", self._user_id) != self._user_id:
-            raise UserMismatch
+            raise UserMismatch(
+                "this is the store of another user: leave user_id out, or ask as_user() of a "
+                "MetadataStore for the store of that one"
+            )
         return {"claim": False, **self._session_arguments, **kwargs}

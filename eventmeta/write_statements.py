@@ -1,6 +1,6 @@
 """The statements of the write path, each written once and compiled for the store's database.
 
-Every one takes a whole batch as one JSON parameter, so there is no limit on how many rows it holds.
+What handles a batch takes it as one JSON parameter, so there is no limit on how many rows it holds.
 """
 
 from __future__ import annotations

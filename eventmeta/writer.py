@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from eventmeta.commands import Command
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError
+from eventmeta.settle import settle
 
 MAX_BATCH = 512
 MAX_BATCH_BYTES = 2 * 2**20
@@ -65,11 +67,8 @@ class Writer:
             if entry.batch_ended is None:
                 self._waiting.remove(entry)
                 raise
-            while not entry.batch_ended.done():
-                try:
-                    await asyncio.wait([entry.batch_ended])
-                except asyncio.CancelledError:
-                    continue
+            with suppress(asyncio.CancelledError):  # another one
+                await settle(entry.batch_ended)
             raise
 
     async def drain(self) -> None:

@@ -28,6 +28,7 @@ from eventmeta import (
     TablesMissing,
     ValueTooLarge,
     acting_as,
+    backfill_conversations,
     new_event_id,
 )
 
@@ -240,6 +241,30 @@ async def test_a_value_over_the_limit_is_refused(
     assert (caught.value.path, caught.value.size, caught.value.limit) == ("k", size, 10)
 
 
+async def test_the_data_of_an_event_is_limited_in_bytes(unreachable: AsyncEngine) -> None:
+    store = MetadataStore(unreachable, max_value_bytes=20)
+    with pytest.raises(ValueTooLarge) as caught:
+        await store.append("s", NewEvent("noted", {"k": "é" * 10}))
+    assert (caught.value.path, caught.value.size, caught.value.limit) == ("data", 28, 20)
+
+
+BAD_ARGUMENTS: dict[str, tuple[Callable[[MetadataStore], Any], str]] = {
+    "subscription": (lambda store: anext(store.subscribe("Bad Name")), "subscription 'Bad Name'"),
+    "batch as text": (lambda store: backfill_conversations(store, batch_size="q"), "batch_size"),  # type: ignore[arg-type]
+    "no batch": (lambda store: backfill_conversations(store, batch_size=0), "batch_size is 0"),
+    "timeout as text": (lambda store: store.catch_up(timeout="1"), "timeout '1'"),  # type: ignore[arg-type]
+    "negative timeout": (lambda store: store.wait_for(1, "users", timeout=-1), "timeout -1"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_ARGUMENTS.values(), ids=list(BAD_ARGUMENTS))
+async def test_a_bad_argument_is_called_by_its_name(
+    unreachable: AsyncEngine, call: Callable[[MetadataStore], Any], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        await call(MetadataStore(unreachable, structured_metadata=True))
+
+
 async def test_the_limit_is_one_mebibyte_unless_given(session: MetadataSession) -> None:
     with pytest.raises(ValueTooLarge) as caught:
         await session.set_metadata({"before": "x" * (2**20 + 1)})
@@ -296,7 +321,7 @@ async def test_a_bad_actor_is_refused(refusing: MetadataSession, name: Any, mess
 )
 def test_a_bad_table_name_is_refused(keyword: str, name: Any) -> None:
     engine = create_async_engine(URLS["sqlite"])
-    with pytest.raises(InvalidIdentifier, match="63 ASCII letters, digits and underscores"):
+    with pytest.raises(InvalidIdentifier, match="45 ASCII letters, digits and underscores"):
         MetadataSession("alpha", engine=engine, **{keyword: name})
     with pytest.raises(InvalidIdentifier, match="table name"):
         MetadataStore(engine, **{keyword: name})

@@ -397,6 +397,29 @@ async def test_the_thread_of_a_cancelled_call_has_ended(tmp_path: Path, in_memor
     await engine.dispose()
 
 
+async def test_a_transaction_that_is_cancelled_as_it_begins_has_not_begun() -> None:
+    """In memory all share one connection, on which nobody could begin another."""
+    async with MetadataStore.from_url("sqlite+aiosqlite://") as store:
+        await store.create_tables()
+        dialect = store.database.dialect
+        assert isinstance(dialect, SQLite)
+
+        async def begin() -> None:
+            async with dialect.transaction():
+                raise AssertionError("it was cancelled before")
+
+        busy = asyncio.create_task(dialect._in_thread(lambda _: time.sleep(0.1)))
+        await asyncio.sleep(0.02)
+        beginning = asyncio.create_task(begin())
+        await asyncio.sleep(0.02)
+        beginning.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await beginning
+        await busy
+        async with asyncio.timeout(5):
+            await store.session("s").set_metadata({"k": 1})
+
+
 async def test_a_feed_is_cancelled_at_any_point(store: MetadataStore) -> None:
     await Attempt.prepare(store, COMPACTION, False, 1)
 

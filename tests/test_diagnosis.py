@@ -69,12 +69,15 @@ CODES = [
         Failure.DISCONNECTED,
         ["08000", "08006", "57P01", "57P02", "57P03", "53300"],
     ),
-    *cases("postgresql", postgresql_error, Failure.OTHER, ["P0001", "42501", "53100", "57014"]),
+    *cases("postgresql", postgresql_error, Failure.OTHER, ["P0001", "42501", "53100"]),
     *cases("mysql", mysql_error, Failure.CONFLICT, [1213, 1205, 1020, 1452]),
     *cases("mysql", mysql_error, Failure.DUPLICATE, [1062]),
     *cases("mysql", mysql_error, Failure.TABLE_MISSING, [1146]),
     *cases("mysql", mysql_error, Failure.DISCONNECTED, [1053, 1927, 2003, 2006, 2013, 4031]),
     *cases("mysql", mysql_error, Failure.OTHER, [1644, 1142, 1064]),
+    *cases("sqlite", sqlite_error, Failure.CANCELLED, [9]),
+    *cases("postgresql", postgresql_error, Failure.CANCELLED, ["57014"]),
+    *cases("mysql", mysql_error, Failure.CANCELLED, [1317, 1969, 3024]),
 ]
 WITHOUT_CODES = [
     ("sqlite", sqlite_error(1, "no such table: agent_events"), Failure.TABLE_MISSING, 1),
@@ -276,8 +279,9 @@ async def test_what_became_of_a_write_is_found_out_by_repeating_it(
 @pytest.mark.parametrize(
     ("name", "driver", "message"),
     [
-        ("postgresql", "psycopg", r"driver 'psycopg' is not supported.*postgresql\+asyncpg://"),
-        ("oracle", "oracledb", r"oracle is not supported: use sqlite\+aiosqlite://"),
+        ("postgresql", "psycopg", r"postgresql\+psycopg is not supported.*postgresql\+asyncpg://"),
+        ("mysql", "aiomysql", r"mysql\+aiomysql is not supported.*mysql\+asyncmy://"),
+        ("oracle", "oracledb", r"oracle\+oracledb is not supported.*sqlite\+aiosqlite://"),
     ],
 )
 def test_an_engine_without_a_dialect_is_refused(name: str, driver: str, message: str) -> None:

@@ -186,7 +186,7 @@ async def test_a_session_found_by_its_user_cannot_be_claimed_when_it_is_gone(
 
 async def test_the_store_of_a_user_is_nobody_elses(store: MetadataStore) -> None:
     alice = store.as_user("alice")
-    with pytest.raises(UserMismatch):
+    with pytest.raises(UserMismatch, match="leave user_id out"):
         alice.session("s", user_id="bob")
     with pytest.raises(UserNotFound):
         alice.user("bob")

@@ -6,7 +6,14 @@ import sys
 import pytest
 from rich.console import Console
 
-from eventmeta import ExportProgress, MetadataStore, MissingExtra, RebuildProgress, progress_bar
+from eventmeta import (
+    Backfill,
+    ExportProgress,
+    MetadataStore,
+    MissingExtra,
+    RebuildProgress,
+    progress_bar,
+)
 
 
 def test_stages_are_shown_on_a_terminal() -> None:
@@ -16,7 +23,8 @@ def test_stages_are_shown_on_a_terminal() -> None:
         bar(RebuildProgress("metadata", "fill", 5, 10))
         bar(RebuildProgress("metadata", "swap", 1, 1))
         bar(ExportProgress(50, 100, 40))
-    for text in ("metadata: fill", "metadata: swap", "export", "100%", "50%"):
+        bar(Backfill(7, "s7"))
+    for text in ("metadata: fill", "metadata: swap", "export", "100%", "50%", "backfill"):
         assert text in screen.getvalue()
 
 

@@ -28,6 +28,7 @@ from eventmeta import (
     InvalidProjection,
     MetadataStore,
     NewEvent,
+    ProjectionBehind,
     ProjectionFailed,
     new_event_id,
     verify_projection,
@@ -179,6 +180,25 @@ async def test_create_tables_makes_the_tables_of_projections(engine: AsyncEngine
     await store.append("s", tag("x"))
     await store.catch_up()
     assert len(await rows(store, "tags")) == 1
+
+
+async def test_an_inline_projection_is_behind_until_it_is_filled(store: MetadataStore) -> None:
+    """From the events that were there before it."""
+    first = await store.append("s", tag("x"))
+    store.register(tags(), inline=True)
+    await store.create_tables()
+    second = await store.append("s", tag("y"))
+    status = (await store.status()).projections["tags"]
+    assert (status.version, status.checkpoint, status.lag_events) == (None, 0, 2)
+    for event in (first, second):
+        with pytest.raises(ProjectionBehind):
+            await store.wait_for(event.position, "tags", timeout=0.1)
+    await store.catch_up()
+    await store.wait_for(second.position, "tags")
+    status = (await store.status()).projections["tags"]
+    assert (status.version, status.checkpoint, status.lag_events) == (1, second.position, 0)
+    assert await rows(store, "tags") == tags_of(await log_of(store))
+    assert (await store.status()).projections["metadata"].version is not None
 
 
 async def test_a_session_that_creates_tables_makes_those_of_projections(

@@ -15,6 +15,7 @@ from sqlalchemy import func, make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from eventmeta import DatabaseBusy, MetadataStore, OutcomeUnknown, RebuildFailed, verify_projection
+from eventmeta.dialects.mysql import projecting
 from tests.backends import Backend
 from tests.conftest import LONG_VARIABLE
 from tests.processes import TIMEOUT
@@ -330,3 +331,59 @@ async def test_the_new_table_is_never_behind_the_old_one(
     monkeypatch.setattr(store.database.dialect, "swap", meanwhile)
     await store.rebuild("async_metadata")
     assert await rows_of(store, "async_metadata") == await rows_of(store, LIVE)
+
+
+# --- What becomes of the connections -------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("mariadb_backend")
+@pytest.mark.parametrize("name", ["metadata", "async_metadata"])
+async def test_a_connection_that_is_lost_after_the_rename(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The tables are in place then, and the rebuild goes on from there."""
+    store.register(async_metadata())
+    await store.create_tables()
+    await write(store, 1)
+    await store.catch_up()
+    execute_, killed = vars(projecting)["execute"], list[int]()
+
+    async def lost(connection: Any, statements: Any) -> None:
+        statements = list(statements)
+        await execute_(connection, statements)
+        if not killed and any(each.startswith("RENAME") for each in statements):
+            killed.append(await connection.scalar(text("SELECT connection_id()")))
+            other = create_async_engine(store.engine.url)
+            async with other.connect() as killer:
+                await killer.execute(text(f"KILL {killed[0]}"))
+            await other.dispose()
+            if name != "metadata":  # whose writers are kept out
+                await write(store, 2)
+
+    monkeypatch.setattr(projecting, "execute", lost)
+    built = await store.rebuild(name)
+    assert killed
+    assert built.projection == name
+    await store.catch_up()
+    assert await rows_of(store, "async_metadata") == await rows_of(store, LIVE)
+    await check(store)
+
+
+@pytest.mark.usefixtures("mariadb_backend")
+async def test_a_pool_without_a_second_connection_keeps_nobody_out(
+    persistent_url: str, store: MetadataStore
+) -> None:
+    await write(store, 1)
+    settings = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 2}
+    async with MetadataStore.from_url(persistent_url, engine_kwargs=settings) as small:
+        rebuilding = asyncio.create_task(small.rebuild("metadata"))
+        longest = 0.0
+        while not rebuilding.done():
+            start = time.monotonic()
+            await write(store, 2)
+            longest = max(longest, time.monotonic() - start)
+        with pytest.raises(DatabaseBusy, match="no connection became free"):
+            await rebuilding
+    assert longest < 1.5
+    await store.rebuild("metadata")
+    await check(store)

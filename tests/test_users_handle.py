@@ -142,7 +142,7 @@ async def test_a_user_reads_only_of_oneself(store: MetadataStore, alice: User) -
     assert errors[0] == errors[1]
 
 
-async def test_the_table_is_as_the_seed_has_it(store: MetadataStore, alice: User) -> None:
+async def test_the_table_is_as_it_was_proposed_upstream(store: MetadataStore, alice: User) -> None:
     await alice.set_metadata({"b": 1, "a": [True]})
     async with store.engine.connect() as connection:
         rows = await connection.execute(text("SELECT user_id, metadata FROM agent_users"))

@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 from eventmeta import DatabaseBusy, MetadataSession, MetadataStore, log, verify_projection
 from tests.backends import Backend
 from tests.helpers import count_transactions, user, versions
+from tests.rebuilding import applied_in_order, trace
 
 Act = Callable[[MetadataSession], Awaitable[Any]]
 
@@ -56,6 +57,22 @@ async def test_a_connection_lost_between_writes_is_replaced(
         assert await kill() > 0
         assert len(await session.get_metadata()) == 3 * (n + 1)
     assert await versions(session) == list(range(1, 10))
+
+
+async def test_a_lost_connection_leaves_its_place_in_the_pool(
+    persistent_url: str, kill: Callable[[], Awaitable[int]]
+) -> None:
+    """Also where each append is a transaction with a projection in plain Python."""
+    settings = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1}
+    async with MetadataStore.from_url(persistent_url, engine_kwargs=settings) as store:
+        store.register(trace(), inline=True)
+        await store.create_tables()
+        session = store.session("s")
+        for n in range(5):
+            await session.set_metadata({f"k{n}": n})
+            await kill()
+        await session.set_metadata({"last": True})
+        assert len(await applied_in_order(store)) == 6
 
 
 async def test_connections_lost_at_any_moment_lose_and_repeat_nothing(

@@ -60,7 +60,7 @@ class Command:
 
     creates_session: ClassVar[bool] = False
     looks: ClassVar[bool] = True
-    """Whether it must find what was recorded before it written."""
+    """Whether what was recorded before it must be written first."""
     type: ClassVar[str]
 
     def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:

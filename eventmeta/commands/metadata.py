@@ -43,10 +43,7 @@ class DeleteMetadata(Command):
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
         """It must have removed none but the keys asked for."""
-        removed = {change[0] for change in recorded.data.get("changes", ())}
-        if recorded.type != self.type or (self.keys is not None and not removed <= {*self.keys}):
-            return EventIdReused(self.event_id, recorded.type)
-        return None
+        return unless_removed(self.keys, self, recorded)
 
 
 def keys_of(
@@ -59,6 +56,16 @@ def keys_of(
         wanted = recordset([{"key": key} for key in keys])
         rows = yield sql.present_keys(session_id=session_id, keys=wanted)
     return sorted(row[0] for row in rows)
+
+
+def unless_removed(
+    keys: Sequence[str] | None, command: Command, recorded: RecordedEvent
+) -> AppendRejected | None:
+    """Why ``recorded`` is not the removal of ``keys``, or of all, that ``command`` asks for."""
+    removed = {change[0] for change in recorded.data.get("changes", ())}
+    if recorded.type != command.type or (keys is not None and not removed <= {*keys}):
+        return EventIdReused(command.event_id, recorded.type)
+    return None
 
 
 def removals(keys: Sequence[str]) -> list[Change]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from eventmeta.codec import Change, canonical, parse
 from eventmeta.commands.base import Command, Fact
-from eventmeta.commands.metadata import removals
+from eventmeta.commands.metadata import removals, unless_removed
 from eventmeta.dialects.statement import Program, recordset
 from eventmeta.errors import (
     AppendRejected,
@@ -170,10 +170,7 @@ class DeleteUserMetadata(_UserCommand):
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
         """It must have removed none but the keys asked for."""
-        removed = {change[0] for change in recorded.data.get("changes", ())}
-        if recorded.type != self.type or (self.keys is not None and not removed <= {*self.keys}):
-            return EventIdReused(self.event_id, recorded.type)
-        return None
+        return unless_removed(self.keys, self, recorded)
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from eventmeta.dialects.base import Dialect, Failure
+from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.failure import Failure
 from eventmeta.dialects.relation import EventRelation, concerns
 from eventmeta.errors import UnsupportedEngine
 
@@ -12,6 +13,12 @@ __all__ = ["Dialect", "EventRelation", "Failure", "concerns", "dialect_of"]
 
 
 _ATTRIBUTE = "eventmeta_dialect"
+_DRIVERS = {
+    "sqlite": "aiosqlite",
+    "postgresql": "asyncpg",
+    "mysql": "asyncmy",
+    "mariadb": "asyncmy",
+}
 
 
 def dialect_of(engine: AsyncEngine) -> Dialect:
@@ -28,7 +35,12 @@ def dialect_of(engine: AsyncEngine) -> Dialect:
 
 
 def _make_dialect(engine: AsyncEngine) -> Dialect:
-    name = engine.dialect.name
+    name, driver = engine.dialect.name, engine.dialect.driver
+    if driver != _DRIVERS.get(name):
+        raise UnsupportedEngine(
+            f"{name}+{driver} is not supported: make the engine from a URL that begins with "
+            "sqlite+aiosqlite://, postgresql+asyncpg:// or mysql+asyncmy://"
+        )
     if name == "sqlite":
         from eventmeta.dialects.sqlite import SQLite
 
@@ -37,10 +49,6 @@ def _make_dialect(engine: AsyncEngine) -> Dialect:
         from eventmeta.dialects.postgresql import PostgreSQL
 
         return PostgreSQL(engine)
-    if name in ("mysql", "mariadb"):
-        from eventmeta.dialects.mysql import MySQL
+    from eventmeta.dialects.mysql import MySQL
 
-        return MySQL(engine)
-    raise UnsupportedEngine(
-        f"{name} is not supported: use sqlite+aiosqlite://, postgresql+asyncpg:// or mysql+asyncmy://"
-    )
+    return MySQL(engine)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -28,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
+from eventmeta.dialects.failure import Failure
 from eventmeta.dialects.items import ItemSQL, Structure
 from eventmeta.dialects.projecting import ProjectingDialect
 from eventmeta.dialects.relation import EventRelation
@@ -42,16 +42,6 @@ if TYPE_CHECKING:
 
 LOCK_TIMEOUT_MS = 5_000
 """How long a write waits for a lock that another transaction holds, at each attempt."""
-
-
-class Failure(enum.Enum):
-    """What a driver's error means."""
-
-    CONFLICT = "in conflict with another writer; the transaction can be repeated"
-    DUPLICATE = "a unique key exists already"
-    TABLE_MISSING = "a table does not exist"
-    DISCONNECTED = "the connection was lost"
-    OTHER = "anything else"
 
 
 class Dialect(ItemSQL, SchemaDialect, ProjectingDialect):

@@ -22,6 +22,9 @@ Whole characters and escapes of one letter are found as well, so that the search
 one; they are the first group, and a bad one is the others.
 """
 
+SUSPICIOUS = ("\\u0000", "\\ud", "\\uD")
+"""What a text has in it that may have such an escape."""
+
 SPELLED_OUT = r"\1\2\2\3"
 """What takes its place: the same as plain characters; the rest as it was."""
 

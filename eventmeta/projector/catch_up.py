@@ -25,7 +25,8 @@ from eventmeta.projector.checkpoints import (
     key_values,
 )
 from eventmeta.projector.parking import ParkedStream, ParkingStatements, failed_at, stream_of
-from eventmeta.projector.target import Target
+from eventmeta.projector.target import Target, live_target
+from projections import AnyProjection
 
 T = TypeVar("T")
 
@@ -159,11 +160,10 @@ class CatchUp:
         key = key_values(self.target.key)
         return [_parked(row) for row in await self.log.fetch(self.parking.all(**key))]
 
-    async def retry(self, parked: ParkedStream) -> bool:
+    async def retry(self, parked: ParkedStream) -> None:
         """Apply what has gathered of a stream, in order, and follow it again.
 
-        Returns:
-            Whether all of it could be applied; if not, it is parked at the event that failed.
+        If not all of it can be applied, it is parked at the event that failed.
         """
         limit = self.limit
         while True:
@@ -174,11 +174,11 @@ class CatchUp:
                     raise
                 if limit == 1:
                     await self.log.fold(partial(self._park_again, parked, failure))
-                    return False
+                    return
                 limit = 1
             else:
                 if done:
-                    return True
+                    return
 
     def _resume(
         self, parked: ParkedStream, limit: int
@@ -246,6 +246,11 @@ class CatchUp:
                 f"has a table of version {checkpoint.version}, and this process has version "
                 f"{mine}: rebuild() it here, or stop this process",
             )
+
+
+def live_mover(log: EventLog, projection: AnyProjection, limit: int = BATCH) -> CatchUp:
+    """What moves a projection on in the tables that its readers know."""
+    return CatchUp(log, live_target(projection, log.tables, log.dialect), limit)
 
 
 def _parked(row: Sequence[object]) -> ParkedStream:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NoReturn, TypeVar
@@ -33,7 +34,7 @@ from eventmeta.projector.leasing import Lease
 from eventmeta.projector.pauses import Pauses
 from eventmeta.projector.progress import RebuildProgress, Rebuilt, Report
 from eventmeta.projector.shadow import Shadow, measure
-from eventmeta.projector.swapping import Swapping
+from eventmeta.projector.swapping import Swapping, TablesMoved
 from eventmeta.projector.target import Target
 from eventmeta.registry import Registered
 
@@ -70,15 +71,14 @@ class Rebuild:
         """
         return await self._with_lease(self._build_and_swap)
 
-    async def run_unless_current(self) -> Rebuilt | None:
-        """The same; None if the table is of this version, now that nobody else can make it so."""
+    async def run_unless_current(self) -> None:
+        """The same, unless the table is of this version, now that nobody else can make it so."""
 
-        async def work(claim: Claim) -> Rebuilt | None:
-            if await self._fold(partial(self._abandon_if_current, claim)):
-                return None
-            return await self._build_and_swap(claim)
+        async def work(claim: Claim) -> None:
+            if not await self._fold(partial(self._abandon_if_current, claim)):
+                await self._build_and_swap(claim)
 
-        return await self._with_lease(work)
+        await self._with_lease(work)
 
     def _abandon_if_current(self, claim: Claim) -> Program[bool]:
         yield from self._checkpoints.fenced(claim)
@@ -103,12 +103,16 @@ class Rebuild:
     async def _build_and_swap(self, claim: Claim) -> Rebuilt:
         start = time.monotonic()
         swapping = Swapping(self.database, self.registered, self._shadow, self._mover, claim)
-        if await self._is_swapped(claim):
-            position, swap_seconds = await swapping.conclude()
-        else:
-            await self._build(claim)
-            self._tell("swap", 0, 1)
-            position, swap_seconds = await swapping.run()
+        swapped: tuple[int, float] | None = None
+        while swapped is None:
+            if await self._is_swapped(claim):
+                swapped = await swapping.conclude()
+            else:
+                await self._build(claim)
+                self._tell("swap", 0, 1)
+                with suppress(TablesMoved):
+                    swapped = await swapping.run()
+        position, swap_seconds = swapped
         self._tell("swap", 1, 1)
         projection, seconds = self.registered.projection, time.monotonic() - start
         return Rebuilt(projection.name, projection.version, position, seconds, swap_seconds)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy import ColumnElement, Table, insert, literal, select
 from eventmeta.applying import apply_events
 from eventmeta.database import Database
 from eventmeta.dialects.statement import Program
+from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent
 from eventmeta.history import Bound
 from eventmeta.projection_checks import check_projection
@@ -48,23 +50,30 @@ class Replay:
             fold = target.rows(target.relation(*await self._conditions()))
             return _named(target.tables[0], await log.read(fold))
         shadow = self._scratch(f"_replay_{secrets.token_hex(4)}")
-        try:
+        async with self._dropped_on_failure(shadow):
             await self._fill(shadow)
             table = shadow.tables[0]
-            return _named(table, await log.read(select(*table.columns)))
-        finally:
-            await log.fold(shadow.drop)
+            rows = await log.read(select(*table.columns))
+        await log.fold(shadow.drop)
+        return _named(table, rows)
 
     async def into(self, suffix: str) -> list[str]:
         """Fill new tables, called after its own with ``suffix``, and leave them there."""
         shadow = self._scratch(suffix)
         await self.database.log.fold(shadow.drop)
-        try:
+        async with self._dropped_on_failure(shadow):
             await self._fill(shadow)
-        except BaseException:
-            await self.database.log.fold(shadow.drop)
-            raise
         return [table.name for table in shadow.tables]
+
+    @asynccontextmanager
+    async def _dropped_on_failure(self, shadow: Shadow) -> AsyncGenerator[None]:
+        """What went wrong is told, whatever becomes of the tables then."""
+        try:
+            yield
+        except BaseException:
+            with suppress(EventMetaError):
+                await self.database.log.fold(shadow.drop)
+            raise
 
     async def _fill(self, shadow: Shadow) -> None:
         """Make the tables of ``shadow``, with the rows."""

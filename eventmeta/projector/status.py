@@ -10,9 +10,8 @@ from sqlalchemy import func, literal, select
 
 from eventmeta.database import Database
 from eventmeta.dialects.statement import Row
-from eventmeta.projector.catch_up import CatchUp
+from eventmeta.projector.catch_up import live_mover
 from eventmeta.projector.checkpoints import BUILDING, Checkpoint, Key, key_values
-from eventmeta.projector.target import live_target
 from eventmeta.registry import Registered
 
 
@@ -35,8 +34,8 @@ class ProjectionStatus:
 
     Attributes:
         name: The projection.
-        version: Of its table; None if there is none yet.
-        inline: It is part of every append, so it is never behind.
+        version: Of its table; None if that has not been filled yet.
+        inline: It is part of every append, so it is never behind once it has been filled.
         checkpoint: The position up to which the log is applied.
         lag_events: How many events it has not applied yet, up to the horizon.
         lag_seconds: How long ago the first of them was recorded; 0.0 if there is none.
@@ -101,26 +100,30 @@ async def _of_projection(
     database: Database, registered: Registered, head: int, horizon: int
 ) -> ProjectionStatus:
     name = registered.projection.name
-    target = live_target(registered.projection, database.tables, database.dialect)
-    mover = CatchUp(database.log, target)
+    mover = live_mover(database.log, registered.projection)
+    target = mover.target
     found = await mover.checkpoint()
     building = mover.checkpoints.read(**key_values(Key(name, BUILDING)))
     parked = mover.parking.count(**key_values(target.key))
     rebuilds, ((parked_streams,),) = await database.log.run(
         lambda: database.dialect.read([building, parked])
     )
-    checkpoint = head if registered.inline else (found.position if found else 0)
+    version = found.version if found else None
+    if registered.built_in and version is None:
+        version = registered.projection.version  # as old as its table
+    is_complete = registered.inline and version == registered.projection.version
+    checkpoint = head if is_complete else (found.position if found else 0)
     log = database.tables.events.c
     waiting = target.relation(log.position > literal(checkpoint), log.position <= literal(horizon))
     query = select(func.count(), func.min(waiting.c.recorded_at, type_=log.recorded_at.type))
     ((events, first),) = await database.log.read(query)
     return ProjectionStatus(
         name=name,
-        version=found.version if found else None,
+        version=version,
         inline=registered.inline,
         checkpoint=checkpoint,
-        lag_events=0 if registered.inline else events,
-        lag_seconds=0.0 if registered.inline else _age(first),
+        lag_events=0 if is_complete else events,
+        lag_seconds=0.0 if is_complete else _age(first),
         parked_streams=parked_streams,
         lease_holder=found.held_by if found else None,
         is_rebuilt=any(_is_under_way(Checkpoint(*row)) for row in rebuilds),

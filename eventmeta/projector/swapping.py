@@ -15,13 +15,17 @@ from eventmeta.applying import apply_events
 from eventmeta.database import Database
 from eventmeta.dialects.statement import Program, Query
 from eventmeta.errors import DatabaseFailure
-from eventmeta.projection_errors import LeaseLost, RebuildFailed
+from eventmeta.projection_errors import LeaseLost, ProjectionError, RebuildFailed
 from eventmeta.projector.catch_up import CatchUp
 from eventmeta.projector.checkpoints import BUILDING, LIVE, Claim, Key, key_values
 from eventmeta.projector.shadow import Shadow
 from eventmeta.registry import Registered
 
 _ALL = 2**62
+
+
+class TablesMoved(ProjectionError):
+    """The new tables are in place, where DDL commits by itself, and only that is yet to be said."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,20 @@ class Swapping:
     claim: Claim
 
     async def run(self) -> tuple[int, float]:
-        """The position at the swap, and how many seconds others may have waited for it."""
+        """The position at the swap, and how many seconds others may have waited for it.
+
+        Raises:
+            TablesMoved: An attempt was broken off when the tables were in place already.
+            RebuildFailed: They cannot take it.
+        """
         log, dialect = self.database.log, self.database.dialect
         horizon = await log.horizon()
         seconds = 0.0
 
         async def swap() -> int:
             nonlocal seconds
+            if (await log.fold(self.shadow.exist)) == (False, True):
+                raise TablesMoved(self.claim.key.projection, "has the new tables in place already")
             start = time.monotonic()
             try:
                 return await dialect.swap(

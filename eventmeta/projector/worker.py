@@ -11,7 +11,7 @@ from typing import Self
 from eventmeta.database import Database
 from eventmeta.errors import EventMetaError
 from eventmeta.projection_errors import LeaseLost, RebuildUnderWay
-from eventmeta.projector.catch_up import BATCH, CatchUp
+from eventmeta.projector.catch_up import BATCH, live_mover
 from eventmeta.projector.checkpoints import (
     Checkpoint,
     Claim,
@@ -19,9 +19,7 @@ from eventmeta.projector.checkpoints import (
     renewal_seconds,
 )
 from eventmeta.projector.leasing import Lease
-from eventmeta.projector.progress import Rebuilt, Report
 from eventmeta.projector.rebuild import Rebuild
-from eventmeta.projector.target import live_target
 from eventmeta.registry import Registered
 from eventmeta.settle import settle
 
@@ -125,9 +123,9 @@ class Follower:
         self, database: Database, registered: Registered, holder: str, batch_size: int = BATCH
     ) -> None:
         self._database = database
-        target = live_target(registered.projection, database.tables, database.dialect)
-        self.mover = CatchUp(database.log, target, batch_size)
-        self.lease = Lease(database.log, self.mover.checkpoints, target.key, holder)
+        self.mover = live_mover(database.log, registered.projection, batch_size)
+        key = self.mover.target.key
+        self.lease = Lease(database.log, self.mover.checkpoints, key, holder)
 
     async def catch_up(self, claim: Claim) -> int:
         """Apply all events up to the horizon: how many."""
@@ -142,17 +140,10 @@ class Follower:
 
 async def checkpoint_of(database: Database, registered: Registered) -> Checkpoint | None:
     """How far a projection is, without waiting for whoever moves it on."""
-    target = live_target(registered.projection, database.tables, database.dialect)
-    mover = CatchUp(database.log, target)
-    return await mover.checkpoint()
+    return await live_mover(database.log, registered.projection).checkpoint()
 
 
-async def make_current(
-    database: Database,
-    registered: Registered,
-    holder: str,
-    report: Report | None = None,
-) -> Rebuilt | None:
+async def make_current(database: Database, registered: Registered, holder: str) -> None:
     """Build a projection anew if its table is of no version yet, or of an older one.
 
     The built-in ones are as old as their tables.
@@ -164,10 +155,9 @@ async def make_current(
     found = await checkpoint_of(database, registered)
     version = registered.projection.version
     if found is not None and found.version >= version:
-        return None
+        return
     if found is None and registered.built_in:
-        target = live_target(registered.projection, database.tables, database.dialect)
-        mover = CatchUp(database.log, target)
-        await database.log.fold(partial(mover.checkpoints.begin, target.key, version))
-        return None
-    return await Rebuild(database, registered, holder, report=report).run_unless_current()
+        mover = live_mover(database.log, registered.projection)
+        await database.log.fold(partial(mover.checkpoints.begin, mover.target.key, version))
+    else:
+        await Rebuild(database, registered, holder).run_unless_current()

@@ -37,7 +37,10 @@ class Binding:
         if self.user_id is None:
             self.user_id = user_id
         elif self.user_id != user_id:
-            raise UserMismatch
+            raise UserMismatch(
+                "this session is bound to another user than that of the run: open a session object "
+                "of its own for each user"
+            )
 
     @property
     def access(self) -> Access:

@@ -104,6 +104,11 @@ class SessionItems(SessionUsage):
         Returns:
             The ``items_added`` `RecordedEvent` with the ids of their rows; None if there are no
             items. (Typed as Any, as for upstream's protocol it would have to be None.)
+
+        Raises:
+            InvalidInput: An item is not JSON, or an option cannot be used; nothing was changed.
+            VersionConflict: The session is not at ``expected_version``; nothing was changed.
+            SessionNotFound: There is no such session within the user's reach.
         """
         self._bind(wrapper)
         fields = self._fields(options)
@@ -163,6 +168,10 @@ class SessionItems(SessionUsage):
         Returns:
             The ``session_cleared`` `RecordedEvent`; None if there was nothing to clear. (Typed as
             Any, as for `add_items`.)
+
+        Raises:
+            InvalidInput: An option cannot be used; nothing was changed.
+            VersionConflict: The session is not at ``expected_version``; nothing was changed.
         """
         self._bind(wrapper)
         if keep_metadata is None:

@@ -111,6 +111,9 @@ class SessionOwnership(OpenedSession):
             user_id: The owner.
             limit: At most so many; None for all.
             offset: Without so many of the first.
+
+        Raises:
+            InvalidInput: An argument cannot be used.
         """
         check_user_id(user_id)
         mine = self._view.access.user_id or user_id

@@ -14,7 +14,7 @@ from eventmeta.commands import AddItems
 from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent
 from eventmeta.identifiers import check_run_id
-from eventmeta.run_usage import Cause, Ledger, Share, current_trace, ledger_of, name_of
+from eventmeta.run_usage import Cause, Ledger, Share, current_trace, ledger_of, usable_name
 from eventmeta.session.opened import OpenedSession
 from eventmeta.turns import is_user_message
 from eventmeta.usage import NOTHING, UsageTotals
@@ -198,7 +198,7 @@ def _unrecorded(responses: Sequence[ModelResponse], reached: UsageTotals) -> lis
         return []
     start = len(sums) - 1 - sums[::-1].index(reached)
     return [
-        Share(totals, name_of(response.response_id))
+        Share(totals, usable_name(response.response_id))
         for response, totals in zip(responses[start:], used[start:], strict=True)
     ]
 

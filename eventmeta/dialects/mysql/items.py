@@ -19,7 +19,7 @@ from sqlalchemy import (
     select,
 )
 
-from eventmeta.dialects.items import ItemSQL
+from eventmeta.dialects.items import SUSPICIOUS, ItemSQL
 from eventmeta.dialects.mysql.schema import MySQLSchema
 from projections import AnySelect
 from projections.types import LongText
@@ -30,14 +30,13 @@ _HALF = (
     r"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\(u[dD][c-fC-F][0-9a-fA-F]{2})"
 )
 """The escape of one half of a character, where no backslash is escaped."""
-_SUSPICIOUS = ("\\u0000", "\\ud", "\\uD")
 
 
 class MySQLItems(ItemSQL, MySQLSchema):
     """What MySQL is told of items."""
 
     def item(self, messages: Table, text: ColumnElement[str]) -> ColumnElement[Any]:
-        suspicious = or_(*(func.locate(literal(escape), text) > 0 for escape in _SUSPICIOUS))
+        suspicious = or_(*(func.locate(literal(escape), text) > 0 for escape in SUSPICIOUS))
         # No JSON holds the mark as it is.
         spelled = case((func.locate(literal(_MARK), text) == 0, self._spelled_out(text)))
         readable = case((suspicious, spelled), else_=text)

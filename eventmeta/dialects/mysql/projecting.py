@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from sqlalchemy import BigInteger, ColumnElement, literal_column
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.dialects.projecting import ProjectingDialect, Swap, execute
 from eventmeta.dialects.statement import T
@@ -20,6 +21,18 @@ _PATIENCE = 1
 _PATIENT = "SET lock_wait_timeout = DEFAULT"
 
 
+@asynccontextmanager
+async def _begun(connection: AsyncConnection) -> AsyncGenerator[None]:
+    """A transaction, as the server is told: from SQLAlchemy, an engine's options may keep it.
+
+    And where a connection that is lost cannot set its level, SQLAlchemy never gives it back.
+    """
+    async with connection.begin():
+        level = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
+        await execute(connection, (level, "START TRANSACTION"))
+        yield
+
+
 class MySQLProjecting(ProjectingDialect):
     """What MySQL is told for the projector."""
 
@@ -27,6 +40,10 @@ class MySQLProjecting(ProjectingDialect):
         """In UTC, for the session's zone may have an hour twice a year."""
         since = "timestampdiff(MICROSECOND, '1970-01-01', utc_timestamp(6))"
         return literal_column(f"CAST({since} DIV 1000 AS SIGNED)", BigInteger())
+
+    def read_committed(self) -> AsyncEngine:
+        """As it is: `transaction` tells the server."""
+        return self.engine
 
     def keep_writers_out(self, tables: Tables) -> Sequence[str]:
         """Every append begins with the heads. To be said on a connection that does nothing else."""
@@ -56,20 +73,25 @@ class MySQLProjecting(ProjectingDialect):
 
         If it is broken off between two of them, the tables themselves tell how far it had come.
         """
-        engine = self.read_committed()
-        async with engine.connect() as guard:
+        # Both before anyone is kept out, for the pool may let one wait.
+        async with self.engine.connect() as guard, self.engine.connect() as connection:
             try:
                 if exclusive:
                     await execute(guard, self.keep_writers_out(tables))
-                async with self.transaction() as connection:
+                async with _begun(connection):
                     result = await finish(connection)
-                async with engine.connect() as connection:
+                async with connection.begin():
                     try:
                         await execute(connection, self.rename(swaps))
                     finally:
                         await execute(connection, (_PATIENT,))
-                async with self.transaction() as connection:
+                async with _begun(connection):
                     await conclude(connection)
             finally:
                 await execute(guard, ("UNLOCK TABLES", _PATIENT))
         return result
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[AsyncConnection]:
+        async with self.engine.connect() as connection, _begun(connection):
+            yield connection

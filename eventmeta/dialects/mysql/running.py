@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.dialects.base import LOCK_TIMEOUT_MS, Failure
+from eventmeta.dialects.base import LOCK_TIMEOUT_MS
+from eventmeta.dialects.failure import Failure
 from eventmeta.dialects.mysql.statements import MySQLStatements
 from eventmeta.dialects.pool import configure, lend
 from eventmeta.dialects.statement import Program, Query, Row, T, run
@@ -128,6 +129,9 @@ _FAILURES = {
     1452: Failure.CONFLICT,  # the session's row was deleted meanwhile
     1062: Failure.DUPLICATE,
     1146: Failure.TABLE_MISSING,
+    1317: Failure.CANCELLED,
+    1969: Failure.CANCELLED,
+    3024: Failure.CANCELLED,
     1053: Failure.DISCONNECTED,  # server shutdown
     1927: Failure.DISCONNECTED,  # connection was killed
     2003: Failure.DISCONNECTED,

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.dialects.base import Failure
+from eventmeta.dialects.failure import Failure
 from eventmeta.dialects.pool import configure, lend
 from eventmeta.dialects.postgresql.statements import PostgreSQLStatements
 from eventmeta.dialects.statement import Program, Query, Row, Statement, T, run
-from eventmeta.errors import UnsupportedEngine
 from eventmeta.settle import settle
 
 if TYPE_CHECKING:
@@ -25,11 +24,6 @@ class PostgreSQL(PostgreSQLStatements):
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
-        if engine.dialect.driver != "asyncpg":
-            raise UnsupportedEngine(
-                f"the driver {engine.dialect.driver!r} is not supported on PostgreSQL: "
-                "make the engine from a postgresql+asyncpg:// URL"
-            )
         configure(engine, _prepare, loop_bound=True)
 
     # --- Running --------------------------------------------------------------------------------
@@ -132,6 +126,7 @@ _FAILURES = {
     "23503": Failure.CONFLICT,  # the session's row was deleted meanwhile
     "23505": Failure.DUPLICATE,
     "42P01": Failure.TABLE_MISSING,
+    "57014": Failure.CANCELLED,
     "08": Failure.DISCONNECTED,
     "57P01": Failure.DISCONNECTED,
     "57P02": Failure.DISCONNECTED,

@@ -18,21 +18,19 @@ from sqlalchemy import (
     select,
 )
 
-from eventmeta.dialects.items import ItemSQL
+from eventmeta.dialects.items import SUSPICIOUS, ItemSQL
 from projections import AnySelect
 from projections.types import LongText
 
 SPELL_OUT = "eventmeta_spell_out"
 """The function that every connection of the engine has, made of `spell_out`."""
 
-_SUSPICIOUS = ("\\u0000", "\\ud", "\\uD")
-
 
 class SQLiteItems(ItemSQL):
     """What SQLite is told of items."""
 
     def item(self, messages: Table, text: ColumnElement[str]) -> ColumnElement[Any]:
-        suspicious = or_(*(func.instr(text, literal(escape)) > 0 for escape in _SUSPICIOUS))
+        suspicious = or_(*(func.instr(text, literal(escape)) > 0 for escape in SUSPICIOUS))
         readable = case((suspicious, Function(SPELL_OUT, text)), else_=text)
         is_object = func.json_type(text) == "object"
         return case((func.json_valid(text) == 1, case((is_object, readable))))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.dialects.base import LOCK_TIMEOUT_MS, Failure
+from eventmeta.dialects.base import LOCK_TIMEOUT_MS
+from eventmeta.dialects.failure import Failure
 from eventmeta.dialects.items import spell_out
 from eventmeta.dialects.pool import configure, lend
 from eventmeta.dialects.sqlite.items import SPELL_OUT
@@ -104,7 +105,11 @@ class SQLite(SQLiteStatements):
         watch = f"{_WATCH}_{next(self._watches)}"  # lest it be taken for that of another
         begin, end = partial(_begin_watched, watch), partial(_end_watched, watch)
         if self.is_shared:
-            await self._in_thread(begin)
+            try:
+                await self._in_thread(begin)
+            except asyncio.CancelledError:
+                await settle(self._in_thread(partial(_abandon_watched, watch)))
+                raise
         async with self.engine.begin() as connection:
             lent = await connection.get_raw_connection()
             if not self.is_shared:
@@ -135,6 +140,7 @@ class SQLite(SQLiteStatements):
 _FAILURES = {
     sqlite3.SQLITE_BUSY: Failure.CONFLICT,
     sqlite3.SQLITE_LOCKED: Failure.CONFLICT,
+    sqlite3.SQLITE_INTERRUPT: Failure.CANCELLED,
     sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: Failure.CONFLICT,
     sqlite3.SQLITE_CONSTRAINT_UNIQUE: Failure.DUPLICATE,
     sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY: Failure.DUPLICATE,
@@ -180,6 +186,13 @@ def _begin(connection: sqlite3.Connection) -> None:
 def _begin_watched(watch: str, connection: sqlite3.Connection) -> None:
     _begin(connection)
     connection.execute(f"SAVEPOINT {watch}")
+
+
+def _abandon_watched(watch: str, connection: sqlite3.Connection) -> None:
+    """Roll back what `_begin_watched` has begun, if it has, for nobody else will."""
+    with suppress(sqlite3.OperationalError):
+        connection.execute(f"RELEASE {watch}")
+        connection.execute("ROLLBACK")
 
 
 def _end_watched(watch: str, connection: sqlite3.Connection) -> None:
