@@ -149,6 +149,10 @@ def save(run: Run, file: Path) -> None:
     file.write_bytes(_RUN.dump_json(run, indent=1) + b"\n")
 
 
+class Unreadable(Exception):
+    """A file does not hold the results of a run."""
+
+
 def load(file: Path) -> Run:
     """What `save` has written.
 
@@ -167,10 +171,6 @@ def load(file: Path) -> Run:
     except ValueError as error:
         problem = str(error).splitlines()[0]
         raise Unreadable(f"{file} is not what `run --json` has stored: {problem}") from error
-
-
-class Unreadable(Exception):
-    """A file does not hold the results of a run."""
 
 
 def machine() -> str:

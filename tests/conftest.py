@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -188,6 +188,20 @@ async def structured(engine: AsyncEngine) -> AsyncIterator[MetadataStore]:
     yield store
     assert await verify_projection(MetadataStore(engine, structured_metadata=True)) == []
     await store.close()
+
+
+@pytest.fixture
+async def another_store(url: str) -> AsyncIterator[Callable[[], MetadataStore]]:
+    """Makes stores as other processes would have them: with engines and writers of their own."""
+    engines: list[AsyncEngine] = []
+
+    def make() -> MetadataStore:
+        engines.append(create_async_engine(url))
+        return MetadataStore(engines[-1])
+
+    yield make
+    for engine in engines:
+        await engine.dispose()
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import multiprocessing
 import os
 import re
@@ -17,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from benchmarks import report, results
+from benchmarks import report, results, session
 from benchmarks.backends import in_files, on_postgresql
 from benchmarks.cli import main, parser
 from benchmarks.crew import Crew, Team
@@ -434,12 +437,34 @@ def test_a_server_that_does_not_answer_is_said(
             assert "No postgresql: " in capsys.readouterr().out
 
 
+async def test_what_was_found_before_a_run_is_broken_off_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = vars(session)["measure"]
+
+    async def broken_off(case: Case, *arguments: Any) -> Result:
+        if case.callers == 2:
+            raise asyncio.CancelledError
+        result: Result = await measured(case, *arguments)
+        return result
+
+    monkeypatch.setitem(SIZES, "small", TINY)
+    monkeypatch.setattr(session, "measure", broken_off)
+    plan = session.Plan(["sqlite"], [OURS], ["set"], callers=(1, 2, 3), size="small")
+    printed = io.StringIO()
+    found = await session.run(plan, Console(file=printed, width=200))
+    assert [result.case.callers for result in found.results] == [1]
+    assert found.problems == ["Broken off: the rest was not measured"]
+    assert "sqlite: set, calls/s" in printed.getvalue()
+
+
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_broken_off_keeps_what_it_has(tmp_path: Path, processes: int) -> None:
+def test_a_run_is_broken_off_quietly(tmp_path: Path, processes: int) -> None:
     """Ctrl-C reaches the whole group of processes."""
     file = tmp_path / "out.json"
     chosen = ["--backend", "sqlite", "--peer", OURS, "--scenario", "set", "--size", "small"]
-    settings = ["--processes", str(processes), "--callers", "1,2,3,4,5,6,7,8", "--json", str(file)]
+    callers = ",".join(map(str, range(1, 61)))  # enough for many times as long as this waits
+    settings = ["--processes", str(processes), "--callers", callers, "--json", str(file)]
     running = subprocess.Popen(
         [sys.executable, "-u", "-m", "benchmarks", "run", *chosen, *settings],
         cwd=ROOT,

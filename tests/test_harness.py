@@ -71,6 +71,8 @@ async def test_a_database_is_dropped_in_spite_of_open_connections(server_backend
         await connection.execute(text("SELECT * FROM locked"))
     await connection.invalidate()
     await connection.close()
+    with pytest.raises(Exception, match=r"does not exist|Unknown database"):
+        await engine.connect()
     await engine.dispose()
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import DatabaseBusy, MetadataStore, NewEvent
 from tests.backends import Backend
@@ -61,20 +61,6 @@ class Naive:
     async def missed(self) -> set[int]:
         async with self.engine.connect() as connection:
             return set(await connection.scalars(text(self.all))) - set(self.seen)
-
-
-@pytest.fixture
-async def another_store(url: str) -> AsyncIterator[Callable[[], MetadataStore]]:
-    """Makes stores as other processes would have them: with engines and writers of their own."""
-    engines: list[AsyncEngine] = []
-
-    def make() -> MetadataStore:
-        engines.append(create_async_engine(url))
-        return MetadataStore(engines[-1])
-
-    yield make
-    for engine in engines:
-        await engine.dispose()
 
 
 async def recorded(store: MetadataStore) -> list[str]:

@@ -77,6 +77,7 @@ async def test_the_second_goes_on_when_the_first_leaves(kept: MetadataStore) -> 
             await kept.wait_for(event.position, "trail")
         event = await kept.append("s", noted(2))
         await kept.wait_for(event.position, "trail", timeout=5)
+    assert await rows(kept, "trail") == trail_of(await log_of(kept))
 
 
 async def test_a_standby_asks_less_and_less_often(
@@ -212,6 +213,7 @@ async def test_waiting_for_what_is_there_already(kept: MetadataStore) -> None:
     event = await kept.append("s", noted())
     await kept.catch_up()
     await kept.wait_for(event.position, "trail", timeout=0)
+    assert len(await rows(kept, "trail")) == 1
     await kept.wait_for(0, "trail", timeout=0)
     await kept.wait_for(event.position + 1_000, "metadata", timeout=0)
 

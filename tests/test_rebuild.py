@@ -7,7 +7,7 @@ import itertools
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,7 @@ from sqlalchemy import (
     text,
     true,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta import (
     MetadataStore,
@@ -56,20 +56,6 @@ from tests.rebuilding import (
 LIVE = "agent_sessions_metadata"
 STRIDE = 1 if LONG_VARIABLE in os.environ else 12
 """Of the statements at which a rebuild may be broken off, each n-th is tried, from a random one."""
-
-
-@pytest.fixture
-async def another_store(url: str) -> AsyncIterator[Callable[[], MetadataStore]]:
-    """Makes stores as other processes would have them."""
-    engines: list[AsyncEngine] = []
-
-    def make() -> MetadataStore:
-        engines.append(create_async_engine(url))
-        return MetadataStore(engines[-1])
-
-    yield make
-    for engine in engines:
-        await engine.dispose()
 
 
 async def execute(store: MetadataStore, *statements: str) -> None:

@@ -4,43 +4,29 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from typing import Any, ClassVar, Self, cast
+from functools import partial
+from typing import ClassVar, Self
 
 from agents.extensions.memory import AdvancedSQLiteSession
 
-from benchmarks.peers.base import PRAGMAS, Item, Peer, as_items, describe, file_of
+from benchmarks.peers.base import PRAGMAS, describe, file_of
+from benchmarks.peers.sessions import ItemPeer
 
 
-class AdvancedSQLite(Peer):
+class AdvancedSQLite(ItemPeer[AdvancedSQLiteSession]):
     """A session object for each session, made once, each with its own connections."""
 
     name: ClassVar[str] = "advanced-sqlite"
 
     def __init__(self, path: str) -> None:
+        super().__init__(partial(_opened, path))
         self._path = path
-        self._sessions: dict[str, AdvancedSQLiteSession] = {}
 
     @classmethod
     async def open(cls, url: str) -> Self:
         path = file_of(url)
-        AdvancedSQLiteSession(session_id="first", db_path=path, create_tables=True).close()
+        _opened(path, "first").close()
         return cls(path)
-
-    def _session(self, session_id: str) -> AdvancedSQLiteSession:
-        if session_id not in self._sessions:
-            self._sessions[session_id] = AdvancedSQLiteSession(
-                session_id=session_id, db_path=self._path, create_tables=True
-            )
-        return self._sessions[session_id]
-
-    async def add_items(self, session_id: str, items: list[Item]) -> None:
-        await self._session(session_id).add_items(cast(Any, items))
-
-    async def get_items(self, session_id: str, limit: int) -> list[Item]:
-        return as_items(await self._session(session_id).get_items(limit))
-
-    async def pop_item(self, session_id: str) -> Item | None:
-        return cast("Item | None", await self._session(session_id).pop_item())
 
     async def durability(self) -> str:
         """Of a connection opened as the session opens its own, which sets no more than WAL."""
@@ -51,3 +37,7 @@ class AdvancedSQLite(Peer):
     async def close(self) -> None:
         for session in self._sessions.values():
             session.close()
+
+
+def _opened(path: str, session_id: str) -> AdvancedSQLiteSession:
+    return AdvancedSQLiteSession(session_id=session_id, db_path=path, create_tables=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
 from agents.extensions.memory import SQLAlchemySession
@@ -29,7 +30,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from benchmarks.peers.base import Peer, Values, durability_of
+from benchmarks.peers.base import Values, durability_of
+from benchmarks.peers.sessions import SessionPeer
 
 _NOW = text("CURRENT_TIMESTAMP")
 
@@ -126,25 +128,20 @@ class EAVSession(SQLAlchemySession):
             return list(rows.scalars())
 
 
-class EAV(Peer):
+class EAV(SessionPeer[EAVSession]):
     """One engine, and a session object for each session, made once."""
 
     name: ClassVar[str] = "eav"
 
     def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(partial(EAVSession, engine=engine))
         self._engine = engine
-        self._sessions: dict[str, EAVSession] = {}
 
     @classmethod
     async def open(cls, url: str) -> Self:
         engine = create_async_engine(url)
         await EAVSession("first", engine=engine, create_tables=True).get_metadata([])
         return cls(engine)
-
-    def _session(self, session_id: str) -> EAVSession:
-        if session_id not in self._sessions:
-            self._sessions[session_id] = EAVSession(session_id, engine=self._engine)
-        return self._sessions[session_id]
 
     async def set_metadata(self, session_id: str, metadata: Values) -> None:
         await self._session(session_id).set_metadata(metadata)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 from sqlalchemy import MetaData, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from benchmarks.peers.base import Item, Peer, Values, as_items, durability_of
+from benchmarks.peers.base import Values, durability_of
+from benchmarks.peers.sessions import ItemPeer
 from eventmeta import MetadataSession, MetadataStore, NewEvent, TableOptions
 from projections import Projection, metadata_projection
 
@@ -19,15 +20,15 @@ COPY = "metadata_again"
 """A second table of the metadata, and the projection that keeps it."""
 
 
-class Ours(Peer):
+class Ours(ItemPeer[MetadataSession]):
     """One store, and a session object for each session, made once."""
 
     name: ClassVar[str] = "eventmeta"
     options: ClassVar[TableOptions] = {}
 
     def __init__(self, store: MetadataStore) -> None:
+        super().__init__(store.session)
         self._store = store
-        self._sessions: dict[str, MetadataSession] = {}
         self._copy: Projection | None = None
 
     @classmethod
@@ -35,11 +36,6 @@ class Ours(Peer):
         store = MetadataStore(create_async_engine(url), **cls.options)
         await store.create_tables()
         return cls(store)
-
-    def _session(self, session_id: str) -> MetadataSession:
-        if session_id not in self._sessions:
-            self._sessions[session_id] = self._store.session(session_id)
-        return self._sessions[session_id]
 
     async def set_metadata(self, session_id: str, metadata: Values) -> None:
         await self._session(session_id).set_metadata(metadata)
@@ -64,15 +60,6 @@ class Ours(Peer):
         self, session_id: str, keys: Sequence[str], changes: int
     ) -> dict[str, Any]:
         return await self._session(session_id).get_metadata(keys, as_of=changes)
-
-    async def add_items(self, session_id: str, items: list[Item]) -> None:
-        await self._session(session_id).add_items(cast(Any, items))
-
-    async def get_items(self, session_id: str, limit: int) -> list[Item]:
-        return as_items(await self._session(session_id).get_items(limit))
-
-    async def pop_item(self, session_id: str) -> Item | None:
-        return cast("Item | None", await self._session(session_id).pop_item())
 
     async def append(self, session_id: str, data: Values) -> None:
         await self._store.append(session_id, NewEvent(NOTED, data))

@@ -23,9 +23,9 @@ _PATIENT = "SET lock_wait_timeout = DEFAULT"
 
 @asynccontextmanager
 async def _begun(connection: AsyncConnection) -> AsyncGenerator[None]:
-    """A transaction, as the server is told: from SQLAlchemy, an engine's options may keep it.
+    """A transaction that the server is told of, for the engine may be in autocommit mode.
 
-    And where a connection that is lost cannot set its level, SQLAlchemy never gives it back.
+    So is the level: where a connection that is lost cannot set it, SQLAlchemy never gives it back.
     """
     async with connection.begin():
         level = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"

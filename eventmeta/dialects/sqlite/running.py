@@ -108,7 +108,8 @@ class SQLite(SQLiteStatements):
             try:
                 await self._in_thread(begin)
             except asyncio.CancelledError:
-                await settle(self._in_thread(partial(_abandon_watched, watch)))
+                with suppress(Exception):  # the connection may be gone, and the transaction with it
+                    await settle(self._in_thread(partial(_abandon_watched, watch)))
                 raise
         async with self.engine.begin() as connection:
             lent = await connection.get_raw_connection()
