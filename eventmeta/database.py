@@ -28,7 +28,7 @@ from eventmeta.read_statements import ReadStatements
 from eventmeta.reader import Lookup, Reader
 from eventmeta.registry import Registry
 from eventmeta.schema import create_tables, schema_sql
-from eventmeta.settle import settle
+from eventmeta.settle import settle, take_notice
 from eventmeta.signals import Signals
 from eventmeta.table_names import TableNames
 from eventmeta.tables import define_tables
@@ -108,6 +108,7 @@ class Database:
         loop = asyncio.get_running_loop()
         if self._connecting is None or self._connecting.get_loop() is not loop:
             self._connecting = loop.create_task(self._connect(), name="eventmeta-connect")
+            self._connecting.add_done_callback(take_notice)
         connecting = self._connecting
         try:
             await asyncio.shield(connecting)
@@ -134,7 +135,7 @@ class Database:
 
     async def schema_sql(self) -> str:
         """The script of what `create_tables` would do."""
-        return await self.log.run(lambda: schema_sql(self.dialect, self.tables))
+        return await settle(self.log.run(lambda: schema_sql(self.dialect, self.tables)))
 
     async def submit(
         self, command: Command, connection: AsyncConnection | AsyncSession | None = None
@@ -174,8 +175,10 @@ class Database:
         """Wait until what was submitted is carried out."""
         for writer in list(self._writers.values()):
             await writer.drain()
-        if self._hint is not None:
-            await asyncio.wait([self._hint])
+        loop = asyncio.get_running_loop()
+        for task in (self._connecting, self._hint):
+            if task is not None and task.get_loop() is loop:
+                await asyncio.wait([task])
 
     async def close(self) -> None:
         """Take no more, and wait until what was submitted is carried out."""

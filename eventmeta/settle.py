@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -24,7 +24,12 @@ async def settle(awaitable: Awaitable[T]) -> T:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        if not future.cancelled():
-            future.exception()
+        take_notice(future)
         raise cancelled
     return future.result()
+
+
+def take_notice(future: asyncio.Future[Any]) -> None:
+    """Of its error, where whoever waited for it may have left: lest the event loop prints it."""
+    if not future.cancelled():
+        future.exception()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -198,6 +199,22 @@ async def test_the_first_call_is_cancelled_at_any_point(url: str, late: bool) ->
         await all_returned(checked_out)
         await engine.dispose()
     assert point > 2
+
+
+async def test_a_store_closes_when_the_first_connection_of_a_cancelled_call_is_there(
+    url: str,
+) -> None:
+    """Or that would outlive the engine's pool."""
+    point, outcome = 0, None
+    while outcome is None or outcome.reached:
+        point += 1
+        async with MetadataStore.from_url(url) as store:
+            outcome = await cancel_at(point, store.session("s").get_metadata)
+        assert [
+            name for task in asyncio.all_tasks() if "eventmeta" in (name := task.get_name())
+        ] == []
+        gc.collect()  # which tells of a connection that was left open
+    assert point > 1
 
 
 async def tables_exist(engine: AsyncEngine) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import MetadataStore, OutcomeUnknown, verify_projection
+from eventmeta.projector.swapping import Swapping
 from tests.conftest import LONG_VARIABLE, all_returned, watch_connections
 from tests.faults import cancel_at, cancel_everywhere
 from tests.rebuilding import (
@@ -93,6 +94,24 @@ async def test_a_cancelled_rebuild_goes_on(engine: AsyncEngine, store: MetadataS
         assert await verify_projection(store) == []
         assert await left_behind(store.engine) == []
         point += STRIDE
+
+
+async def test_a_rebuild_that_is_cancelled_as_it_clears_away_does_that(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Swapping._clear_away
+
+    async def cancelled(swapping: Swapping) -> None:
+        rebuilding.cancel()
+        await original(swapping)
+
+    monkeypatch.setattr(Swapping, "_clear_away", cancelled)
+    await write_metadata(store)
+    rebuilding = asyncio.create_task(store.rebuild("metadata"))
+    with pytest.raises(asyncio.CancelledError):
+        await rebuilding
+    assert await left_behind(store.engine) == []
+    assert await verify_projection(store) == []
 
 
 async def test_a_projector_can_be_stopped_when_the_database_is_gone(

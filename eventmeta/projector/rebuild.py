@@ -37,6 +37,7 @@ from eventmeta.projector.shadow import Shadow, measure
 from eventmeta.projector.swapping import Swapping, TablesMoved
 from eventmeta.projector.target import Target
 from eventmeta.registry import Registered
+from eventmeta.settle import settle
 
 T = TypeVar("T")
 
@@ -105,13 +106,14 @@ class Rebuild:
         swapping = Swapping(self.database, self.registered, self._shadow, self._mover, claim)
         swapped: tuple[int, float] | None = None
         while swapped is None:
+            # Whoever is cancelled from here on waits, lest nobody clears away what is replaced.
             if await self._is_swapped(claim):
-                swapped = await swapping.conclude()
+                swapped = await settle(swapping.conclude())
             else:
                 await self._build(claim)
                 self._tell("swap", 0, 1)
                 with suppress(TablesMoved):
-                    swapped = await swapping.run()
+                    swapped = await settle(swapping.run())
         position, swap_seconds = swapped
         self._tell("swap", 1, 1)
         projection, seconds = self.registered.projection, time.monotonic() - start
