@@ -102,6 +102,13 @@ PEERS = {
             "bare-driver",
             {"sqlite": "bare_sqlite:BareSQLite", "postgresql": "bare_postgresql:BarePostgreSQL"},
         ),
+        PeerEntry(
+            "gathered-driver",
+            {
+                "sqlite": "gathered_sqlite:GatheredSQLite",
+                "postgresql": "gathered_postgresql:GatheredPostgreSQL",
+            },
+        ),
         PeerEntry("sqlalchemy", imports="import sqlalchemy.ext.asyncio"),
     )
 }

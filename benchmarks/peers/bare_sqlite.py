@@ -35,14 +35,15 @@ CREATE TABLE IF NOT EXISTS metadata (
     session_id TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (session_id, key)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS metadata_by_value ON metadata (key, value);
 """
-_SESSION = """INSERT INTO sessions VALUES (?, CURRENT_TIMESTAMP)
+SESSION = """INSERT INTO sessions VALUES (?, CURRENT_TIMESTAMP)
     ON CONFLICT DO UPDATE SET updated_at = CURRENT_TIMESTAMP"""
-_HEAD = """INSERT INTO heads VALUES (?, 1)
+HEAD = """INSERT INTO heads VALUES (?, 1)
     ON CONFLICT DO UPDATE SET version = version + 1 RETURNING version"""
-_EVENT = """INSERT INTO events (stream_id, version, event_id, type, data, recorded_at)
+EVENT = """INSERT INTO events (stream_id, version, event_id, type, data, recorded_at)
     VALUES (?, ?, ?, ?, ?, CURRENT_TIMESTAMP)"""
-_VALUE = """INSERT INTO metadata VALUES (?, ?, ?)
+VALUE = """INSERT INTO metadata VALUES (?, ?, ?)
     ON CONFLICT DO UPDATE SET value = excluded.value"""
+ITEMS = "SELECT data FROM items WHERE session_id = ? ORDER BY id DESC LIMIT ?"
 _FIND = "SELECT session_id FROM metadata WHERE key = ? AND value = ? LIMIT ?"
 
 
@@ -80,7 +81,7 @@ class BareSQLite(Peer):
                 raw.execute("BEGIN IMMEDIATE")
                 raw.execute("INSERT OR IGNORE INTO sessions (session_id) VALUES (?)", [session_id])
                 _record(raw, session_id, "metadata_set", data)
-                raw.executemany(_VALUE, rows)
+                raw.executemany(VALUE, rows)
 
         await self._run(work)
 
@@ -97,7 +98,7 @@ class BareSQLite(Peer):
         def work(raw: sqlite3.Connection) -> None:
             with raw:
                 raw.execute("BEGIN IMMEDIATE")
-                raw.execute(_SESSION, [session_id])
+                raw.execute(SESSION, [session_id])
                 insert = "INSERT INTO items (session_id, data) VALUES (?, ?)"
                 ids = [raw.execute(insert, row).lastrowid for row in rows]
                 _record(raw, session_id, "items_added", json.dumps(ids))
@@ -105,8 +106,7 @@ class BareSQLite(Peer):
         await self._run(work)
 
     async def get_items(self, session_id: str, limit: int) -> list[Item]:
-        query = "SELECT data FROM items WHERE session_id = ? ORDER BY id DESC LIMIT ?"
-        rows = await self._run(lambda raw: raw.execute(query, [session_id, limit]).fetchall())
+        rows = await self._run(lambda raw: raw.execute(ITEMS, [session_id, limit]).fetchall())
         return [json.loads(data) for (data,) in reversed(rows)]
 
     async def append(self, session_id: str, data: Values) -> None:
@@ -148,5 +148,5 @@ class BareSQLite(Peer):
 
 def _record(raw: sqlite3.Connection, stream_id: str, kind: str, data: str) -> None:
     """Move the head of the stream and append the event."""
-    ((version,),) = raw.execute(_HEAD, [stream_id]).fetchall()
-    raw.execute(_EVENT, [stream_id, version, event_id(), kind, data])
+    ((version,),) = raw.execute(HEAD, [stream_id]).fetchall()
+    raw.execute(EVENT, [stream_id, version, event_id(), kind, data])
