@@ -22,6 +22,7 @@ from eventmeta.dialects.statement import Query, Row
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError, StoreClosed
 from eventmeta.events import RecordedEvent
+from eventmeta.gate import Gate
 from eventmeta.log import EventLog
 from eventmeta.reach import Ownership
 from eventmeta.read_statements import ReadStatements
@@ -56,6 +57,7 @@ class Database:
         self.appended = Signals()
         self.applied = Signals()
         self.gives_hints = False
+        self._listeners = Gate()
         self._hint: asyncio.Task[None] | None = None
         self.reads = {
             reach: ReadStatements(self.tables, self.dialect, Ownership(self.tables.streams, reach))
@@ -172,19 +174,26 @@ class Database:
             raise StoreClosed
 
     async def drain(self) -> None:
-        """Wait until what was submitted is carried out."""
-        for writer in list(self._writers.values()):
-            await writer.drain()
+        """Wait until what was submitted in this event loop is carried out, reads too."""
         loop = asyncio.get_running_loop()
-        for task in (self._connecting, self._hint):
-            if task is not None and task.get_loop() is loop:
-                await asyncio.wait([task])
+        if loop in self._writers:
+            await self._writers[loop].drain()
+        if self._hint is not None and self._hint.get_loop() is loop:
+            await asyncio.wait([self._hint])
+        await self.log.gate.settled()
 
     async def close(self) -> None:
-        """Take no more, and wait until what was submitted is carried out."""
+        """Take no more, and wait until what was submitted is carried out.
+
+        What goes on step by step, such as a rebuild, ends with `StoreClosed` at its next step.
+        """
         vars(self.engine.sync_engine).get(_ATTRIBUTE, {}).pop(self.tables.names, None)
         self._closed = True
         await self.drain()
+        for gate in (self.log.gate, self._listeners):
+            gate.close()
+            self.appended.give()  # to whoever waits for events with a connection in hand
+            await gate.settled()
 
     async def _commit(self, commands: Sequence[Command]) -> list[Outcome | EventMetaError]:
         outcomes = await self.log.commit(commands)
@@ -208,8 +217,12 @@ class Database:
         if not self.gives_hints:
             yield
             return
-        async with self.dialect.hints(self.tables, self.appended.give):
-            yield
+        passage = self._listeners.enter()
+        try:
+            async with self.dialect.hints(self.tables, self.appended.give):
+                yield
+        finally:
+            self._listeners.leave(passage)
 
     def _writer(self) -> Writer:
         loop = asyncio.get_running_loop()

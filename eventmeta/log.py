@@ -16,6 +16,7 @@ from eventmeta.dialects.statement import Program, Query, Row
 from eventmeta.drafts import Outcome
 from eventmeta.errors import DatabaseBusy, EventMetaError, OutcomeUnknown
 from eventmeta.events import RecordedEvent, read_event
+from eventmeta.gate import Gate
 from eventmeta.inline import append_and_apply, nothing
 from eventmeta.plain import append_at_once, statement_for
 from eventmeta.retrying import Retrying
@@ -44,7 +45,8 @@ class EventLog:
         self.dialect = dialect
         self.tables = tables
         self.statements = WriteStatements(tables, dialect)
-        self._retrying = Retrying(dialect)
+        self.gate = Gate()
+        self._retrying = Retrying(dialect, self.gate)
         self.applied: tuple[AppliedProjection, ...] = ()
 
     def maintain(self, tables: Tables, applied: tuple[AppliedProjection, ...]) -> None:

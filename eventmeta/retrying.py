@@ -16,18 +16,29 @@ from eventmeta.errors import (
     OutcomeUnknown,
     TablesMissing,
 )
+from eventmeta.gate import Gate
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Retrying:
-    """Work on one database."""
+    """Work on one database, as long as the gate lets it in."""
 
     dialect: Dialect
+    gate: Gate
 
     async def retried(self, work: Callable[[], Awaitable[T]], *, commit: bool, seconds: float) -> T:
         """``work``, twice at least if it fails in a way that passes, and for ``seconds``."""
+        passage = self.gate.enter()
+        try:
+            return await self._retried(work, commit=commit, seconds=seconds)
+        finally:
+            self.gate.leave(passage)
+
+    async def _retried(
+        self, work: Callable[[], Awaitable[T]], *, commit: bool, seconds: float
+    ) -> T:
         repeatable = {Failure.CONFLICT, Failure.DISCONNECTED}
         if commit:
             repeatable.add(Failure.DUPLICATE)

@@ -10,6 +10,7 @@ from sqlalchemy import Table
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from eventmeta.dialects import Dialect
+from eventmeta.dialects.executing import afterwards, execute
 from eventmeta.dialects.schema import Part, foreign_keys
 from eventmeta.dialects.statement import Row, Statement
 from eventmeta.tables import VERSIONED, Tables
@@ -41,16 +42,12 @@ async def create_tables(dialect: Dialect, tables: Tables) -> None:
     while True:
         async with dialect.read_committed().begin() as connection:
             await dialect.begin_schema_change(connection)
-            try:
+            async with afterwards(connection, dialect.finish_schema_change()):
                 rows = await connection.exec_driver_sql(_parts_query(dialect, tables))
                 changes = _changes(dialect, tables, rows.fetchall())
                 changes = [change for change in changes if change not in done]
                 step = _next_step(changes)
-                for statement in _statements(step):
-                    await connection.exec_driver_sql(statement)
-            finally:
-                for statement in dialect.finish_schema_change():
-                    await connection.exec_driver_sql(statement)
+                await execute(connection, _statements(step))
         done.update(step)
         if len(step) == len(changes):
             return

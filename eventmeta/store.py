@@ -16,6 +16,7 @@ from eventmeta.options import WriteOptions, command_fields
 from eventmeta.projected_store import ProjectedStore
 from eventmeta.search import SessionEntry, latest_sessions, list_sessions
 from eventmeta.session import MetadataSession
+from eventmeta.settle import settle
 from eventmeta.table_names import TableNames, TableOptions
 from eventmeta.user_store import UserStore
 from eventmeta.users import User
@@ -203,11 +204,15 @@ class MetadataStore(ProjectedStore):
         """Wait until what was submitted is carried out; this handle takes no more.
 
         An engine that was passed in is left open, with the other stores and the sessions on it. One
-        made by `from_url` is disposed, and its sessions end too.
+        made by `from_url` is disposed, and its sessions end too; what goes on step by step, such as
+        a rebuild or a projector, ends with its next step.
         """
         self._closed = True
         if self._owns_engine:
-            await self._database.close()
-            await self.engine.dispose()
+            await settle(self._dispose())
         else:
             await self._database.drain()
+
+    async def _dispose(self) -> None:
+        await self._database.close()
+        await self.engine.dispose()

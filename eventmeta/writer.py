@@ -58,6 +58,7 @@ class Writer:
             self._waiting.append(entry)
             if self._task is None:
                 self._task = asyncio.create_task(self._work(), name="eventmeta-writer")
+                self._task.add_done_callback(self._ended)
             return await self._settled(entry)
 
     async def _settled(self, entry: _Entry) -> Outcome | EventMetaError:
@@ -81,10 +82,17 @@ class Writer:
             while self._waiting:
                 await self._carry_out(self._take_batch())
         finally:
-            self._task = None
-            # Only a task that was cancelled leaves anything: the loop is shutting down.
-            for entry in self._waiting:
-                entry.outcome.cancel()
+            self._end()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._task is task:  # cancelled before it could begin
+            self._end()
+
+    def _end(self) -> None:
+        self._task = None
+        # Only a task that was cancelled leaves anything: the loop is shutting down.
+        for entry in self._waiting:
+            entry.outcome.cancel()
 
     def _take_batch(self) -> list[_Entry]:
         batch: list[_Entry] = []

@@ -6,15 +6,16 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import func, make_url, select, text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from eventmeta import DatabaseBusy, MetadataStore, OutcomeUnknown, RebuildFailed, verify_projection
+from eventmeta.dialects import executing
 from eventmeta.dialects.mysql import projecting
 from tests.backends import Backend
 from tests.conftest import LONG_VARIABLE
@@ -113,6 +114,29 @@ async def test_a_rename_that_is_carried_out_after_its_process_has_died(
     await execute(store, renames[0])
     await store.rebuild("metadata")
     assert await store.session("s0").get_metadata() == {"k": 2}
+    await check(store)
+
+
+@pytest.mark.usefixtures("mariadb_backend")
+@pytest.mark.parametrize("lost", ["RENAME", "LOCK"])
+async def test_a_connection_that_is_lost_in_the_swap(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Is no fault of the tables, and the swap is tried again."""
+    await write(store, 1)
+    original, killed = executing.execute, list[str]()
+
+    async def execute_and_lose(connection: AsyncConnection, statements: Iterable[str]) -> None:
+        for statement in statements:
+            if statement.startswith(lost) and not killed:
+                killed.append(statement)
+                number = await connection.scalar(text("SELECT connection_id()"))
+                await execute(store, f"KILL {number}")
+            await original(connection, (statement,))
+
+    monkeypatch.setattr(projecting, "execute", execute_and_lose)
+    await store.rebuild("metadata")
+    assert killed
     await check(store)
 
 

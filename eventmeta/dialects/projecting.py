@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.types import NullType
 
+from eventmeta.dialects.executing import execute
 from eventmeta.dialects.statement import Program, Query, T
 
 if TYPE_CHECKING:
@@ -155,9 +156,3 @@ class ProjectingDialect(ABC):
             await execute(connection, self.rename(swaps))
             await conclude(connection)
         return result
-
-
-async def execute(connection: AsyncConnection, statements: Iterable[str]) -> None:
-    """Run statements that yield nothing."""
-    for statement in statements:
-        await connection.exec_driver_sql(statement)

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from eventmeta.database import Database
-from eventmeta.errors import EventMetaError
+from eventmeta.errors import EventMetaError, StoreClosed
 from eventmeta.projection_errors import LeaseLost, RebuildUnderWay
 from eventmeta.projector.catch_up import BATCH, live_mover
 from eventmeta.projector.checkpoints import (
@@ -52,7 +52,8 @@ class Projector:
     async def run(self) -> None:
         """Follow the log until this is cancelled.
 
-        What fails as a whole, as when the database is out of reach, is logged and tried again.
+        What fails as a whole, as when the database is out of reach, is logged and tried again. It
+        ends, too, when the store is closed that owns the engine.
         """
         async with self._database.hints(), asyncio.TaskGroup() as group:
             for registered in self._database.registry:
@@ -87,6 +88,8 @@ class Projector:
                     return
                 if await self._follow(registered):
                     pause = MIN_POLL
+            except StoreClosed:
+                return
             except (LeaseLost, RebuildUnderWay) as busy:
                 logger.debug("%s", busy)
             except EventMetaError as failure:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import BigInteger, ColumnElement, literal_column
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.dialects.projecting import ProjectingDialect, Swap, execute
+from eventmeta.dialects.executing import afterwards, execute
+from eventmeta.dialects.projecting import ProjectingDialect, Swap
 from eventmeta.dialects.statement import T
 
 if TYPE_CHECKING:
@@ -74,21 +75,19 @@ class MySQLProjecting(ProjectingDialect):
         If it is broken off between two of them, the tables themselves tell how far it had come.
         """
         # Both before anyone is kept out, for the pool may let one wait.
-        async with self.engine.connect() as guard, self.engine.connect() as connection:
-            try:
-                if exclusive:
-                    await execute(guard, self.keep_writers_out(tables))
-                async with _begun(connection):
-                    result = await finish(connection)
-                async with connection.begin():
-                    try:
-                        await execute(connection, self.rename(swaps))
-                    finally:
-                        await execute(connection, (_PATIENT,))
-                async with _begun(connection):
-                    await conclude(connection)
-            finally:
-                await execute(guard, ("UNLOCK TABLES", _PATIENT))
+        async with (
+            self.engine.connect() as guard,
+            self.engine.connect() as connection,
+            afterwards(guard, ("UNLOCK TABLES", _PATIENT)),
+        ):
+            if exclusive:
+                await execute(guard, self.keep_writers_out(tables))
+            async with _begun(connection):
+                result = await finish(connection)
+            async with connection.begin(), afterwards(connection, (_PATIENT,)):
+                await execute(connection, self.rename(swaps))
+            async with _begun(connection):
+                await conclude(connection)
         return result
 
     @asynccontextmanager

@@ -90,8 +90,8 @@ class SQLite(SQLiteStatements):
             finally:
                 raw.execute("RELEASE eventmeta")
 
-        # SQLAlchemy must know that there is something to commit.
-        await connection.exec_driver_sql("SELECT 1")
+        if not connection.in_transaction():
+            await connection.begin()  # SQLAlchemy must know that there is something to commit
         lent = await connection.get_raw_connection()
         return await settle(_hop(work, lent.driver_connection))
 
