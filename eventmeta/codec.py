@@ -19,6 +19,8 @@ from eventmeta.errors import InvalidInput, InvalidKey, InvalidValue, ValueTooLar
 
 JSONValue = None | bool | int | float | str | list["JSONValue"] | dict[str, "JSONValue"]
 
+_CONTAINERS = (dict, list)
+
 MAX_KEY_BYTES = 255
 MAX_DEPTH = 64
 MAX_INDEXED_BYTES = 64
@@ -114,12 +116,12 @@ def _check(value: object, path: str, depth: int) -> bool:
     """Refuse what is not JSON; tell whether JSON has another spelling of it (1.0 and 1)."""
     if value is None or isinstance(value, bool):
         return False
-    if isinstance(value, dict | list):
-        return _check_container(cast("dict[Any, Any] | list[Any]", value), path, depth)
     if isinstance(value, str):
         if problem := text_problem(value):
             raise InvalidValue(path, f"the text {problem}")
         return False
+    if isinstance(value, _CONTAINERS):
+        return _check_container(cast("dict[Any, Any] | list[Any]", value), path, depth)
     if isinstance(value, int):
         if not -(2**63) <= value < 2**64:
             raise InvalidValue(

@@ -83,12 +83,10 @@ def check_event_id(value: object) -> str:
 
 def new_event_id() -> str:
     """A new UUIDv7: 48 bits of Unix milliseconds, then randomness (RFC 9562, section 5.7)."""
-    milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10), "big")
-    version_and_variant = 0x7 << 76 | 0x2 << 62
-    bits = random & ~(0xF << 76 | 0x3 << 62) | version_and_variant
-    digits = f"{milliseconds << 80 | bits:032x}"
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    time_digits, random = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10).hex()
+    variant = "89ab"[int(random[0], 16) % 4]
+    parts = (f"7{random[1:4]}", f"{variant}{random[4:7]}", random[7:19])
+    return "-".join((time_digits[:8], time_digits[8:], *parts))
 
 
 def check_count(what: str, value: object) -> int:

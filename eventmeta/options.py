@@ -33,6 +33,9 @@ class WriteOptions(TypedDict, total=False):
     connection: AsyncConnection | AsyncSession | None
 
 
+_OPTIONS = WriteOptions.__annotations__.keys()
+
+
 def command_fields(
     options: WriteOptions, access: Access, extra_context: Mapping[str, Any] = {}
 ) -> dict[str, Any]:
@@ -42,8 +45,7 @@ def command_fields(
         InvalidInput: An option cannot be used.
         TypeError: There is no such option.
     """
-    unknown = options.keys() - WriteOptions.__annotations__.keys()
-    if unknown:
+    if unknown := options.keys() - _OPTIONS:
         raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
     expected = options.get("expected_version")
     if expected is not None and (type(expected) is not int or expected < 0):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
-from eventmeta.commands import AddItems, Append, Command, Fact, SetMetadata, may_add_tools
+from eventmeta.commands import (
+    AddItems,
+    Append,
+    Command,
+    Fact,
+    SetMetadata,
+    may_add_tools,
+)
 from eventmeta.dialects.statement import Program, Row, Statement, recordset
 from eventmeta.drafts import Draft, Outcome, event_row, item_rows
 from eventmeta.events import RecordedEvent
@@ -54,15 +62,8 @@ def append_at_once(
 
     Where None comes back, the session does not, or not yet, belong to whom the command is for.
     """
-    events = [
-        {**event_row(command, command.fact), "n": n, "creates": command.creates_session}
-        for n, command in enumerate(commands)
-    ]
-    if _for_users(commands):
-        for event, command in zip(events, commands, strict=True):
-            event["user_id"] = command.access.user_id
     rows = yield statement(
-        events=recordset(events),
+        events=recordset(_events(commands)),
         items=recordset(item_rows(enumerate(commands))),
         **_columns(commands, metadata),
     )
@@ -74,7 +75,21 @@ def append_at_once(
     ]
 
 
-def _columns(commands: Sequence[Append], metadata: Projection) -> dict[str, Sequence[Any]]:
+def _events(commands: Sequence[Append]) -> list[dict[str, Any]]:
+    """What is known of the events, and how many ``later`` ones there are of the same stream."""
+    for_users, later = _for_users(commands), Counter(command.stream for command in commands)
+    events: list[dict[str, Any]] = []
+    for n, command in enumerate(commands):
+        later[command.stream] -= 1
+        event = event_row(command, command.fact)
+        event |= {"n": n, "creates": command.creates_session, "later": later[command.stream]}
+        if for_users:
+            event["user_id"] = command.access.user_id
+        events.append(event)
+    return events
+
+
+def _columns(commands: Sequence[Append], metadata: Projection) -> dict[str, str]:
     """The columns of the rows of ``metadata``, which get their times from their streams."""
     assert metadata.fold is not None
     names = (column.name for column in metadata.table.columns)
@@ -83,7 +98,8 @@ def _columns(commands: Sequence[Append], metadata: Projection) -> dict[str, Sequ
         for command in commands
         if isinstance(command, SetMetadata)
     )
-    return dict(zip(names, zip(*rows, strict=True), strict=False))
+    columns = (orjson.dumps(values).decode() for values in zip(*rows, strict=True))
+    return dict(zip(names, columns, strict=False))
 
 
 def _recorded(command: Append, row: Row) -> RecordedEvent:

@@ -314,6 +314,46 @@ async def test_what_is_acknowledged_is_kept_whatever_apply_swallows(
     assert versions == ([1] if inline and not survives else [1, 2])
 
 
+@pytest.mark.parametrize("inline", [True, False])
+async def test_nobody_sees_what_is_yet_to_be_committed(store: MetadataStore, inline: bool) -> None:
+    """While ``apply``, which reads through the store itself, takes its time."""
+    applying, go_on = asyncio.Event(), asyncio.Event()
+    table = Table("slow", MetaData(), Column("stream_id", SessionId, primary_key=True))
+
+    async def apply(
+        connection: AsyncConnection, events: Sequence[Event], tables: Sequence[Table]
+    ) -> None:
+        assert await store.session("other").get_metadata() == {"k": 1}
+        applying.set()
+        await go_on.wait()
+
+    kinds = frozenset({"noted"})
+    store.register(AppliedProjection("slow", 1, "session", kinds, (table,), apply), inline=inline)
+    await store.create_tables()
+    await store.catch_up()
+    await store.session("other").set_metadata({"k": 1})
+    before = (await store.status()).projections["slow"].checkpoint
+    appending = asyncio.create_task(store.append("s", noted(1)))
+    working = asyncio.gather(appending, appending if inline else catch_up(store, appending))
+    await applying.wait()
+    reading = asyncio.create_task(store.session("s").history())
+    asking = asyncio.create_task(store.status())
+    try:
+        await asyncio.sleep(0.2)
+        assert not inline or not reading.done() or reading.result() == []
+        if asking.done():
+            assert asking.result().projections["slow"].checkpoint == before
+    finally:
+        go_on.set()
+    await asyncio.gather(working, reading, asking)
+    assert len(await store.session("s").history()) == 1
+
+
+async def catch_up(store: MetadataStore, appending: asyncio.Task[Any]) -> None:
+    await appending
+    await store.catch_up("slow")
+
+
 async def test_events_on_behalf_of_others_reach_their_projections(store: MetadataStore) -> None:
     """A claim records ``user_created`` and ``user_assigned`` besides the event itself."""
     kinds = ("user_created", "user_deleted", "metadata_set")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import StaticPool
 
 from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.failure import Failure
@@ -42,9 +43,9 @@ def _make_dialect(engine: AsyncEngine) -> Dialect:
             "sqlite+aiosqlite://, postgresql+asyncpg:// or mysql+asyncmy://"
         )
     if name == "sqlite":
-        from eventmeta.dialects.sqlite import SQLite
+        from eventmeta.dialects.sqlite import SharedSQLite, SQLite
 
-        return SQLite(engine)
+        return SharedSQLite(engine) if isinstance(engine.pool, StaticPool) else SQLite(engine)
     if name == "postgresql":
         from eventmeta.dialects.postgresql import PostgreSQL
 

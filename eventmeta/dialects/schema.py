@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from sqlalchemy import (
     ClauseElement,
@@ -40,6 +40,9 @@ class Part(NamedTuple):
 class SchemaDialect(ABC):
     """The DDL of one kind of database, behind one engine."""
 
+    event_id_key: ClassVar[tuple[str, ...]] = ("event_id", "stream_id", "stream_type")
+    """In this order those of a batch, which are ordered by time, come to lie on a page or two."""
+
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
 
@@ -47,7 +50,7 @@ class SchemaDialect(ABC):
         """The keys of the log. Each unique one contains the stream, so that it can be sharded."""
         return (
             PrimaryKeyConstraint("stream_id", "stream_type", "version"),
-            UniqueConstraint("stream_id", "stream_type", "event_id", name=f"uq_{table}_event_id"),
+            UniqueConstraint(*self.event_id_key, name=f"uq_{table}_event_id"),
             Index(f"idx_{table}_position", "position"),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sqlalchemy import Column, ForeignKeyConstraint, String, Table
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -20,6 +20,9 @@ _SCHEMA_LOCK = "eventmeta_schema"
 
 class MySQLSchema(SchemaDialect):
     """The DDL of MySQL and MariaDB."""
+
+    event_id_key: ClassVar[tuple[str, ...]] = ("stream_id", "stream_type", "event_id")
+    """By stream, for whoever looks for an id that is not there locks the gap where it would be."""
 
     @property
     def collation(self) -> str:

@@ -46,7 +46,7 @@ def append_at_once(
     """Heads, events, session rows, items and read models of a whole batch.
 
     Parameters: ``$1`` the events and, ``with_items``, ``$2`` the items, as JSON record sets; then
-    the columns of the ``folded`` rows, an array each, without those that hold times.
+    the columns of the ``folded`` rows, a JSON array of texts each, without those that hold times.
     Returns ``stream_id, position, version, recorded_at, data`` of each event, in their order.
 
     What is written on behalf of a ``user_id`` is left out unless the session is that user's: in the
@@ -72,9 +72,8 @@ def append_at_once(
         *(_items(tables) if with_items else []),
         f"""_numbered AS MATERIALIZED (
   SELECT nextval('{sequence_name(log)}') AS position, ordered.* FROM (
-    SELECT _input.*, _heads.recorded_at, _heads.version + 1
-      - row_number() OVER (PARTITION BY stream_id, stream_type ORDER BY n DESC) AS version
-    FROM _input JOIN _heads USING (stream_id, stream_type) CROSS JOIN _fence ORDER BY n OFFSET 0
+    SELECT _input.*, _heads.recorded_at, _heads.version - later AS version FROM _input
+    JOIN _heads USING (stream_id, stream_type) CROSS JOIN _fence ORDER BY n OFFSET 0
   ) AS ordered
 )""",
         _sessions(tables, with_items=with_items),
@@ -93,7 +92,7 @@ def _input(*, for_users: bool) -> str:
     return f"""_input AS MATERIALIZED (
   SELECT * FROM json_to_recordset(CAST($1 AS json)) AS r (n int, stream_type varchar,
     stream_id varchar, event_id uuid, type varchar, data text, actor varchar, context text,
-    creates boolean{", user_id varchar" if for_users else ""})
+    creates boolean, later int{", user_id varchar" if for_users else ""})
 )"""
 
 
@@ -122,7 +121,8 @@ def _items(tables: Tables) -> list[str]:
     messages = f'"{tables.messages.name}"'
     return [
         f"""_items AS MATERIALIZED (
-  SELECT nextval(pg_get_serial_sequence('{messages}', 'id')) AS id, ordered.* FROM (
+  SELECT nextval((SELECT CAST(pg_get_serial_sequence('{messages}', 'id') AS regclass))) AS id,
+    ordered.* FROM (
     SELECT r.*, _heads.recorded_at FROM json_to_recordset(CAST($2 AS json))
       AS r (n int, event int, session_id varchar, message_data text)
     JOIN _heads ON _heads.stream_id = r.session_id AND _heads.stream_type <> 'user'
@@ -180,14 +180,14 @@ def _sessions(tables: Tables, *, with_items: bool) -> str:
 def _folded(projection: Projection, first: int) -> str:
     columns = list(projection.table.columns)
     given = [f'"{each.name}"' for each in columns if not isinstance(each.type, UtcDateTime)]
-    arrays = (f"CAST(${number} AS text[])" for number, _ in enumerate(given, first))
+    texts = (f"json_array_elements_text(CAST(${n} AS json))" for n, _ in enumerate(given, first))
     keys = [f'"{column.name}"' for column in projection.table.primary_key]
     update = (f'"{name}" = excluded."{name}"' for name in projection.overwritten)
     times = ("_heads.recorded_at" for _ in columns[len(given) :])
     return f"""_folded AS (
   INSERT INTO "{projection.table.name}"
   SELECT {", ".join(given)}, {", ".join(times)}
-  FROM unnest({", ".join(arrays)}) AS given ({", ".join(given)})
+  FROM ROWS FROM ({", ".join(texts)}) AS given ({", ".join(given)})
   JOIN _heads ON _heads.stream_id = given.{keys[0]}
     AND _heads.stream_type = '{projection.stream_type}'
   ORDER BY {", ".join(keys)}

@@ -32,9 +32,6 @@ _SETTINGS = (
 )
 
 
-_WATCH = "eventmeta_watch"
-
-
 class SharedConnectionBusy(sqlite3.OperationalError):
     """Someone else has a transaction open on the one connection of an in-memory database."""
 
@@ -73,9 +70,17 @@ class SQLite(SQLiteStatements):
                 raise
             return result
 
-        # Whoever waits for SQLite's own lock looks again after up to 0.1 s, and may come too late.
-        async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        async with self._turn():
             return await self._in_thread(work)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None]:
+        """Keep the other writers of this event loop waiting.
+
+        Whoever waits for SQLite's own lock looks again after up to 0.1 s, and may come too late.
+        """
+        async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            yield
 
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         def work(raw: sqlite3.Connection) -> T:
@@ -97,26 +102,19 @@ class SQLite(SQLiteStatements):
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
-        """Where the app shares the connection, begun before SQLAlchemy is told, and watched.
-
-        For SQLAlchemy would roll back what someone else has open there; and whoever else gives the
-        connection back meanwhile rolls this back.
-        """
-        watch = f"{_WATCH}_{next(self._watches)}"  # lest it be taken for that of another
-        begin, end = partial(_begin_watched, watch), partial(_end_watched, watch)
-        if self.is_shared:
-            try:
-                await self._in_thread(begin)
-            except asyncio.CancelledError:
-                with suppress(Exception):  # the connection may be gone, and the transaction with it
-                    await settle(self._in_thread(partial(_abandon_watched, watch)))
-                raise
+        watch = self._new_watch()
         async with self.engine.begin() as connection:
             lent = await connection.get_raw_connection()
-            if not self.is_shared:
-                await settle(_hop(begin, lent.driver_connection))
+            await settle(_hop(partial(begin_watched, watch), lent.driver_connection))
             yield connection
-            await settle(_hop(end, lent.driver_connection))
+            await self._end(watch, connection)
+
+    def _new_watch(self) -> str:
+        return f"eventmeta_watch_{next(self._watches)}"  # lest it be taken for that of another
+
+    async def _end(self, watch: str, connection: AsyncConnection) -> None:
+        lent = await connection.get_raw_connection()
+        await settle(_hop(partial(_end_watched, watch), lent.driver_connection))
 
     async def first_connection(self, tables: Tables) -> None:
         """Not through the engine: it would reset a connection that the app shares with us."""
@@ -184,20 +182,14 @@ def _begin(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
 
 
-def _begin_watched(watch: str, connection: sqlite3.Connection) -> None:
+def begin_watched(watch: str, connection: sqlite3.Connection) -> None:
+    """Begin a transaction in which it is noticed if someone else ends it."""
     _begin(connection)
     connection.execute(f"SAVEPOINT {watch}")
 
 
-def _abandon_watched(watch: str, connection: sqlite3.Connection) -> None:
-    """Roll back what `_begin_watched` has begun, if it has, for nobody else will."""
-    with suppress(sqlite3.OperationalError):
-        connection.execute(f"RELEASE {watch}")
-        connection.execute("ROLLBACK")
-
-
 def _end_watched(watch: str, connection: sqlite3.Connection) -> None:
-    """Make sure that all since `_begin_watched` is still there to be committed."""
+    """Make sure that all since `begin_watched` is still there to be committed."""
     try:
         connection.execute(f"RELEASE {watch}")
     except sqlite3.OperationalError as error:

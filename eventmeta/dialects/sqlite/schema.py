@@ -29,7 +29,7 @@ class SQLiteSchema(SchemaDialect):
         return (
             PrimaryKeyConstraint("position"),
             UniqueConstraint("stream_id", "stream_type", "version", name=f"uq_{table}_version"),
-            UniqueConstraint("stream_id", "stream_type", "event_id", name=f"uq_{table}_event_id"),
+            UniqueConstraint(*self.event_id_key, name=f"uq_{table}_event_id"),
         )
 
     def list_parts(self, relations: Iterable[str]) -> str:

@@ -1,0 +1,74 @@
+"""SQLite in memory: one connection, which the app and the store share."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from functools import partial
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmeta.dialects.base import LOCK_TIMEOUT_MS
+from eventmeta.dialects.sqlite.running import SharedConnectionBusy, SQLite, begin_watched
+from eventmeta.dialects.statement import Query, Row
+from eventmeta.settle import settle
+
+_is_within: ContextVar[bool] = ContextVar("eventmeta_is_within", default=False)
+"""Whether a projection calls this, within a transaction of the store's."""
+
+
+class SharedSQLite(SQLite):
+    """Readers wait for transactions, too: they would see what has not been committed yet.
+
+    The app's own transactions are its own affair, and whoever gives the connection back to the pool
+    rolls back what is open on it.
+    """
+
+    async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
+        if _is_within.get():
+            return await super().read(queries)
+        async with self._turn():
+            return await super().read(queries)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[AsyncConnection]:
+        """Begun before SQLAlchemy is told, which would roll back what someone else has open."""
+        watch = self._new_watch()
+        async with self._turn():
+            try:
+                await self._in_thread(partial(begin_watched, watch))
+            except asyncio.CancelledError:
+                with suppress(Exception):  # the connection may be gone, and the transaction with it
+                    await settle(self._in_thread(partial(_abandon, watch)))
+                raise
+            async with self.engine.begin() as connection:
+                _is_within.set(True)
+                try:
+                    yield connection
+                finally:
+                    _is_within.set(False)
+                await self._end(watch, connection)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None]:
+        """For as long as SQLite itself would wait: a projection may wait for a write of its own."""
+        lock = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        try:
+            async with asyncio.timeout(LOCK_TIMEOUT_MS / 1000):
+                await lock.acquire()
+        except TimeoutError:
+            raise SharedConnectionBusy("a transaction is open on the shared connection") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _abandon(watch: str, connection: sqlite3.Connection) -> None:
+    """Roll back what `begin_watched` has begun, if it has, for nobody else will."""
+    with suppress(sqlite3.OperationalError):
+        connection.execute(f"RELEASE {watch}")
+        connection.execute("ROLLBACK")
