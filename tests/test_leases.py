@@ -165,15 +165,13 @@ async def test_several_projections_beside_reads_of_the_app(store: MetadataStore)
 @pytest.mark.usefixtures("sqlite_memory_backend")
 async def test_the_transaction_of_another_is_not_taken_for_ours(store: MetadataStore) -> None:
     """On one connection, where someone has rolled ours back and a third has begun anew."""
-    ours, others = store.database.dialect.transaction(), store.database.dialect.transaction()
-    connection = await ours.__aenter__()
-    lent = (await connection.get_raw_connection()).driver_connection
+    ours = store.database.dialect.transaction()
+    lent = (await (await ours.__aenter__()).get_raw_connection()).driver_connection
     assert lent is not None
     await lent.rollback()
-    await others.__aenter__()
-    for transaction in (ours, others):
-        with pytest.raises(SharedConnectionBusy):
-            await transaction.__aexit__(None, None, None)
+    await lent.execute("BEGIN")
+    with pytest.raises(SharedConnectionBusy):
+        await ours.__aexit__(None, None, None)
 
 
 def slow_trace(name: str) -> AppliedProjection:

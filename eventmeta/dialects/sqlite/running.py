@@ -8,7 +8,6 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -32,6 +31,10 @@ _SETTINGS = (
 )
 
 
+WATCH = "eventmeta_watch"
+"""The savepoint at the begin of a transaction, which is gone if someone else has ended it."""
+
+
 class SharedConnectionBusy(sqlite3.OperationalError):
     """Someone else has a transaction open on the one connection of an in-memory database."""
 
@@ -48,7 +51,6 @@ class SQLite(SQLiteStatements):
         configure(engine, _prepare, loop_bound=False)
         self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
         self._turns = weakref.WeakKeyDictionary()
-        self._watches = count()
 
     # --- Running --------------------------------------------------------------------------------
 
@@ -98,30 +100,22 @@ class SQLite(SQLiteStatements):
         if not connection.in_transaction():
             await connection.begin()  # SQLAlchemy must know that there is something to commit
         lent = await connection.get_raw_connection()
-        return await settle(_hop(work, lent.driver_connection))
+        return await settle(hop(work, lent.driver_connection))
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
-        watch = self._new_watch()
         async with self.engine.begin() as connection:
             lent = await connection.get_raw_connection()
-            await settle(_hop(partial(begin_watched, watch), lent.driver_connection))
+            await settle(hop(begin_watched, lent.driver_connection))
             yield connection
-            await self._end(watch, connection)
-
-    def _new_watch(self) -> str:
-        return f"eventmeta_watch_{next(self._watches)}"  # lest it be taken for that of another
-
-    async def _end(self, watch: str, connection: AsyncConnection) -> None:
-        lent = await connection.get_raw_connection()
-        await settle(_hop(partial(_end_watched, watch), lent.driver_connection))
+            await settle(hop(end_watched, lent.driver_connection))
 
     async def first_connection(self, tables: Tables) -> None:
         """Not through the engine: it would reset a connection that the app shares with us."""
         await self._in_thread(lambda _: None)
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await lend(self.engine, partial(_hop, work), self.is_lost)
+        return await lend(self.engine, partial(hop, work), self.is_lost)
 
     # --- Errors ---------------------------------------------------------------------------------
 
@@ -156,7 +150,7 @@ def _prepare(dbapi_connection: Any) -> None:
     dbapi_connection.create_function(SPELL_OUT, 1, spell_out, deterministic=True)
 
 
-async def _hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:
+async def hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:
     """Run ``work`` in the thread of an aiosqlite connection, on the connection of the stdlib.
 
     aiosqlite's public methods are one statement a hop; ``_execute`` is what they are made of. When
@@ -182,16 +176,16 @@ def _begin(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
 
 
-def begin_watched(watch: str, connection: sqlite3.Connection) -> None:
+def begin_watched(connection: sqlite3.Connection) -> None:
     """Begin a transaction in which it is noticed if someone else ends it."""
     _begin(connection)
-    connection.execute(f"SAVEPOINT {watch}")
+    connection.execute(f"SAVEPOINT {WATCH}")
 
 
-def _end_watched(watch: str, connection: sqlite3.Connection) -> None:
+def end_watched(connection: sqlite3.Connection) -> None:
     """Make sure that all since `begin_watched` is still there to be committed."""
     try:
-        connection.execute(f"RELEASE {watch}")
+        connection.execute(f"RELEASE {WATCH}")
     except sqlite3.OperationalError as error:
         raise SharedConnectionBusy("someone else ended the transaction") from error
 

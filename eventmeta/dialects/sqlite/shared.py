@@ -7,12 +7,18 @@ import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.dialects.base import LOCK_TIMEOUT_MS
-from eventmeta.dialects.sqlite.running import SharedConnectionBusy, SQLite, begin_watched
+from eventmeta.dialects.sqlite.running import (
+    WATCH,
+    SharedConnectionBusy,
+    SQLite,
+    begin_watched,
+    end_watched,
+    hop,
+)
 from eventmeta.dialects.statement import Query, Row
 from eventmeta.settle import settle
 
@@ -36,21 +42,21 @@ class SharedSQLite(SQLite):
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
         """Begun before SQLAlchemy is told, which would roll back what someone else has open."""
-        watch = self._new_watch()
         async with self._turn():
             try:
-                await self._in_thread(partial(begin_watched, watch))
+                await self._in_thread(begin_watched)
             except asyncio.CancelledError:
                 with suppress(Exception):  # the connection may be gone, and the transaction with it
-                    await settle(self._in_thread(partial(_abandon, watch)))
+                    await settle(self._in_thread(_abandon))
                 raise
             async with self.engine.begin() as connection:
+                lent = await connection.get_raw_connection()
                 _is_within.set(True)
                 try:
                     yield connection
                 finally:
                     _is_within.set(False)
-                await self._end(watch, connection)
+                await settle(hop(end_watched, lent.driver_connection))
 
     @asynccontextmanager
     async def _turn(self) -> AsyncGenerator[None]:
@@ -67,8 +73,8 @@ class SharedSQLite(SQLite):
             lock.release()
 
 
-def _abandon(watch: str, connection: sqlite3.Connection) -> None:
+def _abandon(connection: sqlite3.Connection) -> None:
     """Roll back what `begin_watched` has begun, if it has, for nobody else will."""
     with suppress(sqlite3.OperationalError):
-        connection.execute(f"RELEASE {watch}")
+        connection.execute(f"RELEASE {WATCH}")
         connection.execute("ROLLBACK")
