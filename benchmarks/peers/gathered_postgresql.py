@@ -5,17 +5,15 @@ A batch is one statement, as a transaction of its own, so it is one round trip a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import orjson
 
 from benchmarks.peers.bare import event_id
 from benchmarks.peers.bare_postgresql import BarePostgreSQL
-from benchmarks.peers.base import Item, Values
-from benchmarks.peers.gathering import Gathering
+from benchmarks.peers.base import Item
+from benchmarks.peers.gathering import Add, Gathered, Get, GetItems, Set
 
-_Get = tuple[str, Sequence[str]]
 _HEADS = """heads_moved AS (
     INSERT INTO heads SELECT unnest($1::text[]), 1
     ON CONFLICT (stream_id) DO UPDATE SET version = heads.version + 1 RETURNING stream_id, version
@@ -54,31 +52,10 @@ FROM unnest($1::text[]) WITH ORDINALITY AS asked (session_id, n) CROSS JOIN LATE
 ) AS found ORDER BY found.id"""
 
 
-class GatheredPostgreSQL(BarePostgreSQL):
-    """Each caller has a session of its own, and all ask for the same keys and number of items."""
+class GatheredPostgreSQL(Gathered, BarePostgreSQL):
+    """All who are gathered ask for the same keys and number of items."""
 
-    name: ClassVar[str] = "gathered-driver"
-
-    def __init__(self, pool: Any) -> None:
-        super().__init__(pool)
-        self._sets = Gathering(self._set_all)
-        self._gets = Gathering(self._get_all)
-        self._adds = Gathering(self._add_all)
-        self._item_gets = Gathering(self._get_all_items)
-
-    async def set_metadata(self, session_id: str, metadata: Values) -> None:
-        await self._sets.call((session_id, metadata))
-
-    async def get_metadata(self, session_id: str, keys: Sequence[str]) -> dict[str, Any]:
-        return await self._gets.call((session_id, keys))
-
-    async def add_items(self, session_id: str, items: list[Item]) -> None:
-        await self._adds.call((session_id, items))
-
-    async def get_items(self, session_id: str, limit: int) -> list[Item]:
-        return await self._item_gets.call((session_id, limit))
-
-    async def _set_all(self, requests: list[tuple[str, Values]]) -> list[None]:
+    async def _set_all(self, requests: list[Set]) -> list[None]:
         sessions, keys, values, data = [], [], [], []
         for session_id, metadata in requests:
             own = [(key, orjson.dumps(value).decode()) for key, value in metadata.items()]
@@ -92,7 +69,7 @@ class GatheredPostgreSQL(BarePostgreSQL):
         await self._pool.execute(_SET, streams, ids, data, sessions, keys, values)
         return [None] * len(requests)
 
-    async def _get_all(self, requests: list[_Get]) -> list[dict[str, Any]]:
+    async def _get_all(self, requests: list[Get]) -> list[dict[str, Any]]:
         sessions = [session_id for session_id, _ in requests]
         rows = await self._pool.fetch(_GET, sessions, requests[0][1])
         results: list[dict[str, Any]] = [dict.fromkeys(keys) for _, keys in requests]
@@ -100,7 +77,7 @@ class GatheredPostgreSQL(BarePostgreSQL):
             results[n - 1][key] = orjson.loads(value)
         return results
 
-    async def _add_all(self, requests: list[tuple[str, list[Item]]]) -> list[None]:
+    async def _add_all(self, requests: list[Add]) -> list[None]:
         streams = [session_id for session_id, _ in requests]
         sessions = [session_id for session_id, items in requests for _ in items]
         texts = [orjson.dumps(item).decode() for _, items in requests for item in items]
@@ -108,7 +85,7 @@ class GatheredPostgreSQL(BarePostgreSQL):
         await self._pool.execute(_ADD, streams, ids, sessions, texts)
         return [None] * len(requests)
 
-    async def _get_all_items(self, requests: list[tuple[str, int]]) -> list[list[Item]]:
+    async def _get_all_items(self, requests: list[GetItems]) -> list[list[Item]]:
         sessions = [session_id for session_id, _ in requests]
         results: list[list[Item]] = [[] for _ in requests]
         for n, data in await self._pool.fetch(_GET_ITEMS, sessions, requests[0][1]):

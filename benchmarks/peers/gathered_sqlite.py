@@ -4,48 +4,25 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-import aiosqlite
 import orjson
 
 from benchmarks.peers.bare import event_id
 from benchmarks.peers.bare_sqlite import EVENT, HEAD, ITEMS, SESSION, VALUE, BareSQLite
-from benchmarks.peers.base import Item, Values
-from benchmarks.peers.gathering import Gathering
+from benchmarks.peers.base import Item
+from benchmarks.peers.gathering import Add, Gathered, Get, GetItems, Set
 
-_Get = tuple[str, Sequence[str]]
 _GET = """SELECT asked.key, metadata.key, metadata.value
     FROM json_each(?) AS asked CROSS JOIN metadata
     WHERE metadata.session_id = json_extract(asked.value, '$[0]')
     AND metadata.key IN (SELECT value FROM json_each(asked.value, '$[1]'))"""
 
 
-class GatheredSQLite(BareSQLite):
-    """Each caller has a session of its own: a batch that has one twice would be refused."""
+class GatheredSQLite(Gathered, BareSQLite):
+    """A batch is one hop to the connection's thread."""
 
-    name: ClassVar[str] = "gathered-driver"
-
-    def __init__(self, connection: aiosqlite.Connection) -> None:
-        super().__init__(connection)
-        self._sets = Gathering(self._set_all)
-        self._gets = Gathering(self._get_all)
-        self._adds = Gathering(self._add_all)
-        self._item_gets = Gathering(self._get_all_items)
-
-    async def set_metadata(self, session_id: str, metadata: Values) -> None:
-        await self._sets.call((session_id, metadata))
-
-    async def get_metadata(self, session_id: str, keys: Sequence[str]) -> dict[str, Any]:
-        return await self._gets.call((session_id, keys))
-
-    async def add_items(self, session_id: str, items: list[Item]) -> None:
-        await self._adds.call((session_id, items))
-
-    async def get_items(self, session_id: str, limit: int) -> list[Item]:
-        return await self._item_gets.call((session_id, limit))
-
-    async def _set_all(self, requests: list[tuple[str, Values]]) -> list[None]:
+    async def _set_all(self, requests: list[Set]) -> list[None]:
         rows, events = [], []
         for session_id, metadata in requests:
             own = [(key, orjson.dumps(value).decode()) for key, value in metadata.items()]
@@ -65,7 +42,7 @@ class GatheredSQLite(BareSQLite):
         await self._run(work)
         return [None] * len(requests)
 
-    async def _get_all(self, requests: list[_Get]) -> list[dict[str, Any]]:
+    async def _get_all(self, requests: list[Get]) -> list[dict[str, Any]]:
         asked = orjson.dumps(requests).decode()
         rows = await self._run(lambda raw: raw.execute(_GET, (asked,)).fetchall())
         results: list[dict[str, Any]] = [dict.fromkeys(keys) for _, keys in requests]
@@ -73,7 +50,7 @@ class GatheredSQLite(BareSQLite):
             results[n][key] = orjson.loads(value)
         return results
 
-    async def _add_all(self, requests: list[tuple[str, list[Item]]]) -> list[None]:
+    async def _add_all(self, requests: list[Add]) -> list[None]:
         texts = [
             (session_id, [orjson.dumps(item).decode() for item in items])
             for session_id, items in requests
@@ -93,7 +70,7 @@ class GatheredSQLite(BareSQLite):
         await self._run(work)
         return [None] * len(requests)
 
-    async def _get_all_items(self, requests: list[tuple[str, int]]) -> list[list[Item]]:
+    async def _get_all_items(self, requests: list[GetItems]) -> list[list[Item]]:
         found = await self._run(
             lambda raw: [raw.execute(ITEMS, request).fetchall() for request in requests]
         )
