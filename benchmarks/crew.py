@@ -10,6 +10,7 @@ from typing import Protocol
 
 from benchmarks.peers import Peer
 from benchmarks.scenarios.base import Scenario, WrongData, digest
+from eventmeta.settle import settle
 
 FEW_CALLS = 3
 ERROR_LENGTH = 200
@@ -168,4 +169,4 @@ class Crew:
         return digest(await self._scenario.check(self._peer, session_id, FEW_CALLS))
 
     async def close(self) -> None:
-        await self._peer.close()
+        await settle(self._peer.close())  # also if it is broken off by now

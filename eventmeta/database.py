@@ -22,11 +22,10 @@ from eventmeta.dialects.statement import Query, Row
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError, StoreClosed
 from eventmeta.events import RecordedEvent
-from eventmeta.gate import Gate
 from eventmeta.log import EventLog
 from eventmeta.reach import Ownership
 from eventmeta.read_statements import ReadStatements
-from eventmeta.reader import Lookup, Reader
+from eventmeta.reader import Lookup, Reader, query_for
 from eventmeta.registry import Registry
 from eventmeta.schema import create_tables, schema_sql
 from eventmeta.settle import settle, take_notice
@@ -57,7 +56,6 @@ class Database:
         self.appended = Signals()
         self.applied = Signals()
         self.gives_hints = False
-        self._listeners = Gate()
         self._hint: asyncio.Task[None] | None = None
         self.reads = {
             reach: ReadStatements(self.tables, self.dialect, Ownership(self.tables.streams, reach))
@@ -166,6 +164,8 @@ class Database:
     async def fetch(self, read: Query | Lookup, **request: Any) -> Sequence[Row]:
         """The rows of ``read``, for ``request``; it sees every write acknowledged before."""
         self.check_open()
+        if self.dialect.is_within:  # those in the reader may have to wait for the end of it
+            return await self.log.fetch(query_for(read, [request]))
         return await self._reader().fetch(read, **request)
 
     def check_open(self) -> None:
@@ -174,26 +174,25 @@ class Database:
             raise StoreClosed
 
     async def drain(self) -> None:
-        """Wait until what was submitted in this event loop is carried out, reads too."""
+        """Wait until what was submitted in this event loop is carried out."""
         loop = asyncio.get_running_loop()
         if loop in self._writers:
             await self._writers[loop].drain()
-        if self._hint is not None and self._hint.get_loop() is loop:
-            await asyncio.wait([self._hint])
-        await self.log.gate.settled()
+        for task in (self._connecting, self._hint):
+            if task is not None and task.get_loop() is loop:
+                await asyncio.wait([task])
 
     async def close(self) -> None:
-        """Take no more, and wait until what was submitted is carried out.
+        """Take no more, and wait until what was submitted is carried out, reads too.
 
         What goes on step by step, such as a rebuild, ends with `StoreClosed` at its next step.
         """
         vars(self.engine.sync_engine).get(_ATTRIBUTE, {}).pop(self.tables.names, None)
         self._closed = True
         await self.drain()
-        for gate in (self.log.gate, self._listeners):
-            gate.close()
-            self.appended.give()  # to whoever waits for events with a connection in hand
-            await gate.settled()
+        self.log.gate.close()
+        self.appended.give()  # to whoever waits for events, and is to end
+        await self.log.gate.settled()
 
     async def _commit(self, commands: Sequence[Command]) -> list[Outcome | EventMetaError]:
         outcomes = await self.log.commit(commands)
@@ -217,12 +216,8 @@ class Database:
         if not self.gives_hints:
             yield
             return
-        passage = self._listeners.enter()
-        try:
-            async with self.dialect.hints(self.tables, self.appended.give):
-                yield
-        finally:
-            self._listeners.leave(passage)
+        async with self.dialect.hints(self.tables, self.appended.give):
+            yield
 
     def _writer(self) -> Writer:
         loop = asyncio.get_running_loop()

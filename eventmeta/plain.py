@@ -8,14 +8,7 @@ from typing import Any
 
 import orjson
 
-from eventmeta.commands import (
-    AddItems,
-    Append,
-    Command,
-    Fact,
-    SetMetadata,
-    may_add_tools,
-)
+from eventmeta.commands import AddItems, Append, Command, Fact, SetMetadata, may_add_tools
 from eventmeta.dialects.statement import Program, Row, Statement, recordset
 from eventmeta.drafts import Draft, Outcome, event_row, item_rows
 from eventmeta.events import RecordedEvent

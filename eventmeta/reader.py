@@ -78,7 +78,7 @@ class Reader:
         """Without a task of its own, while nobody else is reading."""
         self._lanes += 1
         try:
-            (rows,) = await self._read([_query(read, [request])])
+            (rows,) = await self._read([query_for(read, [request])])
             return rows
         finally:
             self._lanes -= 1
@@ -122,10 +122,11 @@ class Reader:
 
 
 def _query_of(entries: Sequence[_Entry]) -> Query:
-    return _query(entries[0].read, [entry.request for entry in entries])
+    return query_for(entries[0].read, [entry.request for entry in entries])
 
 
-def _query(read: Query | Lookup, requests: Sequence[dict[str, Any]]) -> Query:
+def query_for(read: Query | Lookup, requests: Sequence[dict[str, Any]]) -> Query:
+    """The query of ``read`` for the ``requests`` of all callers."""
     return read.query(requests) if isinstance(read, Lookup) else read
 
 

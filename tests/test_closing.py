@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,6 +81,34 @@ async def test_a_projector_ends_by_itself(url: str, hints: bool) -> None:
         await running
     assert ours() == []
     gc.collect()
+
+
+async def test_it_does_not_wait_for_whoever_reads_events(url: str) -> None:
+    """Who may be the one that closes it."""
+    store = await opened(url, hints=True)
+    async with asyncio.timeout(10):
+        reading = store.subscribe("name")
+        await anext(reading)
+        await store.close()
+        with pytest.raises(StoreClosed):
+            await anext(reading)
+    gc.collect()
+
+
+async def test_a_handle_is_closed_within_a_projection(store: MetadataStore) -> None:
+    """Which is part of what is under way."""
+    closed: list[str] = []
+
+    async def apply(*_: object) -> None:
+        async with MetadataStore(store.engine) as handle:
+            closed.append(str(await handle.session("s").get_metadata()))
+
+    store.register(replace(trace(), apply=apply))
+    await store.create_tables()
+    await store.session("s").set_metadata({"k": 1})
+    async with asyncio.timeout(10):
+        await store.catch_up("trace")
+    assert closed == ["{'k': 1}"]
 
 
 async def test_the_first_connection_of_a_cancelled_call_is_waited_for(url: str) -> None:

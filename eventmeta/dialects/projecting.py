@@ -53,6 +53,11 @@ class ProjectingDialect(ABC):
     """Whether a shadow table gets its indexes before its rows, for making them would block."""
 
     @property
+    def is_within(self) -> bool:
+        """Whether a projection calls this in a transaction that readers wait for."""
+        return False
+
+    @property
     def is_shared(self) -> bool:
         """Whether all of the process, the app included, has one and the same connection."""
         return isinstance(self.engine.pool, StaticPool)

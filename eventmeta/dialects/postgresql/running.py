@@ -89,7 +89,7 @@ class PostgreSQL(PostgreSQLStatements):
 
     @asynccontextmanager
     async def hints(self, tables: Tables, give: Callable[[], None]) -> AsyncGenerator[None]:
-        """On a connection of its own."""
+        """On a connection of its own, which ends with it: the engine may be disposed meanwhile."""
 
         def received(*_: object) -> None:
             give()
@@ -101,7 +101,7 @@ class PostgreSQL(PostgreSQLStatements):
             try:
                 yield
             finally:
-                await settle(lent.remove_listener(tables.events.name, received))
+                await settle(connection.invalidate())
 
     # --- Errors ---------------------------------------------------------------------------------
 

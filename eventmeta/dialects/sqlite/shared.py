@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.dialects.base import LOCK_TIMEOUT_MS
 from eventmeta.dialects.sqlite.running import (
@@ -22,8 +22,8 @@ from eventmeta.dialects.sqlite.running import (
 from eventmeta.dialects.statement import Query, Row
 from eventmeta.settle import settle
 
-_is_within: ContextVar[bool] = ContextVar("eventmeta_is_within", default=False)
-"""Whether a projection calls this, within a transaction of the store's."""
+_within: ContextVar[object] = ContextVar("eventmeta_within", default=None)
+"""In which transaction of a store's this is called."""
 
 
 class SharedSQLite(SQLite):
@@ -33,8 +33,16 @@ class SharedSQLite(SQLite):
     rolls back what is open on it.
     """
 
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine)
+        self._open: object = None
+
+    @property
+    def is_within(self) -> bool:
+        return self._open is not None and _within.get() is self._open
+
     async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        if _is_within.get():
+        if self.is_within:
             return await super().read(queries)
         async with self._turn():
             return await super().read(queries)
@@ -51,11 +59,12 @@ class SharedSQLite(SQLite):
                 raise
             async with self.engine.begin() as connection:
                 lent = await connection.get_raw_connection()
-                _is_within.set(True)
+                self._open = object()
+                _within.set(self._open)
                 try:
                     yield connection
                 finally:
-                    _is_within.set(False)
+                    self._open = None
                 await settle(hop(end_watched, lent.driver_connection))
 
     @asynccontextmanager
