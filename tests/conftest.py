@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -209,8 +209,10 @@ def session(store: MetadataStore) -> MetadataSession:
     return store.session("alpha")
 
 
-def watch_connections(engine: AsyncEngine) -> set[Any]:
-    """The set of pooled connections that are checked out, kept up to date."""
+def watch_connections(
+    engine: AsyncEngine, until: Sequence[str] = ("checkin", "detach")
+) -> set[Any]:
+    """The set of pooled connections that are checked out, or were and are open: kept up to date."""
     checked_out: set[Any] = set()
 
     def taken(connection: Any, record: Any, proxy: Any) -> None:
@@ -220,8 +222,8 @@ def watch_connections(engine: AsyncEngine) -> set[Any]:
         checked_out.discard(record)
 
     event.listen(engine.sync_engine, "checkout", taken)
-    event.listen(engine.sync_engine, "checkin", returned)
-    event.listen(engine.sync_engine, "detach", returned)
+    for name in until:
+        event.listen(engine.sync_engine, name, returned)
     return checked_out
 
 

@@ -248,11 +248,12 @@ async def test_the_data_of_an_event_is_limited_in_bytes(unreachable: AsyncEngine
     assert (caught.value.path, caught.value.size, caught.value.limit) == ("data", 28, 20)
 
 
+TEXT: Any = "1"
 BAD_ARGUMENTS: dict[str, tuple[Callable[[MetadataStore], Any], str]] = {
     "subscription": (lambda store: anext(store.subscribe("Bad Name")), "subscription 'Bad Name'"),
-    "batch as text": (lambda store: backfill_conversations(store, batch_size="q"), "batch_size"),  # type: ignore[arg-type]
+    "batch as text": (lambda store: backfill_conversations(store, batch_size=TEXT), "batch_size"),
     "no batch": (lambda store: backfill_conversations(store, batch_size=0), "batch_size is 0"),
-    "timeout as text": (lambda store: store.catch_up(timeout="1"), "timeout '1'"),  # type: ignore[arg-type]
+    "timeout as text": (lambda store: store.catch_up(timeout=TEXT), "timeout '1'"),
     "negative timeout": (lambda store: store.wait_for(1, "users", timeout=-1), "timeout -1"),
 }
 

@@ -9,10 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import MetadataStore, StoreClosed
+from tests.conftest import watch_connections
 from tests.faults import cancel_at
 from tests.rebuilding import trace
 
@@ -123,27 +122,12 @@ async def test_the_first_connection_of_a_cancelled_call_is_waited_for(url: str) 
     assert point > 1
 
 
-def watch_open(engine: AsyncEngine) -> set[Any]:
-    """The connections that were used from now on and are open."""
-    connections: set[Any] = set()
-
-    def used(connection: Any, record: Any, proxy: Any) -> None:
-        connections.add(record)
-
-    def closing(connection: Any, record: Any) -> None:
-        connections.discard(record)
-
-    event.listen(engine.sync_engine, "checkout", used)
-    event.listen(engine.sync_engine, "close", closing)
-    return connections
-
-
 async def test_a_cancelled_close_has_closed_everything(url: str) -> None:
     point, outcome = 0, None
     while outcome is None or outcome.reached:
         point += 1
         store = await opened(url)
-        connections = watch_open(store.engine)
+        connections = watch_connections(store.engine, until=["close"])
         writing = asyncio.create_task(store.session("s").set_metadata({"k": 2}))
         await asyncio.sleep(0)
         outcome = await cancel_at(point, store.close)

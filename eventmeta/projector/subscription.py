@@ -82,7 +82,6 @@ class Subscription:
                 await self.database.appended.wait(seen, pause)
         finally:
             with suppress(EventMetaError):  # the lease ends by itself, and what it saved stays
-                self.database.check_open()
                 leave = partial(self._checkpoints.give_back, self._key, holder, position)
                 await self.database.log.fold(leave)
 
