@@ -4,10 +4,15 @@ from .actor import acting_as
 from .arrow import ExportProgress
 from .backfill import Backfill, backfill_conversations
 from .comparison import Difference
-from .errors import (
-    AppendRejected,
+from .database_errors import (
     DatabaseBusy,
     DatabaseFailure,
+    OutcomeUnknown,
+    TablesMissing,
+    UnsupportedEngine,
+)
+from .errors import (
+    AppendRejected,
     EventIdReused,
     EventMetaError,
     InvalidIdentifier,
@@ -17,12 +22,9 @@ from .errors import (
     InvalidValue,
     ItemAlreadyPopped,
     MissingExtra,
-    OutcomeUnknown,
     SessionNotFound,
     StoreClosed,
     StructuredMetadataOff,
-    TablesMissing,
-    UnsupportedEngine,
     UserMismatch,
     UserNotFound,
     UserUnknown,

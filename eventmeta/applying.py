@@ -8,8 +8,8 @@ from sqlalchemy import Table
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from eventmeta.database_errors import DatabaseFailure
 from eventmeta.dialects import Dialect, Failure
-from eventmeta.errors import DatabaseFailure
 from eventmeta.events import RecordedEvent
 from eventmeta.projection_errors import ProjectionFailed
 from projections import AppliedProjection

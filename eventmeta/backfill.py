@@ -18,7 +18,7 @@ from eventmeta.item_statements import ItemStatements
 from eventmeta.store import MetadataStore
 from eventmeta.structure import rebuild
 from eventmeta.tables import Tables
-from eventmeta.write_statements import WriteStatements
+from eventmeta.write_statements import AppendStatements
 from projections import AnySelect
 from projections.types import SessionId
 
@@ -90,10 +90,10 @@ def _page(tables: Tables) -> AnySelect:
 
 
 def _rebuild(
-    sql: WriteStatements, structure: ItemStatements, session_ids: Sequence[str]
+    sql: AppendStatements, structure: ItemStatements, session_ids: Sequence[str]
 ) -> Program[None]:
     """Own the sessions, against our writers and upstream's, and bring their rows in line."""
     streams = recordset([StreamKey(session_id)._asdict() for session_id in sorted(session_ids)])
     yield from steps(sql.lock_streams, streams=streams, now=datetime.now(UTC))
-    yield sql.lock_sessions(first=session_ids[0], last=session_ids[-1])
+    yield sql.commands.lock_sessions(first=session_ids[0], last=session_ids[-1])
     yield from rebuild(structure, session_ids)

@@ -28,13 +28,13 @@ from eventmeta.folding import can_remove
 from eventmeta.heads import Head, Heads, events_before, users_of, within_reach
 from eventmeta.identifiers import new_event_id
 from eventmeta.structure import follow
-from eventmeta.write_statements import WriteStatements
+from eventmeta.write_statements import AppendStatements
 from projections import EVENT_COLUMNS, USER_ASSIGNED
 
 
 def append_in_steps(
     commands: Sequence[Command],
-    sql: WriteStatements,
+    sql: AppendStatements,
     recorded: list[RecordedEvent] | None = None,
 ) -> Program[list[Outcome]]:
     """Carry out commands of any kind, each as if it were alone.
@@ -62,7 +62,7 @@ def append_in_steps(
 class _Batch:
     """The state of a transaction between its queries."""
 
-    sql: WriteStatements
+    sql: AppendStatements
     heads: Heads = field(default_factory=dict[StreamKey, Head])
     recorded: dict[tuple[StreamKey, str], RecordedEvent | Draft] = field(
         default_factory=dict[tuple[StreamKey, str], RecordedEvent | Draft]
@@ -80,7 +80,7 @@ class _Batch:
         sessions = {stream for stream in streams if stream.stream_type == "session"}
         for command in commands:
             if isinstance(command, DeleteUser):
-                rows = yield self.sql.owned_sessions(user_id=command.stream.stream_id)
+                rows = yield self.sql.commands.owned_sessions(user_id=command.stream.stream_id)
                 sessions |= {StreamKey(row[0]) for row in rows}
         if sessions:
             yield from self._lock(sessions)
@@ -132,7 +132,7 @@ class _Batch:
             yield from self.flush()
         command.owner, command.recorded_at = head.user_id, head.recorded_at
         try:
-            fact = yield from command.carry_out(self.sql)
+            fact = yield from command.carry_out(self.sql.commands)
         except (AppendRejected, InvalidInput) as refusal:
             return refusal
         if fact is None:
@@ -180,7 +180,7 @@ class _Batch:
         yield from self.save_heads()
         owned = {session_id for session_id, user_id in assigned.items() if user_id is not None}
         if owned:
-            yield self.sql.assign_sessions(sessions=_session_rows(owned))
+            yield self.sql.commands.assign_sessions(sessions=_session_rows(owned))
 
     def _write_items(self, drafts: Sequence[Draft]) -> Program[None]:
         adding = [(draft, draft.command) for draft in drafts if isinstance(draft.command, AddItems)]
@@ -189,15 +189,15 @@ class _Batch:
             draft.command.stream.stream_id for draft in drafts if draft.command.creates_session
         } - touched
         if created:
-            yield self.sql.create_sessions(sessions=_session_rows(created))
+            yield self.sql.commands.create_sessions(sessions=_session_rows(created))
         if not touched:
             return
-        yield self.sql.touch_sessions(sessions=_session_rows(touched))
+        yield self.sql.commands.touch_sessions(sessions=_session_rows(touched))
         items = item_rows(enumerate(command for _, command in adding))
         times = [self.sql.dialect.time_text(draft.recorded_at) for draft, _ in adding]
         for item in items:
             item["recorded_at"] = times[item["event"]]
-        rows = yield from steps(self.sql.insert_items, items=recordset(items))
+        rows = yield from steps(self.sql.commands.insert_items, items=recordset(items))
         ids: dict[str, list[int]] = {}
         for session_id, item_id in sorted(map(tuple, rows), reverse=True):
             ids.setdefault(session_id, []).append(item_id)

@@ -1,4 +1,4 @@
-"""Every error that eventmeta raises: one tree under `EventMetaError`, which the README draws."""
+"""What eventmeta raises about a call: one tree under `EventMetaError`, which the README draws."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any
 
 __all__ = [
     "AppendRejected",
-    "DatabaseBusy",
-    "DatabaseFailure",
     "EventIdReused",
     "EventMetaError",
     "InvalidIdentifier",
@@ -17,12 +15,9 @@ __all__ = [
     "InvalidValue",
     "ItemAlreadyPopped",
     "MissingExtra",
-    "OutcomeUnknown",
     "SessionNotFound",
     "StoreClosed",
     "StructuredMetadataOff",
-    "TablesMissing",
-    "UnsupportedEngine",
     "UserMismatch",
     "UserNotFound",
     "UserUnknown",
@@ -236,49 +231,6 @@ class MissingExtra(EventMetaError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"this needs {package}: pip install 'eventmeta[{extra}]'")
-
-
-class UnsupportedEngine(EventMetaError):
-    """There is no dialect for this engine's database or driver."""
-
-
-class DatabaseFailure(EventMetaError):
-    """The database or its driver failed.
-
-    Attributes:
-        code: The SQLSTATE (PostgreSQL) or error number (SQLite, MySQL), if there was one.
-    """
-
-    def __init__(self, message: str, code: Any = None) -> None:
-        self.code = code
-        super().__init__(message)
-
-
-class TablesMissing(DatabaseFailure):
-    """A table of the store does not exist in this database."""
-
-    def __init__(self, detail: str, code: Any = None) -> None:
-        super().__init__(
-            f"{detail}: create the tables once with `await store.create_tables()`, or open the "
-            "session with create_tables=True",
-            code,
-        )
-
-
-class DatabaseBusy(DatabaseFailure):
-    """In conflict with other writers; nothing was changed. Try again later.
-
-    It was retried for some seconds, except inside a transaction of the caller's: there the caller
-    repeats the whole transaction. Also raised, at once, where a statement was cancelled from
-    outside, or the engine's pool had no connection to give.
-    """
-
-
-class OutcomeUnknown(DatabaseFailure):
-    """The connection was lost and could not be had again: the change may or may not be recorded.
-
-    Calling again with the same ``event_id`` is safe: a recorded change is not made twice.
-    """
 
 
 def _restored(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from eventmeta.commands import Command, DeleteUser, Fact, StreamKey, TransferSession, assignment
-from eventmeta.errors import DatabaseBusy
+from eventmeta.database_errors import DatabaseBusy
 from projections import NOBODY, USER_ASSIGNED, USER_CREATED, USER_DELETED
 
 

@@ -13,13 +13,13 @@ from eventmeta.dialects import Dialect
 from eventmeta.dialects.statement import Program
 from eventmeta.drafts import Outcome
 from eventmeta.events import RecordedEvent
-from eventmeta.write_statements import WriteStatements
+from eventmeta.write_statements import AppendStatements
 from projections import AppliedProjection
 
 
 async def append_and_apply(
     commands: Sequence[Command],
-    sql: WriteStatements,
+    sql: AppendStatements,
     applied: Sequence[AppliedProjection],
     dialect: Dialect,
     connection: AsyncConnection,

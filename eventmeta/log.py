@@ -11,10 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.batch import append_in_steps
 from eventmeta.commands import Append, Command, StreamKey
+from eventmeta.database_errors import DatabaseBusy, OutcomeUnknown
 from eventmeta.dialects import Dialect, EventRelation
 from eventmeta.dialects.statement import Program, Query, Row
 from eventmeta.drafts import Outcome
-from eventmeta.errors import DatabaseBusy, EventMetaError, OutcomeUnknown
+from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent, read_event
 from eventmeta.gate import Gate
 from eventmeta.inline import append_and_apply, nothing
@@ -22,7 +23,7 @@ from eventmeta.plain import append_at_once, statement_for
 from eventmeta.retrying import Retrying
 from eventmeta.settle import settle
 from eventmeta.tables import Tables
-from eventmeta.write_statements import WriteStatements
+from eventmeta.write_statements import AppendStatements
 from projections import EVENT_COLUMNS, AnySelect, AppliedProjection
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class EventLog:
     def __init__(self, dialect: Dialect, tables: Tables) -> None:
         self.dialect = dialect
         self.tables = tables
-        self.statements = WriteStatements(tables, dialect)
+        self.statements = AppendStatements(tables, dialect)
         self.gate = Gate()
         self._retrying = Retrying(dialect, self.gate)
         self.applied: tuple[AppliedProjection, ...] = ()
@@ -52,7 +53,7 @@ class EventLog:
     def maintain(self, tables: Tables, applied: tuple[AppliedProjection, ...]) -> None:
         """Keep what is inline in ``tables`` up to date from now on, and what is ``applied``."""
         self.tables, self.applied = tables, applied
-        self.statements = WriteStatements(tables, self.dialect)
+        self.statements = AppendStatements(tables, self.dialect)
 
     # --- Appending ------------------------------------------------------------------------------
 

@@ -8,14 +8,9 @@ from typing import TypeVar
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from eventmeta.database_errors import DatabaseBusy, DatabaseFailure, OutcomeUnknown, TablesMissing
 from eventmeta.dialects import Dialect, Failure
-from eventmeta.errors import (
-    DatabaseBusy,
-    DatabaseFailure,
-    EventMetaError,
-    OutcomeUnknown,
-    TablesMissing,
-)
+from eventmeta.errors import EventMetaError
 from eventmeta.gate import Gate
 
 T = TypeVar("T")

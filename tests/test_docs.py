@@ -16,7 +16,15 @@ import eventmeta
 from benchmarks.cli import parser
 from benchmarks.peers import PEERS
 from benchmarks.scenarios import SCENARIOS
-from eventmeta import MetadataSession, MetadataStore, TableOptions, WriteOptions, errors
+from eventmeta import (
+    MetadataSession,
+    MetadataStore,
+    TableOptions,
+    WriteOptions,
+    database_errors,
+    errors,
+    projection_errors,
+)
 from eventmeta.table_names import TableNames
 from tests.test_examples import blocks_of, output_of
 
@@ -82,7 +90,10 @@ def test_public_methods_are_documented(cls: type) -> None:
     assert [name for name in dir(cls) if not name.startswith("_") and name not in ALL] == []
 
 
-@pytest.mark.parametrize("name", errors.__all__)
+ERRORS = [*errors.__all__, *database_errors.__all__, *projection_errors.__all__]
+
+
+@pytest.mark.parametrize("name", ERRORS)
 def test_error_is_in_the_tree(name: str) -> None:
     assert re.search(rf"^[│├└─ ]*{name}\b", README, re.MULTILINE)
 

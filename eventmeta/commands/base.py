@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from eventmeta.access import ADMINISTRATOR, Access
 from eventmeta.codec import canonical
+from eventmeta.command_statements import CommandStatements
 from eventmeta.dialects.statement import Program
 from eventmeta.errors import AppendRejected, EventIdReused, SessionNotFound
 from eventmeta.events import RecordedEvent, StreamType
-
-if TYPE_CHECKING:
-    from eventmeta.write_statements import WriteStatements
 
 
 class StreamKey(NamedTuple):
@@ -63,7 +61,7 @@ class Command:
     """Whether what was recorded before it must be written first."""
     type: ClassVar[str]
 
-    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Do what there is to do, and say what to record.
 
         Raises:
@@ -96,7 +94,7 @@ class Append(Command):
 
     looks: ClassVar[bool] = False
 
-    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Record it."""
         yield from ()
         return self.fact

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from eventmeta.command_statements import CommandStatements
 from eventmeta.commands.base import Append, Command, Fact
 from eventmeta.commands.metadata import keys_of, removals
 from eventmeta.dialects.statement import Program, recordset
@@ -18,9 +19,6 @@ from eventmeta.events import (
     RecordedEvent,
 )
 from projections.items import may_be_tool_item
-
-if TYPE_CHECKING:
-    from eventmeta.write_statements import WriteStatements
 
 _ITEMS_ADDED = Fact(ITEMS_ADDED, {})
 
@@ -66,7 +64,7 @@ class PopItem(Command):
 
     type: ClassVar[str] = ITEM_POPPED
 
-    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Upstream's own writers keep out while the session's row is locked."""
         self.popped = None
         session_id = self.stream.stream_id
@@ -101,7 +99,7 @@ class ClearSession(Command):
 
     type: ClassVar[str] = SESSION_CLEARED
 
-    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Name in the event every item and key that was there."""
         session_id = self.stream.stream_id
         exists = yield sql.lock_session(session_id=session_id)
@@ -144,7 +142,7 @@ class ReplaceItems(Command):
 
     type: ClassVar[str] = ITEMS_REPLACED
 
-    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Compare under the lock of the session's row, then replace."""
         self.replaced = False
         session_id = self.stream.stream_id
@@ -170,7 +168,7 @@ class ReplaceItems(Command):
         self.replaced = False
         return SessionNotFound(self.stream.stream_id) if self.expected is None else None
 
-    def _insert(self, sql: WriteStatements, at: int | None) -> Program[list[int]]:
+    def _insert(self, sql: CommandStatements, at: int | None) -> Program[list[int]]:
         if not self.items:
             return []
         session_id = self.stream.stream_id

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from eventmeta.codec import Change
+from eventmeta.command_statements import CommandStatements
 from eventmeta.commands.base import Append, Command, Fact
 from eventmeta.dialects.statement import Program, recordset
 from eventmeta.errors import AppendRejected, EventIdReused
 from eventmeta.events import METADATA_DELETED, METADATA_SET, RecordedEvent
-
-if TYPE_CHECKING:
-    from eventmeta.write_statements import WriteStatements
 
 
 @dataclass(kw_only=True)
@@ -36,7 +34,7 @@ class DeleteMetadata(Command):
 
     type: ClassVar[str] = METADATA_DELETED
 
-    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Name in the event exactly what was there to remove."""
         removed = yield from keys_of(sql, self.stream.stream_id, self.keys)
         return Fact(METADATA_DELETED, {"changes": removals(removed)}) if removed else None
@@ -47,7 +45,7 @@ class DeleteMetadata(Command):
 
 
 def keys_of(
-    sql: WriteStatements, session_id: str, keys: Sequence[str] | None
+    sql: CommandStatements, session_id: str, keys: Sequence[str] | None
 ) -> Program[list[str]]:
     """Those of ``keys`` that the session has; of all keys if None."""
     if keys is None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from eventmeta.codec import Change, canonical, parse
+from eventmeta.command_statements import CommandStatements
 from eventmeta.commands.base import Command, Fact
 from eventmeta.commands.metadata import removals, unless_removed
 from eventmeta.dialects.statement import Program, recordset
@@ -19,9 +20,6 @@ from eventmeta.errors import (
 )
 from eventmeta.events import METADATA_DELETED, METADATA_SET, RecordedEvent
 from projections import USER_ASSIGNED, USER_DELETED
-
-if TYPE_CHECKING:
-    from eventmeta.write_statements import WriteStatements
 
 
 def assignment(user_id: str | None, previous: str | None) -> Fact:
@@ -37,7 +35,7 @@ class CreateSession(Command):
     looks: ClassVar[bool] = False
     type: ClassVar[str] = USER_ASSIGNED
 
-    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """The claim itself is the event, unless the session is the user's already."""
         if self.owner is None:
             return assignment(self.access.user_id, None)
@@ -66,7 +64,7 @@ class TransferSession(Command):
 
     type: ClassVar[str] = USER_ASSIGNED
 
-    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Only what is one's own can be given away; the administrator gives what there is."""
         if self.owner is None:
             exists = yield sql.lock_session(session_id=self.stream.stream_id)
@@ -100,7 +98,7 @@ def _unless_assigned_to(
 class _UserCommand(Command):
     """A command to the stream of a user."""
 
-    def _document(self, sql: WriteStatements) -> Program[dict[str, Any]]:
+    def _document(self, sql: CommandStatements) -> Program[dict[str, Any]]:
         """What is known about the user, who is locked."""
         if self.owner is None:
             return {}
@@ -124,7 +122,7 @@ class SetUserMetadata(_UserCommand):
 
     type: ClassVar[str] = METADATA_SET
 
-    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Record the document as a whole besides what changes in it."""
         document = yield from self._document(sql)
         document |= {str(key): parse(str(value)) for key, value, *_ in self.changes}
@@ -158,7 +156,7 @@ class DeleteUserMetadata(_UserCommand):
 
     type: ClassVar[str] = METADATA_DELETED
 
-    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Name in the event exactly what was there to remove."""
         document = yield from self._document(sql)
         removed = sorted(document if self.keys is None else document.keys() & {*self.keys})
@@ -179,7 +177,7 @@ class DeleteUser(_UserCommand):
 
     type: ClassVar[str] = USER_DELETED
 
-    def carry_out(self, sql: WriteStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Name in the event what was known about the user, and the sessions without an owner."""
         if self.owner is None:
             return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import StaticPool
 
+from eventmeta.database_errors import UnsupportedEngine
 from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.failure import Failure
 from eventmeta.dialects.relation import EventRelation, concerns
-from eventmeta.errors import UnsupportedEngine
 
 __all__ = ["Dialect", "EventRelation", "Failure", "concerns", "dialect_of"]
 

@@ -13,8 +13,9 @@ from functools import cached_property, partial
 from typing import NamedTuple, TypeVar
 
 from eventmeta.applying import apply_events
+from eventmeta.database_errors import DatabaseFailure
 from eventmeta.dialects.statement import Program
-from eventmeta.errors import DatabaseFailure, EventMetaError
+from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent, read_event
 from eventmeta.log import EventLog
 from eventmeta.projection_errors import ProjectionFailed, ProjectionOutdated, RebuildUnderWay

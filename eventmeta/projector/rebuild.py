@@ -18,8 +18,8 @@ from sqlalchemy import func, literal, select
 
 from eventmeta.comparison import Comparison
 from eventmeta.database import Database
+from eventmeta.database_errors import DatabaseFailure
 from eventmeta.dialects.statement import Program
-from eventmeta.errors import DatabaseFailure
 from eventmeta.projection_errors import RebuildFailed, RebuildUnderWay
 from eventmeta.projector.catch_up import CatchUp
 from eventmeta.projector.checkpoints import (

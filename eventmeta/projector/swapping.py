@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.applying import apply_events
 from eventmeta.database import Database
+from eventmeta.database_errors import DatabaseFailure
 from eventmeta.dialects.statement import Program, Query
-from eventmeta.errors import DatabaseFailure
 from eventmeta.projection_errors import LeaseLost, ProjectionError, RebuildFailed
 from eventmeta.projector.catch_up import CatchUp
 from eventmeta.projector.checkpoints import BUILDING, LIVE, Claim, Key, key_values

@@ -10,12 +10,12 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from eventmeta.database_errors import DatabaseFailure
 from eventmeta.dialects.base import LOCK_TIMEOUT_MS
 from eventmeta.dialects.failure import Failure
 from eventmeta.dialects.mysql.statements import MySQLStatements
 from eventmeta.dialects.pool import configure, lend
 from eventmeta.dialects.statement import Program, Query, Row, T, run
-from eventmeta.errors import DatabaseFailure
 from eventmeta.settle import settle
 
 

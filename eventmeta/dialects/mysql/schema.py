@@ -9,8 +9,8 @@ from sqlalchemy import Column, ForeignKeyConstraint, String, Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
+from eventmeta.database_errors import DatabaseBusy, UnsupportedEngine
 from eventmeta.dialects.schema import Part, SchemaDialect
-from eventmeta.errors import DatabaseBusy, UnsupportedEngine
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
