@@ -17,7 +17,9 @@ from projections import AppliedProjection
 _WATCH = "eventmeta_apply"
 """A savepoint that is gone when a transaction has ended, or failed and is only waiting for that."""
 
-_OF_THE_DATABASE = frozenset({Failure.CONFLICT, Failure.DISCONNECTED, Failure.TABLE_MISSING})
+_OF_THE_DATABASE = frozenset(
+    {Failure.CONFLICT, Failure.HELD, Failure.DISCONNECTED, Failure.TABLE_MISSING}
+)
 
 
 async def apply_events(

@@ -39,10 +39,17 @@ _ITEM: Mapping[str, TypeEngine[Any]] = {
 
 @dataclass(frozen=True)
 class CommandStatements:
-    """The statements of single commands. Compiled at first use."""
+    """The statements of single commands. Compiled at first use.
+
+    Attributes:
+        tables: The store's tables.
+        dialect: Its database.
+        waits: Whether they wait for rows that an open transaction holds; see `AppendStatements`.
+    """
 
     tables: Tables
     dialect: Dialect
+    waits: bool = True
 
     # --- Sessions and their items ---------------------------------------------------------------
 
@@ -91,7 +98,7 @@ class CommandStatements:
         query = select(sessions.c.session_id).where(
             sessions.c.session_id == bindparam("session_id")
         )
-        return self._one(query.with_for_update())
+        return self._one(self.dialect.locked(query, waits=self.waits))
 
     @cached_property
     def lock_sessions(self) -> Statement:
@@ -126,7 +133,7 @@ class CommandStatements:
         """``session_id`` → the ids of its items, in order."""
         messages = self.tables.messages
         query = select(messages.c.id).where(messages.c.session_id == bindparam("session_id"))
-        return self._one(self.dialect.current(query.order_by(messages.c.id)))
+        return self._one(self._current(query.order_by(messages.c.id)))
 
     @cached_property
     def last_items(self) -> Statement:
@@ -138,7 +145,7 @@ class CommandStatements:
             .order_by(messages.c.created_at.desc(), messages.c.id.desc())
             .limit(bindparam("count"))
         )
-        return self._one(query.with_for_update())
+        return self._one(self.dialect.locked(query, waits=self.waits))
 
     @cached_property
     def delete_items(self) -> Statement:
@@ -160,7 +167,7 @@ class CommandStatements:
         """``session_id`` → the keys it has."""
         metadata = self.tables.session_metadata.table
         query = select(metadata.c.key).where(metadata.c.session_id == bindparam("session_id"))
-        return self._one(self.dialect.current(query))
+        return self._one(self._current(query))
 
     @cached_property
     def present_keys(self) -> Statement:
@@ -172,7 +179,7 @@ class CommandStatements:
             metadata.c.session_id == bindparam("session_id"),
             metadata.c.key.in_(select(wanted.c.key)),
         )
-        return self._one(self.dialect.current(query))
+        return self._one(self._current(query))
 
     # --- Users ----------------------------------------------------------------------------------
 
@@ -184,7 +191,7 @@ class CommandStatements:
     @cached_property
     def owned_sessions_now(self) -> Statement:
         """The same, however long ago the transaction began."""
-        return self._one(self.dialect.current(self._owned_sessions()))
+        return self._one(self._current(self._owned_sessions()))
 
     def _owned_sessions(self) -> AnySelect:
         heads = self.tables.streams
@@ -201,7 +208,10 @@ class CommandStatements:
             users.c.user_id == bindparam("user_id", type_=SessionId)
         )
         # Before a position is drawn, lest someone who waits for that holds the row on MySQL.
-        return self._one(query.with_for_update(key_share=True))
+        return self._one(self.dialect.locked(query, waits=self.waits, key_share=True))
+
+    def _current(self, query: AnySelect) -> AnySelect:
+        return self.dialect.current(query, waits=self.waits)
 
     def _one(self, executable: Executable) -> Statement:
         return self.dialect.compile(executable)

@@ -18,10 +18,12 @@ from sqlalchemy.pool import StaticPool
 from eventmeta.access import Reach
 from eventmeta.commands import Command
 from eventmeta.dialects import dialect_of
+from eventmeta.dialects.pool import connections_to_spare
 from eventmeta.dialects.statement import Query, Row
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError, StoreClosed
 from eventmeta.events import RecordedEvent
+from eventmeta.lanes import MAX_IN_LINE
 from eventmeta.log import EventLog
 from eventmeta.reach import Ownership
 from eventmeta.read_statements import ReadStatements
@@ -194,8 +196,10 @@ class Database:
         self.appended.give()  # to whoever waits for events, and is to end
         await self.log.gate.settled()
 
-    async def _commit(self, commands: Sequence[Command]) -> list[Outcome | EventMetaError]:
-        outcomes = await self.log.commit(commands)
+    async def _commit(
+        self, commands: Sequence[Command], *, waits: bool = False
+    ) -> list[Outcome | EventMetaError]:
+        outcomes = await self.log.commit(commands, waits=waits)
         self.appended.give()
         if self.gives_hints and self._hint is None:
             self._hint = asyncio.create_task(self._give_hint(), name="eventmeta-hint")
@@ -223,7 +227,9 @@ class Database:
         loop = asyncio.get_running_loop()
         writer = self._writers.get(loop)
         if writer is None:
-            writer = self._writers[loop] = Writer(self._commit)
+            writer = self._writers[loop] = Writer(
+                self._commit, in_line=connections_to_spare(self.engine, MAX_IN_LINE)
+            )
         return writer
 
     def _reader(self) -> Reader:

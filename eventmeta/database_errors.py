@@ -9,6 +9,7 @@ from eventmeta.errors import EventMetaError
 __all__ = [
     "DatabaseBusy",
     "DatabaseFailure",
+    "DatabaseRefused",
     "OutcomeUnknown",
     "TablesMissing",
     "UnsupportedEngine",
@@ -42,13 +43,45 @@ class TablesMissing(DatabaseFailure):
         )
 
 
+class DatabaseRefused(DatabaseFailure):
+    """The database refused the change by a rule of its own; nothing was changed.
+
+    A foreign key, a check, a column that must not be NULL, a trigger, a missing right. Trying again
+    does not help: change the rule, the right or what it forbids.
+
+    Attributes:
+        code: The SQLSTATE (PostgreSQL) or error number (SQLite, MySQL).
+        constraint: The name of the constraint, where the database tells it.
+        table: The table of the rule, where the database tells it; of a foreign key, the table that
+            has it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: Any = None,
+        constraint: str | None = None,
+        table: str | None = None,
+    ) -> None:
+        self.constraint = constraint
+        self.table = table
+        super().__init__(message, code)
+
+
 class DatabaseBusy(DatabaseFailure):
     """In conflict with other writers; nothing was changed. Try again later.
 
     It was retried for some seconds, except inside a transaction of the caller's: there the caller
     repeats the whole transaction. Also raised, at once, where a statement was cancelled from
     outside, or the engine's pool had no connection to give.
+
+    Attributes:
+        held: Whether an open transaction of somebody else holds the session or user.
     """
+
+    def __init__(self, message: str, code: Any = None, *, held: bool = False) -> None:
+        self.held = held
+        super().__init__(message, code)
 
 
 class OutcomeUnknown(DatabaseFailure):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar, cast
 
@@ -12,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmeta.batch import append_in_steps
 from eventmeta.commands import Append, Command, StreamKey
 from eventmeta.database_errors import DatabaseBusy, OutcomeUnknown
-from eventmeta.dialects import Dialect, EventRelation
-from eventmeta.dialects.statement import Program, Query, Row
+from eventmeta.dialects import Dialect, EventRelation, Failure
+from eventmeta.dialects.statement import Program, Query, Row, Statement
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent, read_event
@@ -29,8 +28,6 @@ from projections import EVENT_COLUMNS, AnySelect, AppliedProjection
 T = TypeVar("T")
 
 RETRY_SECONDS = 15.0
-BATCH_RETRY_SECONDS = 5.0
-"""Less, for the others of a batch need not wait for the one that is in conflict."""
 
 RACES = 5
 """How often the key of a row that a projection in plain Python adds may turn out to exist."""
@@ -45,60 +42,50 @@ class EventLog:
     def __init__(self, dialect: Dialect, tables: Tables) -> None:
         self.dialect = dialect
         self.tables = tables
-        self.statements = AppendStatements(tables, dialect)
+        self._compile(tables)
         self.gate = Gate()
-        self._retrying = Retrying(dialect, self.gate)
+        own = (tables.messages, tables.sessions, *(each.table for each in tables.item_projections))
+        self._retrying = Retrying(dialect, self.gate, frozenset(table.name for table in own))
         self.applied: tuple[AppliedProjection, ...] = ()
 
     def maintain(self, tables: Tables, applied: tuple[AppliedProjection, ...]) -> None:
         """Keep what is inline in ``tables`` up to date from now on, and what is ``applied``."""
         self.tables, self.applied = tables, applied
+        self._compile(tables)
+
+    def _compile(self, tables: Tables) -> None:
         self.statements = AppendStatements(tables, self.dialect)
+        self._hurried = AppendStatements(tables, self.dialect, waits=False)
 
     # --- Appending ------------------------------------------------------------------------------
 
-    async def commit(self, commands: Sequence[Command]) -> list[Outcome | EventMetaError]:
+    async def commit(
+        self, commands: Sequence[Command], *, waits: bool = False
+    ) -> list[Outcome | EventMetaError]:
         """Carry out ``commands`` in their order, in one transaction.
 
         A command that is rejected, or that the database refuses, has no effect and leaves the
         others alone. When this returns, the rest is durable and visible to every process.
         Conflicts with other writers are retried for a bounded time; so are lost connections, for
         the event ids tell whether an attempt had succeeded.
+
+        Args:
+            commands: What to do.
+            waits: Whether to wait for a session or user that an open transaction holds. Otherwise
+                its commands come back at once, each with a `DatabaseBusy` that says so, and those
+                that need nothing of it are carried out.
         """
-        seconds = RETRY_SECONDS if len(commands) == 1 else BATCH_RETRY_SECONDS
         try:
-            return list(await self._retried(commands, seconds))
+            return list(await self._retried(commands, waits=waits))
+        except (DatabaseBusy, OutcomeUnknown) as error:
+            return [error for _ in commands]
         except EventMetaError as error:
             if len(commands) == 1:
                 return [error]
-            return await self._commit_each(commands, error)
-
-    async def _commit_each(
-        self, commands: Sequence[Command], failure: EventMetaError
-    ) -> list[Outcome | EventMetaError]:
-        """Let each stand for itself: together they met ``failure``, so one of them is bad.
-
-        If it is rather that the database is out of reach, they share the time that one of them
-        would have; and those of a session that someone else holds wait for it only once.
-        """
-        transient = isinstance(failure, DatabaseBusy | OutcomeUnknown)
-        shared = isinstance(failure, OutcomeUnknown) or self.dialect.locks_whole_database
-        end = time.monotonic() + RETRY_SECONDS
-        held: dict[StreamKey, EventMetaError] = {}
-        outcomes: list[Outcome | EventMetaError] = []
-        for command in commands:
-            if command.stream in held:
-                outcomes.append(held[command.stream])
-            elif transient and shared and time.monotonic() > end:
-                outcomes.append(failure)
-            else:
-                try:
-                    outcomes += await self._retried([command], 0 if transient else RETRY_SECONDS)
-                except EventMetaError as error:
-                    outcomes.append(error)
-                    if isinstance(error, DatabaseBusy):
-                        held[command.stream] = error
-        return outcomes
+        # One of them is bad: half of them are spared at each step.
+        half = len(commands) // 2
+        first = await self.commit(commands[:half], waits=waits)
+        return first + await self.commit(commands[half:], waits=waits)
 
     async def commit_within(
         self, connection: AsyncConnection, command: Command
@@ -121,46 +108,69 @@ class EventLog:
         return outcomes[0]
 
     async def _append_and_apply(
-        self, commands: Sequence[Command], connection: AsyncConnection, *, alone: bool = True
+        self,
+        commands: Sequence[Command],
+        connection: AsyncConnection,
+        *,
+        alone: bool = True,
+        waits: bool = True,
     ) -> list[Outcome]:
+        sql = self.statements if waits else self._hurried
         return await append_and_apply(
-            commands, self.statements, self.applied, self.dialect, connection, alone=alone
+            commands, sql, self.applied, self.dialect, connection, alone=alone
         )
 
-    async def _retried(self, commands: Sequence[Command], seconds: float) -> list[Outcome]:
+    async def _retried(self, commands: Sequence[Command], *, waits: bool) -> list[Outcome]:
         attempts = 0
 
         async def attempt() -> list[Outcome]:
             nonlocal attempts
             attempts += 1
             try:
-                return await self._attempt(commands, racing=attempts < RACES)
+                return await self._attempt(commands, racing=attempts < RACES, waits=waits)
             except Exception:
                 # Whatever it was, the commit may have gone through before.
                 for command in commands:
                     command.may_be_recorded = True
                 raise
 
-        return await self._retrying.retried(attempt, commit=True, seconds=seconds)
+        return await self._retrying.retried(
+            attempt, commit=True, seconds=RETRY_SECONDS, unless_held=True
+        )
 
-    async def _attempt(self, commands: Sequence[Command], *, racing: bool) -> list[Outcome]:
-        sql = self.statements
+    async def _attempt(
+        self, commands: Sequence[Command], *, racing: bool, waits: bool
+    ) -> list[Outcome]:
         if self.applied:
             async with self.dialect.transaction() as connection:
-                return await self._append_and_apply(commands, connection, alone=not racing)
-        statement = statement_for(commands, sql.plain)
-        if statement is None:
+                return await self._append_and_apply(
+                    commands, connection, alone=not racing, waits=waits
+                )
+        sql = self.statements if waits else self._hurried
+        statement = None if waits else statement_for(commands, sql.plain)
+        outcomes: list[Outcome] | None = None
+        if statement is not None:
+            outcomes = await self._attempt_at_once(cast(Sequence[Append], commands), statement)
+        if outcomes is None:
             return await self.dialect.write(append_in_steps(commands, sql))
-        program = append_at_once(
-            cast(Sequence[Append], commands), statement, self.tables.session_metadata
-        )
-        outcomes = await self.dialect.write(program, single=True)
         left = [n for n, outcome in enumerate(outcomes) if outcome is None]
         if left:
             rest = append_in_steps([commands[n] for n in left], sql)
             for n, outcome in zip(left, await self.dialect.write(rest), strict=True):
                 outcomes[n] = outcome
         return outcomes
+
+    async def _attempt_at_once(
+        self, commands: Sequence[Append], statement: Statement
+    ) -> list[Outcome] | None:
+        """None if something is held: to pass that over takes steps."""
+        program = append_at_once(commands, statement, self.tables.session_metadata)
+        try:
+            return await self.dialect.write(program, single=True)
+        except Exception as error:
+            if self.dialect.diagnose(error)[0] is not Failure.HELD:
+                raise
+            return None
 
     async def repeatable(self, program: Callable[[], Program[T]]) -> T:
         """Run a program that may be run twice, as a transaction of its own."""

@@ -8,40 +8,81 @@ from typing import TypeVar
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from eventmeta.database_errors import DatabaseBusy, DatabaseFailure, OutcomeUnknown, TablesMissing
+from eventmeta.database_errors import (
+    DatabaseBusy,
+    DatabaseFailure,
+    DatabaseRefused,
+    OutcomeUnknown,
+    TablesMissing,
+)
 from eventmeta.dialects import Dialect, Failure
 from eventmeta.errors import EventMetaError
 from eventmeta.gate import Gate
 
 T = TypeVar("T")
 
+ORPHANS = 5
+"""How often a row that another refers to may turn out to have been deleted meanwhile."""
+
 
 @dataclass(frozen=True)
 class Retrying:
-    """Work on one database, as long as the gate lets it in."""
+    """Work on one database, as long as the gate lets it in.
+
+    Attributes:
+        dialect: The database.
+        gate: The gate.
+        referring: The names of the tables of ours that refer to others of ours.
+    """
 
     dialect: Dialect
     gate: Gate
+    referring: frozenset[str] = frozenset()
 
-    async def retried(self, work: Callable[[], Awaitable[T]], *, commit: bool, seconds: float) -> T:
-        """``work``, twice at least if it fails in a way that passes, and for ``seconds``."""
+    async def retried(
+        self,
+        work: Callable[[], Awaitable[T]],
+        *,
+        commit: bool,
+        seconds: float,
+        unless_held: bool = False,
+    ) -> T:
+        """``work``, twice at least if it fails in a way that passes, and for ``seconds``.
+
+        Args:
+            work: What may be run again.
+            commit: It appends commands, whose event ids tell whether it has succeeded before.
+            seconds: For how long.
+            unless_held: Not if a row is held by a transaction that stays open.
+        """
         passage = self.gate.enter()
         try:
-            return await self._retried(work, commit=commit, seconds=seconds)
+            return await self._retried(
+                work, commit=commit, seconds=seconds, unless_held=unless_held
+            )
         finally:
             self.gate.leave(passage)
 
     async def _retried(
-        self, work: Callable[[], Awaitable[T]], *, commit: bool, seconds: float
+        self, work: Callable[[], Awaitable[T]], *, commit: bool, seconds: float, unless_held: bool
     ) -> T:
         repeatable = {Failure.CONFLICT, Failure.DISCONNECTED}
         if commit:
             repeatable.add(Failure.DUPLICATE)
+        if not unless_held:
+            repeatable.add(Failure.HELD)
+        orphans = 0
 
         def is_repeatable(error: BaseException) -> bool:
+            nonlocal orphans
             if isinstance(error, EventMetaError):
                 return commit and isinstance(error, DatabaseBusy)
-            return self.dialect.diagnose(error)[0] in repeatable
+            failure, _ = self.dialect.diagnose(error)
+            if failure is Failure.ORPHANED:
+                orphans += 1
+                own = self.dialect.rule_of(error).table in self.referring
+                return commit and own and orphans <= ORPHANS
+            return failure in repeatable
 
         try:
             try:
@@ -80,6 +121,12 @@ class Retrying:
         translated: DatabaseFailure
         if failure is Failure.TABLE_MISSING:
             translated = TablesMissing(str(cause).splitlines()[0], code)
+        elif failure in (Failure.REFUSED, Failure.ORPHANED):
+            translated = self._refused(error, summary, code)
+        elif failure is Failure.HELD:
+            translated = DatabaseBusy(
+                f"held by a transaction that stays open: {summary}", code, held=True
+            )
         elif failure is Failure.CONFLICT:
             translated = DatabaseBusy(f"in conflict with other writers: {summary}", code)
         elif failure is Failure.CANCELLED:
@@ -92,3 +139,13 @@ class Retrying:
             translated = DatabaseFailure(summary, code)
         translated.__cause__ = cause
         return translated
+
+    def _refused(self, error: Exception, summary: str, code: object) -> DatabaseRefused:
+        """Say which rule it was, and nothing of the row, which the lines that follow may show."""
+        rule = self.dialect.rule_of(error)
+        of = "".join(
+            f", {kind} {name}" for kind, name in zip(rule._fields, rule, strict=True) if name
+        )
+        return DatabaseRefused(
+            f"refused by a rule of the database's own{of}: {summary.splitlines()[0]}", code, *rule
+        )

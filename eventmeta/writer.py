@@ -8,42 +8,32 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from eventmeta.commands import Command
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError
+from eventmeta.lanes import MAX_IN_LINE, Commit, Entry, Lanes, carry_out
 from eventmeta.settle import settle
 
 MAX_BATCH = 512
 MAX_BATCH_BYTES = 2 * 2**20
 MAX_WAITING = 4_096
 
-Commit = Callable[[Sequence[Command]], Awaitable[list[Outcome | EventMetaError]]]
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A command, what became of it, and the end of the batch that it is part of."""
-
-    command: Command
-    outcome: asyncio.Future[Outcome | EventMetaError]
-    batch_ended: asyncio.Future[None] | None = None
-
 
 class Writer:
     """The one writer of an engine in an event loop.
 
-    Commands are carried out in the order in which they were submitted. There is a task only while
-    there is work, so that a program may end without closing anything.
+    Commands of one session or user are carried out in the order in which they were submitted. There
+    is a task only while there is work, so that a program may end without closing anything.
     """
 
-    def __init__(self, commit: Commit) -> None:
+    def __init__(self, commit: Commit, *, in_line: int = MAX_IN_LINE) -> None:
+        """Take what carries out a batch, and how many connections may wait for what is held."""
         self._commit = commit
-        self._waiting: deque[_Entry] = deque()
+        self._waiting: deque[Entry] = deque()
         self._places = asyncio.Semaphore(MAX_WAITING)
+        self._lanes = Lanes(commit, _take_batch, in_line)
         self._task: asyncio.Task[None] | None = None
 
     async def submit(self, command: Command) -> Outcome | EventMetaError:
@@ -53,20 +43,36 @@ class Writer:
         its CancelledError only when the outcome is settled: the command was either withdrawn
         before it began, or has been carried out to the end.
         """
-        async with self._places:
-            entry = _Entry(command, asyncio.get_running_loop().create_future())
-            self._waiting.append(entry)
-            if self._task is None:
-                self._task = asyncio.create_task(self._work(), name="eventmeta-writer")
-                self._task.add_done_callback(self._ended)
+        entry = Entry(command, asyncio.get_running_loop().create_future(), self._waiting)
+        try:
+            if not await self._lanes.place(entry):
+                await self._places.acquire()
+                entry.place = self._places
+                self._queue(entry)
             return await self._settled(entry)
+        finally:
+            entry.leave_place()
 
-    async def _settled(self, entry: _Entry) -> Outcome | EventMetaError:
+    def _queue(self, entry: Entry) -> None:
+        if entry.command.stream in self._lanes:  # opened since it has waited for a place
+            self._step_out(entry)
+            return
+        self._waiting.append(entry)
+        if self._task is None:
+            self._task = asyncio.create_task(self._work(), name="eventmeta-writer")
+            self._task.add_done_callback(self._ended)
+
+    def _step_out(self, entry: Entry) -> None:
+        entry.leave_place()
+        self._lanes.add(entry)
+
+    async def _settled(self, entry: Entry) -> Outcome | EventMetaError:
         try:
             return await entry.outcome
         except asyncio.CancelledError:
             if entry.batch_ended is None:
-                self._waiting.remove(entry)
+                with suppress(ValueError):  # its lane has just let it go
+                    entry.queue.remove(entry)
                 raise
             with suppress(asyncio.CancelledError):  # another one
                 await settle(entry.batch_ended)
@@ -74,15 +80,30 @@ class Writer:
 
     async def drain(self) -> None:
         """Wait until all that was submitted is carried out."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
+        while tasks := [*self._lanes.tasks, *([self._task] if self._task else [])]:
+            await asyncio.wait(tasks)
 
     async def _work(self) -> None:
         try:
             while self._waiting:
-                await self._carry_out(self._take_batch())
+                held = await carry_out(_take_batch(self._waiting), self._commit)
+                if held:
+                    self._open_lanes(held)
         finally:
             self._end()
+
+    def _open_lanes(self, held: list[Entry]) -> None:
+        """Have ``held`` step out of the way of others, and behind them what waits for the same."""
+        for entry in held:
+            self._step_out(entry)
+        staying: list[Entry] = []
+        for entry in self._waiting:
+            if entry.command.stream in self._lanes:
+                self._step_out(entry)
+            else:
+                staying.append(entry)
+        self._waiting.clear()
+        self._waiting.extend(staying)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if self._task is task:  # cancelled before it could begin
@@ -94,30 +115,13 @@ class Writer:
         for entry in self._waiting:
             entry.outcome.cancel()
 
-    def _take_batch(self) -> list[_Entry]:
-        batch: list[_Entry] = []
-        size = 0
-        while self._waiting and len(batch) < MAX_BATCH:
-            size += self._waiting[0].command.size
-            if batch and size > MAX_BATCH_BYTES:
-                break
-            batch.append(self._waiting.popleft())
-        return batch
 
-    async def _carry_out(self, batch: list[_Entry]) -> None:
-        ended = asyncio.get_running_loop().create_future()
-        for entry in batch:
-            entry.batch_ended = ended
-        try:
-            outcomes = await self._commit([entry.command for entry in batch])
-            for entry, outcome in zip(batch, outcomes, strict=True):
-                if not entry.outcome.done():
-                    entry.outcome.set_result(outcome)
-        except Exception as error:
-            for entry in batch:
-                if not entry.outcome.done():
-                    entry.outcome.set_exception(error)
-        finally:
-            ended.set_result(None)
-            for entry in batch:
-                entry.outcome.cancel()
+def _take_batch(waiting: deque[Entry]) -> list[Entry]:
+    batch: list[Entry] = []
+    size = 0
+    while waiting and len(batch) < MAX_BATCH:
+        size += waiting[0].command.size
+        if batch and size > MAX_BATCH_BYTES:
+            break
+        batch.append(waiting.popleft())
+    return batch

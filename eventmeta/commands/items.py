@@ -34,6 +34,7 @@ class AddItems(Append):
     fact: Fact = _ITEMS_ADDED
 
     creates_session: ClassVar[bool] = True
+    locks_row: ClassVar[bool] = True
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
         """As many items must have been added."""
@@ -63,6 +64,7 @@ class PopItem(Command):
     popped: tuple[int, str] | None = field(default=None, init=False)
 
     type: ClassVar[str] = ITEM_POPPED
+    locks_row: ClassVar[bool] = True
 
     def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Upstream's own writers keep out while the session's row is locked."""
@@ -98,6 +100,7 @@ class ClearSession(Command):
     keep_metadata: bool
 
     type: ClassVar[str] = SESSION_CLEARED
+    locks_row: ClassVar[bool] = True
 
     def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Name in the event every item and key that was there."""
@@ -141,6 +144,7 @@ class ReplaceItems(Command):
     replaced: bool = field(default=False, init=False)
 
     type: ClassVar[str] = ITEMS_REPLACED
+    locks_row: ClassVar[bool] = True
 
     def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Compare under the lock of the session's row, then replace."""
@@ -162,6 +166,11 @@ class ReplaceItems(Command):
             yield sql.delete_items(items=recordset([{"id": item_id} for item_id in gone]))
         self.replaced = True
         return Fact(ITEMS_REPLACED, {"removed_item_ids": gone, "item_ids": added})
+
+    @property
+    def begins(self) -> bool:
+        """All there are, which may be none, are replaced."""
+        return self.expected is None
 
     def beyond_reach(self) -> AppendRejected | None:
         """There are no items but new ones."""

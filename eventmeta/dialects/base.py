@@ -27,12 +27,13 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
-from eventmeta.dialects.failure import Failure
+from eventmeta.dialects.failure import Failure, Rule
 from eventmeta.dialects.items import ItemSQL, Structure
 from eventmeta.dialects.projecting import ProjectingDialect
 from eventmeta.dialects.relation import EventRelation
 from eventmeta.dialects.schema import SchemaDialect
 from eventmeta.dialects.statement import Program, PutRows, Query, Row, Statement, T, recordset
+from eventmeta.dialects.streams import StreamSQL
 from projections import AnySelect, Projection
 from projections.types import UtcDateTime
 
@@ -40,11 +41,7 @@ if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
-LOCK_TIMEOUT_MS = 5_000
-"""How long a write waits for a lock that another transaction holds, at each attempt."""
-
-
-class Dialect(ItemSQL, SchemaDialect, ProjectingDialect):
+class Dialect(ItemSQL, StreamSQL, SchemaDialect, ProjectingDialect):
     """One kind of database, behind one engine."""
 
     locks_whole_database: ClassVar[bool] = False
@@ -181,19 +178,6 @@ class Dialect(ItemSQL, SchemaDialect, ProjectingDialect):
         same = [column == keys.c[column.name] for column in table.primary_key]
         return update(table).where(*same).values(values)
 
-    def current(self, query: AnySelect) -> AnySelect:
-        """``query``, reading what is committed now even where the transaction began earlier."""
-        return query
-
-    @abstractmethod
-    def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
-        """Own the heads named by ``keys``, in their order, until the transaction ends.
-
-        The last statement yields ``stream_id, stream_type, version, recorded_at, user_id, now``; a
-        stream without events has version 0 or NULL. The parameter ``now`` is the client's clock,
-        for a database that has none of its own with microseconds.
-        """
-
     @abstractmethod
     def allocate(self, tables: Tables, numbers: FromClause) -> Sequence[Executable]:
         """Draw a position for each of ``numbers`` (``n`` = 1, 2, …), fenced for the horizon."""
@@ -286,6 +270,10 @@ class Dialect(ItemSQL, SchemaDialect, ProjectingDialect):
     @abstractmethod
     def diagnose(self, error: BaseException) -> tuple[Failure, Any]:
         """What an error of the driver means, and its code."""
+
+    def rule_of(self, error: BaseException) -> Rule:
+        """Return which rule of the database ``error`` tells of."""
+        return Rule()
 
     def is_lost(self, error: BaseException) -> bool:
         """Whether the connection on which ``error`` came up is of no further use."""

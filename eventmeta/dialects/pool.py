@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from eventmeta.settle import settle
@@ -121,3 +121,11 @@ def _give_back(connection: PoolProxiedConnection, *, lost: bool, shared: bool) -
     if lost:
         connection.invalidate()
     connection._close_special(transaction_reset=True)
+
+
+def connections_to_spare(engine: AsyncEngine, most: int) -> int:
+    """Return how many connections may wait for locks: up to a third of the pool, at ``most``."""
+    pool = engine.pool
+    if not isinstance(pool, QueuePool) or pool.size() == 0 or pool._max_overflow == -1:
+        return most  # it has no bound
+    return min(most, (pool.size() + pool._max_overflow) // 3)

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import NamedTuple, TypeVar
 
 from eventmeta.applying import apply_events
-from eventmeta.database_errors import DatabaseFailure
+from eventmeta.database_errors import DatabaseFailure, DatabaseRefused
 from eventmeta.dialects.statement import Program
 from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent, read_event
@@ -260,4 +260,6 @@ def _parked(row: Sequence[object]) -> ParkedStream:
 
 def _is_of_the_event(failure: EventMetaError) -> bool:
     """Whether it comes from what was applied, and not from the state of the database."""
-    return type(failure) is DatabaseFailure or isinstance(failure, ProjectionFailed)
+    return type(failure) is DatabaseFailure or isinstance(
+        failure, DatabaseRefused | ProjectionFailed
+    )

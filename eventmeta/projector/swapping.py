@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.applying import apply_events
 from eventmeta.database import Database
-from eventmeta.database_errors import DatabaseFailure
+from eventmeta.database_errors import DatabaseFailure, DatabaseRefused
 from eventmeta.dialects.statement import Program, Query
 from eventmeta.projection_errors import LeaseLost, ProjectionError, RebuildFailed
 from eventmeta.projector.catch_up import CatchUp
@@ -76,7 +76,7 @@ class Swapping:
         try:
             position = await log.repeated(swap)
         except DatabaseFailure as failure:
-            if type(failure) is not DatabaseFailure:
+            if type(failure) not in (DatabaseFailure, DatabaseRefused):
                 raise
             raise RebuildFailed(
                 self.claim.key.projection,

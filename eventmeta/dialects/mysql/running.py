@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,11 +12,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.database_errors import DatabaseFailure
-from eventmeta.dialects.base import LOCK_TIMEOUT_MS
-from eventmeta.dialects.failure import Failure
+from eventmeta.dialects.failure import Failure, RowHeld, Rule
 from eventmeta.dialects.mysql.statements import MySQLStatements
 from eventmeta.dialects.pool import configure, lend
 from eventmeta.dialects.statement import Program, Query, Row, T, run
+from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
 from eventmeta.settle import settle
 
 
@@ -88,7 +89,12 @@ class MySQL(MySQLStatements):
     async def _execute(self, connection: Any, query: Query) -> Sequence[Row]:
         self._check_packet(query)
         async with connection.cursor() as cursor:
-            await cursor.execute(query.statement.sql, query.values)
+            try:
+                await cursor.execute(query.statement.sql, query.values)
+            except Exception as error:
+                if _number(error) == _LOCK_WAIT and query.statement.sql.endswith(" NOWAIT"):
+                    raise RowHeld(*error.args) from error  # MariaDB says so as if it had waited
+                raise
             return query.statement.decode(await cursor.fetchall()) if cursor.description else ()
 
     def _check_packet(self, query: Query) -> None:
@@ -108,6 +114,8 @@ class MySQL(MySQLStatements):
     # --- Errors ---------------------------------------------------------------------------------
 
     def diagnose(self, error: BaseException) -> tuple[Failure, Any]:
+        if isinstance(error, RowHeld):
+            return Failure.HELD, _number(error)
         if isinstance(error, DBAPIError):
             if error.connection_invalidated:
                 return Failure.DISCONNECTED, _number(error.orig)
@@ -117,17 +125,36 @@ class MySQL(MySQLStatements):
             return Failure.DISCONNECTED, None
         return _FAILURES.get(number or 0, Failure.OTHER), number
 
+    def rule_of(self, error: BaseException) -> Rule:
+        """By its text, for there is nothing else."""
+        told = _FOREIGN_KEY.search(str(error))
+        if told:
+            return Rule(told["constraint"], told["table"])
+        told = _CHECK.search(str(error))
+        return Rule(told["constraint"], told["table"]) if told else Rule()
 
+
+_FOREIGN_KEY = re.compile(r"`(?P<table>[^`]+)`, CONSTRAINT `(?P<constraint>[^`]+)` FOREIGN KEY")
+_CHECK = re.compile(
+    r"(?:CONSTRAINT|constraint) [`'](?P<constraint>[^`']+)['`] "
+    r"(?:failed for `[^`]+`\.`(?P<table>[^`]+)`|is violated)"
+)
 _ESCAPED = "\\\"'\n\r\0\x1a"
 _PACKET_TOO_LARGE = 1153
 _DEADLOCK = 1213
+_LOCK_WAIT = 1205
 _FAILURES = {
     _DEADLOCK: Failure.CONFLICT,
-    1205: Failure.CONFLICT,  # lock wait timeout
+    _LOCK_WAIT: Failure.CONFLICT,  # in vain: mostly for the counter, which all wait for
     1020: Failure.CONFLICT,  # record has changed since last read
     1412: Failure.CONFLICT,  # so has the table: a new one has taken its place
-    1452: Failure.CONFLICT,  # the session's row was deleted meanwhile
+    3572: Failure.HELD,  # NOWAIT
     1062: Failure.DUPLICATE,
+    **dict.fromkeys((1216, 1217, 1451, 1452), Failure.ORPHANED),
+    **dict.fromkeys((1048, 1364), Failure.REFUSED),  # NULL, no default
+    **dict.fromkeys((3819, 4025, 1369), Failure.REFUSED),  # a check, the condition of a view
+    1644: Failure.REFUSED,  # SIGNAL
+    **dict.fromkeys((1044, 1142, 1143, 1227, 1370), Failure.REFUSED),  # a missing right
     1146: Failure.TABLE_MISSING,
     1317: Failure.CANCELLED,
     1969: Failure.CANCELLED,

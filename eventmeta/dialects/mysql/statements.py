@@ -21,6 +21,7 @@ from sqlalchemy import (
     func,
     literal,
     literal_column,
+    or_,
     select,
 )
 from sqlalchemy.dialects.mysql import insert
@@ -29,6 +30,7 @@ from sqlalchemy.types import TypeEngine
 from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.mysql.items import MySQLItems
 from eventmeta.dialects.mysql.projecting import MySQLProjecting
+from eventmeta.dialects.streams import seen_streams
 from projections import AnySelect
 from projections.types import LongText, UtcDateTime
 
@@ -116,11 +118,59 @@ class MySQLStatements(MySQLItems, MySQLProjecting, Dialect):
             {name: statement.inserted[name] for name in update} or same
         )
 
-    def current(self, query: AnySelect) -> AnySelect:
+    def current(self, query: AnySelect, *, waits: bool = True) -> AnySelect:
         """A plain SELECT would read the snapshot of the transaction's first one."""
-        return query.with_for_update(read=True)
+        return query.with_for_update(read=True, nowait=not waits)
 
-    def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
+    def locked(self, query: AnySelect, *, waits: bool, key_share: bool = False) -> AnySelect:
+        return query.with_for_update(nowait=not waits)
+
+    def lock_streams(self, tables: Tables, keys: FromClause, *, waits: bool) -> Executable:
+        """By primary keys that exist: looking for one that is missing would lock its gap.
+
+        What a derived table looks up is not locked; the limit keeps it one.
+        """
+        seen = seen_streams(tables, keys).limit(literal_column("18446744073709551615"))
+        wanted = seen.subquery("wanted")
+        head = tables.streams.alias("head")
+        session, user = tables.sessions.alias("own"), tables.users.table.alias("own_user")
+        same = and_(
+            head.c.stream_id == wanted.c.head_to_lock, head.c.stream_type == wanted.c.stream_type
+        )
+        rows = wanted.outerjoin(head, same)
+        held: ColumnElement[bool] = and_(
+            wanted.c.head_to_lock.is_not(None), head.c.version.is_(None)
+        )
+        owned = [head]
+        if not waits:
+            rows = rows.outerjoin(session, session.c.session_id == wanted.c.session_to_lock)
+            rows = rows.outerjoin(user, user.c.user_id == wanted.c.user_to_lock)
+            held = or_(
+                held,
+                wanted.c.session_to_lock.is_not(None) & session.c.session_id.is_(None),
+                wanted.c.user_to_lock.is_not(None) & user.c.user_id.is_(None),
+            )
+            owned += [session, user]
+        query = select(
+            wanted.c.stream_id,
+            wanted.c.stream_type,
+            wanted.c.row_id.is_not(None).label("exists"),
+            wanted.c.seen_version,
+            wanted.c.seen_user_id,
+            head.c.version,
+            head.c.recorded_at,
+            head.c.user_id,
+            held.label("held"),
+            func.utc_timestamp(literal_column("6"), type_=UtcDateTime()).label("now"),
+        ).select_from(rows)
+        for table in owned:
+            query = query.with_hint(table, "FORCE INDEX (PRIMARY)")
+        # Of a small table the planner would read, and so lock, every row.
+        return query.prefix_with("STRAIGHT_JOIN").with_for_update(
+            of=None if self.is_mariadb else owned, skip_locked=not waits
+        )
+
+    def add_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
         """Insert first: locking rows that do not exist yet would deadlock on their gaps."""
         missing = select(
             keys.c.stream_id,

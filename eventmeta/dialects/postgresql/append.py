@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from eventmeta.dialects.base import LOCK_TIMEOUT_MS
+from eventmeta.dialects.streams import SHORT_WAIT_MS
 from projections import NOBODY, Projection
 from projections.types import UtcDateTime
 
@@ -63,7 +63,7 @@ def append_at_once(
     parts = [
         _input(for_users=for_users),
         f"""_settings AS MATERIALIZED (
-  SELECT set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true)
+  SELECT set_config('lock_timeout', '{SHORT_WAIT_MS}', true)
 )""",
         _heads(tables, for_users=for_users),
         f"""_fence AS MATERIALIZED (

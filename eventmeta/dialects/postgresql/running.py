@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.dialects.failure import Failure
+from eventmeta.dialects.failure import Failure, Rule
 from eventmeta.dialects.pool import configure, lend
 from eventmeta.dialects.postgresql.statements import PostgreSQLStatements
 from eventmeta.dialects.statement import Program, Query, Row, Statement, T, run
@@ -118,13 +118,22 @@ class PostgreSQL(PostgreSQLStatements):
             return (Failure.DISCONNECTED if lost else Failure.OTHER), None
         return _FAILURES.get(code, _FAILURES.get(code[:2], Failure.OTHER)), code
 
+    def rule_of(self, error: BaseException) -> Rule:
+        cause = getattr(error, "orig", None) or error
+        told: Any = getattr(cause, "__cause__", None) or cause  # SQLAlchemy's adapter tells less
+        return Rule(getattr(told, "constraint_name", None), getattr(told, "table_name", None))
+
 
 _FAILURES = {
     "40001": Failure.CONFLICT,
     "40P01": Failure.CONFLICT,
-    "55P03": Failure.CONFLICT,
-    "23503": Failure.CONFLICT,  # the session's row was deleted meanwhile
+    "55P03": Failure.HELD,
+    "23503": Failure.ORPHANED,
     "23505": Failure.DUPLICATE,
+    "23": Failure.REFUSED,
+    "44": Failure.REFUSED,  # the condition of a view
+    "P0": Failure.REFUSED,  # raised by a trigger
+    "42501": Failure.REFUSED,  # a missing right, or a policy for rows
     "42P01": Failure.TABLE_MISSING,
     "57014": Failure.CANCELLED,
     "08": Failure.DISCONNECTED,

@@ -31,9 +31,10 @@ from sqlalchemy import (
     Sequence as SQLSequence,
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.sql.selectable import LateralFromClause
 from sqlalchemy.types import TypeEngine
 
-from eventmeta.dialects.base import LOCK_TIMEOUT_MS, Dialect
+from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.items import Structure
 from eventmeta.dialects.postgresql.append import (
     append_at_once,
@@ -46,6 +47,7 @@ from eventmeta.dialects.postgresql.items import PostgreSQLItems
 from eventmeta.dialects.postgresql.projecting import PostgreSQLProjecting
 from eventmeta.dialects.postgresql.schema import PostgreSQLSchema
 from eventmeta.dialects.postgresql.structure import structure_parts
+from eventmeta.dialects.streams import LOCK_TIMEOUT_MS, SHORT_WAIT_MS, seen_streams
 from projections import AnySelect, Projection
 from projections.types import UtcDateTime
 
@@ -141,14 +143,52 @@ class PostgreSQLStatements(PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecti
             .order_by(*(found.c[rank.name].desc() for rank in ranks))
         )
 
-    def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
+    def lock_streams(self, tables: Tables, keys: FromClause, *, waits: bool) -> Executable:
+        """One by one in the order of their keys, and only those rows that are to be locked."""
         # The limit applies from the first row on, for the rest of the transaction.
-        limited = func.set_config("lock_timeout", str(LOCK_TIMEOUT_MS), true()).is_not(None)
-        missing = (
-            select(keys.c.stream_id, keys.c.stream_type, literal(0), func.clock_timestamp())
-            .where(limited)
-            .order_by(keys.c.stream_id, keys.c.stream_type)
+        limit = str(LOCK_TIMEOUT_MS if waits else SHORT_WAIT_MS)
+        limited = func.set_config("lock_timeout", limit, true()).is_not(None)
+        seen = seen_streams(tables, keys).where(limited).offset(0).subquery("wanted")
+
+        def own(query: AnySelect, name: str) -> LateralFromClause:
+            locked = query.with_for_update(key_share=True, skip_locked=not waits)
+            return locked.correlate(seen).lateral(name)
+
+        streams, sessions, users = tables.streams, tables.sessions, tables.users.table
+        head = own(
+            select(streams.c.version, streams.c.recorded_at, streams.c.user_id).where(
+                streams.c.stream_id == seen.c.head_to_lock,
+                streams.c.stream_type == seen.c.stream_type,
+            ),
+            "head",
         )
+        rows: FromClause = seen.outerjoin(head, true())
+        held = seen.c.head_to_lock.is_not(None) & head.c.version.is_(None)
+        if not waits:
+            for table_id, wanted in (
+                (sessions.c.session_id, seen.c.session_to_lock),
+                (users.c.user_id, seen.c.user_to_lock),
+            ):
+                row = own(select(table_id).where(table_id == wanted), f"own_{table_id.table.name}")
+                rows = rows.outerjoin(row, true())
+                held = held | (wanted.is_not(None) & row.c[table_id.name].is_(None))
+        return select(
+            seen.c.stream_id,
+            seen.c.stream_type,
+            seen.c.row_id.is_not(None).label("exists"),
+            seen.c.seen_version,
+            seen.c.seen_user_id,
+            head.c.version,
+            head.c.recorded_at,
+            head.c.user_id,
+            held.label("held"),
+            func.clock_timestamp(type_=UtcDateTime()).label("now"),
+        ).select_from(rows)
+
+    def add_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
+        missing = select(
+            keys.c.stream_id, keys.c.stream_type, literal(0), func.clock_timestamp()
+        ).order_by(keys.c.stream_id, keys.c.stream_type)
         own = insert(streams).from_select(
             ["stream_id", "stream_type", "version", "recorded_at"], missing
         )

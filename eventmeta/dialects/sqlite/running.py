@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.dialects.base import LOCK_TIMEOUT_MS
-from eventmeta.dialects.failure import Failure
+from eventmeta.dialects.failure import Failure, Rule
 from eventmeta.dialects.items import spell_out
 from eventmeta.dialects.pool import configure, lend
 from eventmeta.dialects.sqlite.items import SPELL_OUT
 from eventmeta.dialects.sqlite.statements import SQLiteStatements
 from eventmeta.dialects.statement import Program, Query, Row, T, run_in_thread
+from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
 from eventmeta.settle import settle
 
 if TYPE_CHECKING:
@@ -129,12 +129,21 @@ class SQLite(SQLiteStatements):
             return Failure.TABLE_MISSING, code
         return _FAILURES.get(code, _FAILURES.get(code & 0xFF, Failure.OTHER)), code
 
+    def rule_of(self, error: BaseException) -> Rule:
+        """By its text, for there is nothing else."""
+        _, _, told = str(getattr(error, "orig", None) or error).partition(" constraint failed: ")
+        table, dot, _ = told.partition(".")
+        return Rule(None, table) if dot else Rule(told or None)
+
 
 _FAILURES = {
     sqlite3.SQLITE_BUSY: Failure.CONFLICT,
     sqlite3.SQLITE_LOCKED: Failure.CONFLICT,
     sqlite3.SQLITE_INTERRUPT: Failure.CANCELLED,
-    sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: Failure.CONFLICT,
+    sqlite3.SQLITE_CONSTRAINT: Failure.REFUSED,
+    # Never a race: no other writer comes between the statements of a transaction.
+    sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: Failure.REFUSED,
+    sqlite3.SQLITE_AUTH: Failure.REFUSED,
     sqlite3.SQLITE_CONSTRAINT_UNIQUE: Failure.DUPLICATE,
     sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY: Failure.DUPLICATE,
 }

@@ -10,7 +10,6 @@ from contextvars import ContextVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.dialects.base import LOCK_TIMEOUT_MS
 from eventmeta.dialects.sqlite.running import (
     WATCH,
     SharedConnectionBusy,
@@ -20,6 +19,7 @@ from eventmeta.dialects.sqlite.running import (
     hop,
 )
 from eventmeta.dialects.statement import Query, Row
+from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
 from eventmeta.settle import settle
 
 _within: ContextVar[object] = ContextVar("eventmeta_within", default=None)

@@ -122,21 +122,24 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
         listed = select(*(keys.c[column.name] for column in primary_key))
         return update(table).where(tuple_(*primary_key).in_(listed)).values(values)
 
-    def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
-        """BEGIN IMMEDIATE owns the whole database already."""
+    def lock_streams(self, tables: Tables, keys: FromClause, *, waits: bool) -> Executable:
+        """BEGIN IMMEDIATE owns the whole database already, with all that is missing in it."""
+        streams = tables.streams
         same = (streams.c.stream_id == keys.c.stream_id) & (
             streams.c.stream_type == keys.c.stream_type
         )
-        return (
-            select(
-                keys.c.stream_id,
-                keys.c.stream_type,
-                streams.c.version,
-                streams.c.recorded_at,
-                streams.c.user_id,
-                bindparam("now", type_=UtcDateTime()).label("now"),
-            ).select_from(keys.outerjoin(streams, same)),
-        )
+        return select(
+            keys.c.stream_id,
+            keys.c.stream_type,
+            literal_column("1").label("exists"),
+            streams.c.version.label("seen_version"),
+            streams.c.user_id.label("seen_user_id"),
+            func.coalesce(streams.c.version, 0).label("version"),
+            streams.c.recorded_at,
+            streams.c.user_id,
+            literal_column("0").label("held"),
+            bindparam("now", type_=UtcDateTime()).label("now"),
+        ).select_from(keys.outerjoin(streams, same))
 
     def allocate(self, tables: Tables, numbers: FromClause) -> Sequence[Executable]:
         counter = text(f"(SELECT seq FROM sqlite_sequence WHERE name = '{tables.events.name}')")
