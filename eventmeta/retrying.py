@@ -8,12 +8,21 @@ from typing import TypeVar
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from eventmeta.database_errors import DatabaseBusy, DatabaseFailure, OutcomeUnknown, TablesMissing
+from eventmeta.database_errors import (
+    DatabaseBusy,
+    DatabaseFailure,
+    OutcomeUnknown,
+    TablesMissing,
+    UnexpectedRowCount,
+)
 from eventmeta.dialects import Dialect, Failure
 from eventmeta.errors import EventMetaError
 from eventmeta.gate import Gate
 
 T = TypeVar("T")
+
+MISMATCHES = 3
+"""How often a statement may change another number of rows than it must."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,13 @@ class Retrying:
         if commit:
             repeatable.add(Failure.DUPLICATE)
 
+        mismatches = 0
+
         def is_repeatable(error: BaseException) -> bool:
+            nonlocal mismatches
+            if isinstance(error, UnexpectedRowCount):  # or others' deletions came between
+                mismatches += 1
+                return commit and mismatches < MISMATCHES
             if isinstance(error, EventMetaError):
                 return commit and isinstance(error, DatabaseBusy)
             return self.dialect.diagnose(error)[0] in repeatable

@@ -89,7 +89,9 @@ class MySQL(MySQLStatements):
         self._check_packet(query)
         async with connection.cursor() as cursor:
             await cursor.execute(query.statement.sql, query.values)
-            return query.statement.decode(await cursor.fetchall()) if cursor.description else ()
+            rows = await cursor.fetchall() if cursor.description else ()
+            query.check_affected(len(rows) if cursor.description else cursor.rowcount)
+            return query.statement.decode(rows)
 
     def _check_packet(self, query: Query) -> None:
         """Refuse here what the server would answer by dropping the connection."""

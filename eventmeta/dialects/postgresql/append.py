@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
+INCOMPLETE = "eventmeta: a row was not inserted, at position "
+"""What the error says by which the statement undoes itself."""
+
+
 def sequence_name(log: str) -> str:
     """The sequence that positions are drawn from."""
     return f'"{log}_position_seq"'
@@ -83,9 +87,17 @@ def append_at_once(
         *structure,
     ]
     return (
-        "WITH " + ", ".join(parts) + "\nSELECT stream_id, position, version, recorded_at, "
-        "data FROM _appended ORDER BY position"
+        "WITH " + ", ".join(parts) + f"\nSELECT stream_id, {_checked(with_items)}, version, "
+        "recorded_at, data FROM _appended ORDER BY _appended.position"
     )
+
+
+def _checked(with_items: bool) -> str:
+    """The position; where a row was not inserted, a cast that fails with `INCOMPLETE`."""
+    same = "(SELECT count(*) FROM _appended) = (SELECT count(*) FROM _numbered)"
+    if with_items:
+        same += " AND (SELECT count(*) FROM _added) = (SELECT count(*) FROM _items)"
+    return f"CASE WHEN {same} THEN position ELSE CAST('{INCOMPLETE}' || position AS bigint) END"
 
 
 def _input(*, for_users: bool) -> str:
@@ -132,6 +144,7 @@ def _items(tables: Tables) -> list[str]:
         f"""_added AS (
   INSERT INTO {messages} (id, session_id, message_data, created_at)
   SELECT id, session_id, message_data, CAST(recorded_at AS timestamp) FROM _items
+  RETURNING id
 )""",
         # One object, for of a join the planner expects so little that it would try all pairs.
         """_item_ids AS MATERIALIZED (

@@ -142,5 +142,10 @@ def _prepare(dbapi_connection: Any) -> None:
 
 
 async def _execute(connection: Any, query: Query) -> Sequence[Row]:
+    if query.affects is not None and not query.statement.yields_rows:
+        status = await connection.execute(query.statement.sql, *query.values)
+        query.check_affected(int(status.rpartition(" ")[2]))
+        return ()
     rows = await connection.fetch(query.statement.sql, *query.values)
+    query.check_affected(len(rows))
     return query.statement.decode(rows)
