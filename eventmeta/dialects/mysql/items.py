@@ -81,6 +81,6 @@ class MySQLItems(ItemSQL, MySQLSchema):
     def select_item_ids(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         added = func.json_table(
             events.c.data,
-            literal_column("'$.item_ids[*]' COLUMNS (`item_id` BIGINT UNSIGNED PATH '$')"),
+            literal_column("'$.item_ids[*]' COLUMNS (`item_id` BIGINT PATH '$')"),
         ).table_valued(column("item_id", BigInteger), name="added_item", joins_implicitly=True)
         return select(*about, added.c.item_id).select_from(events, added)

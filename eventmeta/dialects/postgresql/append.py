@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
-INCOMPLETE = "eventmeta: a row was not inserted, at position "
-"""What the error says by which the statement undoes itself."""
+INCOMPLETE = re.compile(r"rows inserted: (\d+) of (\d+)")
+"""The text in the error by which the statement undoes itself."""
 
 
 def sequence_name(log: str) -> str:
@@ -93,11 +94,14 @@ def append_at_once(
 
 
 def _checked(with_items: bool) -> str:
-    """The position; where a row was not inserted, a cast that fails with `INCOMPLETE`."""
-    same = "(SELECT count(*) FROM _appended) = (SELECT count(*) FROM _numbered)"
-    if with_items:
-        same += " AND (SELECT count(*) FROM _added) = (SELECT count(*) FROM _items)"
-    return f"CASE WHEN {same} THEN position ELSE CAST('{INCOMPLETE}' || position AS bigint) END"
+    """Return the position, or an error like `INCOMPLETE` where a row was not inserted."""
+    pairs = [("_appended", "_numbered"), *([("_added", "_items")] if with_items else [])]
+    checks = ""
+    for done, given in pairs:
+        actual, expected = f"(SELECT count(*) FROM {done})", f"(SELECT count(*) FROM {given})"
+        failure = f"'rows inserted: ' || {actual} || ' of ' || {expected}"
+        checks += f" WHEN {actual} <> {expected} THEN CAST({failure} AS bigint)"
+    return f"CASE{checks} ELSE position END AS position"
 
 
 def _input(*, for_users: bool) -> str:
