@@ -17,6 +17,7 @@ from eventmeta.commands import (
     Fact,
     StreamKey,
     TransferSession,
+    insert_items,
 )
 from eventmeta.database_errors import DatabaseBusy
 from eventmeta.dialects.statement import Program, Row, recordset, steps
@@ -164,12 +165,13 @@ class _Batch:
             yield self.sql.commands.create_sessions(sessions=_session_rows(created))
         if not touched:
             return
-        yield self.sql.commands.touch_sessions(sessions=_session_rows(touched))
+        touch = self.sql.commands.touch_sessions(sessions=_session_rows(touched))
+        yield touch.affecting(len(touched)) if self.sql.dialect.counts_upserts else touch
         items = item_rows(enumerate(command for _, command in adding))
         times = [self.sql.dialect.time_text(draft.recorded_at) for draft, _ in adding]
         for item in items:
             item["recorded_at"] = times[item["event"]]
-        rows = yield from steps(self.sql.commands.insert_items, items=recordset(items))
+        rows = yield from insert_items(self.sql.commands, recordset(items), len(items))
         ids: dict[str, list[int]] = {}
         for session_id, item_id in sorted(map(tuple, rows), reverse=True):
             ids.setdefault(session_id, []).append(item_id)

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Executable,
     Integer,
@@ -115,7 +116,7 @@ class CommandStatements:
         return self._compile(self.dialect.insert_items(self.tables.messages, items))
 
     @cached_property
-    def insert_items_at(self) -> list[Statement]:
+    def insert_items_at(self) -> Statement:
         """``items``, with the time of the item ``at``, so that they take its place."""
         messages = self.tables.messages
         items = self.dialect.recordset("items", _ITEM)
@@ -126,7 +127,7 @@ class CommandStatements:
             .order_by(items.c.n)
         )
         columns = ["session_id", "message_data", "created_at"]
-        return [self._one(insert(messages).from_select(columns, source))]
+        return self._one(insert(messages).from_select(columns, source))
 
     @cached_property
     def item_ids(self) -> Statement:
@@ -150,7 +151,7 @@ class CommandStatements:
     @cached_property
     def delete_items(self) -> Statement:
         """``items``, by their ``id``."""
-        gone = self.dialect.recordset("items", {"id": Integer()})
+        gone = self.dialect.recordset("items", {"id": BigInteger()})
         ids = select(gone.c.id).subquery("gone")
         return self._one(self.dialect.delete_matching(self.tables.messages, ids))
 

@@ -11,8 +11,11 @@ __all__ = [
     "DatabaseFailure",
     "DatabaseRefused",
     "OutcomeUnknown",
+    "SettingsConflict",
     "TablesMissing",
+    "UnexpectedRowCount",
     "UnsupportedEngine",
+    "UnsupportedSchema",
 ]
 
 
@@ -66,6 +69,50 @@ class DatabaseRefused(DatabaseFailure):
         self.constraint = constraint
         self.table = table
         super().__init__(message, code)
+
+
+class UnsupportedSchema(DatabaseFailure):
+    """An existing table or column cannot hold exactly what the store writes.
+
+    Nothing was written. The message lists everything that is wrong, and what mends it.
+
+    Attributes:
+        table: The first table that is unsuitable.
+        column: Its column, or None if it is the table itself.
+        statements: The SQL that mends all of it, in order; empty where SQL alone cannot.
+    """
+
+    def __init__(
+        self, message: str, table: str, column: str | None, statements: tuple[str, ...] = ()
+    ) -> None:
+        self.table = table
+        self.column = column
+        self.statements = statements
+        super().__init__(message)
+
+
+class SettingsConflict(DatabaseFailure):
+    """The store was opened with options that contradict what the database is."""
+
+
+class UnexpectedRowCount(DatabaseFailure):
+    """A statement changed another number of rows than it had to; all of it was undone.
+
+    A trigger, a rule or a policy of the database's may keep rows from being written or deleted. It
+    was tried again before this was raised, except inside a transaction of the caller's.
+
+    Attributes:
+        expected: How many rows it had to change.
+        actual: How many it changed.
+    """
+
+    def __init__(self, statement: str, expected: int, actual: int) -> None:
+        self.expected = expected
+        self.actual = actual
+        super().__init__(
+            f"a statement changed {actual} rows and not {expected}, so it was undone: look for a "
+            f"trigger, rule or policy on the table in: {statement}"
+        )
 
 
 class DatabaseBusy(DatabaseFailure):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     CompoundSelect,
     FromClause,
-    Integer,
     String,
     and_,
     case,
@@ -51,7 +51,7 @@ class ItemRelations:
         added = self._provenance_by_event(given)
         same = and_(added.c.session_id == stored.c.session_id, added.c.item_id == stored.c.id)
         provenance = [added.c[name] for name in PROVENANCE]
-        rows = self._rows(stored, provenance, literal_column("0"), cast(null(), Integer))
+        rows = self._rows(stored, provenance, literal_column("0"), cast(null(), BigInteger))
         return self._in_turns(rows.select_from(stored.outerjoin(added, same)))
 
     def added(self, source: FromClause) -> MessageRelation:

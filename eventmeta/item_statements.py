@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sqlalchemy import Delete, FromClause, Insert, Integer, column, select, table
+from sqlalchemy import BigInteger, Delete, FromClause, Insert, Integer, column, select, table
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects import Dialect
@@ -21,12 +21,12 @@ from projections.types import LongText, SessionId
 
 _SESSION: Mapping[str, TypeEngine[Any]] = {"session_id": SessionId}
 _ADDED: Mapping[str, TypeEngine[Any]] = {
-    "id": Integer(),
+    "id": BigInteger(),
     "context": LongText,
     "turn_before": Integer(),
-    "parent_before": Integer(),
+    "parent_before": BigInteger(),
 }
-_REMOVED: Mapping[str, TypeEngine[Any]] = {**_SESSION, "id": Integer()}
+_REMOVED: Mapping[str, TypeEngine[Any]] = {**_SESSION, "id": BigInteger()}
 
 
 class RebuildStatements(NamedTuple):
@@ -55,7 +55,7 @@ class ItemStatements:
     @cached_property
     def states(self) -> Statement:
         """``sessions``, each with its ``first`` new item → ``session_id, turn, parent, stale``."""
-        given = self.dialect.recordset("sessions", {**_SESSION, "first": Integer()})
+        given = self.dialect.recordset("sessions", {**_SESSION, "first": BigInteger()})
         message = self.tables.messages.c
         at = select(message.created_at).where(message.id == given.c.first).scalar_subquery()
         sessions = select(given.c.session_id, given.c.first, at.label("at")).subquery("sessions")
@@ -98,7 +98,7 @@ class ItemStatements:
         return select(others.c.id)
 
     def _removal(self, projection: ItemProjection) -> Delete:
-        gone = self.dialect.recordset("items", {"id": Integer()})
+        gone = self.dialect.recordset("items", {"id": BigInteger()})
         return self.dialect.delete_matching(projection.table, select(gone.c.id).subquery("gone"))
 
     def at_once(self, *, with_tools: bool) -> Structure:

@@ -14,6 +14,7 @@ from eventmeta.database_errors import (
     DatabaseRefused,
     OutcomeUnknown,
     TablesMissing,
+    UnexpectedRowCount,
 )
 from eventmeta.dialects import Dialect, Failure
 from eventmeta.errors import EventMetaError
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 ORPHANS = 5
 """How often a row that another refers to may turn out to have been deleted meanwhile."""
+
+MISMATCHES = 3
+"""How often a statement may change another number of rows than it must."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,13 @@ class Retrying:
             repeatable.add(Failure.DUPLICATE)
         if not unless_held:
             repeatable.add(Failure.HELD)
-        orphans = 0
+        orphans = mismatches = 0
 
         def is_repeatable(error: BaseException) -> bool:
-            nonlocal orphans
+            nonlocal orphans, mismatches
+            if isinstance(error, UnexpectedRowCount):  # or others' deletions came between
+                mismatches += 1
+                return commit and mismatches < MISMATCHES
             if isinstance(error, EventMetaError):
                 return commit and isinstance(error, DatabaseBusy)
             failure, _ = self.dialect.diagnose(error)

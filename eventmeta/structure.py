@@ -60,7 +60,8 @@ def rebuild(sql: ItemStatements, session_ids: Iterable[str]) -> Program[None]:
     for table in sql.rebuild:
         others = yield table.others(sessions=sessions)
         if others:
-            yield table.remove(items=recordset([{"id": item_id} for (item_id,) in others]))
+            gone = recordset([{"id": item_id} for (item_id,) in others])
+            yield table.remove(items=gone).affecting(len(others))
         yield table.write(sessions=sessions)
 
 

@@ -47,6 +47,9 @@ class Dialect(ItemSQL, StreamSQL, SchemaDialect, ProjectingDialect):
     locks_whole_database: ClassVar[bool] = False
     """Whether a writer that is kept waiting would be so in any session."""
 
+    counts_upserts: ClassVar[bool] = True
+    """Whether a row counts once, whether an upsert inserts or updates it."""
+
     def compile(self, executable: Executable) -> Statement:
         """``executable`` as text for this database's driver."""
         return Statement.compile(executable, self.engine.dialect)
@@ -127,6 +130,7 @@ class Dialect(ItemSQL, StreamSQL, SchemaDialect, ProjectingDialect):
         # Names that need quotes are of a type of their own, which is no key of JSON.
         names = [str(name) for name in table.columns.keys()]  # noqa: SIM118
         source = select(*given.c).order_by(*list(given.c)[:2])
+        counted = update is None or self.counts_upserts
         statement = self.compile(
             insert(table).from_select(names, source)
             if update is None
@@ -134,7 +138,8 @@ class Dialect(ItemSQL, StreamSQL, SchemaDialect, ProjectingDialect):
         )
 
         def put(rows: Sequence[Row]) -> Query:
-            return statement(rows=recordset([dict(zip(names, row, strict=True)) for row in rows]))
+            query = statement(rows=recordset([dict(zip(names, row, strict=True)) for row in rows]))
+            return query.affecting(len(rows)) if counted else query
 
         return put
 

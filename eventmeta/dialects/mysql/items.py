@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     FromClause,
-    Integer,
     Table,
     case,
     column,
@@ -80,6 +80,7 @@ class MySQLItems(ItemSQL, MySQLSchema):
 
     def select_item_ids(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         added = func.json_table(
-            events.c.data, literal_column("'$.item_ids[*]' COLUMNS (`item_id` INTEGER PATH '$')")
-        ).table_valued(column("item_id", Integer), name="added_item", joins_implicitly=True)
+            events.c.data,
+            literal_column("'$.item_ids[*]' COLUMNS (`item_id` BIGINT PATH '$')"),
+        ).table_valued(column("item_id", BigInteger), name="added_item", joins_implicitly=True)
         return select(*about, added.c.item_id).select_from(events, added)

@@ -95,7 +95,9 @@ class MySQL(MySQLStatements):
                 if _number(error) == _LOCK_WAIT and query.statement.sql.endswith(" NOWAIT"):
                     raise RowHeld(*error.args) from error  # MariaDB says so as if it had waited
                 raise
-            return query.statement.decode(await cursor.fetchall()) if cursor.description else ()
+            rows = await cursor.fetchall() if cursor.description else ()
+            query.check_affected(len(rows) if cursor.description else cursor.rowcount)
+            return query.statement.decode(rows)
 
     def _check_packet(self, query: Query) -> None:
         """Refuse here what the server would answer by dropping the connection."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import (
     BigInteger,
@@ -42,6 +42,8 @@ _COUNTER = "$log"
 
 class MySQLStatements(MySQLItems, MySQLProjecting, Dialect):
     """What MySQL is told."""
+
+    counts_upserts: ClassVar[bool] = False
 
     # --- Pieces of SQL --------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,10 @@ from projections.types import UtcDateTime
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
+
+
+INCOMPLETE = re.compile(r"rows inserted: (\d+) of (\d+)")
+"""The text in the error by which the statement undoes itself."""
 
 
 def sequence_name(log: str) -> str:
@@ -83,9 +88,20 @@ def append_at_once(
         *structure,
     ]
     return (
-        "WITH " + ", ".join(parts) + "\nSELECT stream_id, position, version, recorded_at, "
-        "data FROM _appended ORDER BY position"
+        "WITH " + ", ".join(parts) + f"\nSELECT stream_id, {_checked(with_items)}, version, "
+        "recorded_at, data FROM _appended ORDER BY _appended.position"
     )
+
+
+def _checked(with_items: bool) -> str:
+    """Return the position, or an error like `INCOMPLETE` where a row was not inserted."""
+    pairs = [("_appended", "_numbered"), *([("_added", "_items")] if with_items else [])]
+    checks = ""
+    for done, given in pairs:
+        actual, expected = f"(SELECT count(*) FROM {done})", f"(SELECT count(*) FROM {given})"
+        failure = f"'rows inserted: ' || {actual} || ' of ' || {expected}"
+        checks += f" WHEN {actual} <> {expected} THEN CAST({failure} AS bigint)"
+    return f"CASE{checks} ELSE position END AS position"
 
 
 def _input(*, for_users: bool) -> str:
@@ -132,6 +148,7 @@ def _items(tables: Tables) -> list[str]:
         f"""_added AS (
   INSERT INTO {messages} (id, session_id, message_data, created_at)
   SELECT id, session_id, message_data, CAST(recorded_at AS timestamp) FROM _items
+  RETURNING id
 )""",
         # One object, for of a join the planner expects so little that it would try all pairs.
         """_item_ids AS MATERIALIZED (

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     ColumnElement,
     FromClause,
     Function,
-    Integer,
     Table,
     Text,
     case,
@@ -50,7 +50,9 @@ class PostgreSQLItems(ItemSQL):
         ids = func.json_array_elements_text(
             cast(events.c.data, JSON).op("->")(literal_column("'item_ids'"))
         ).table_valued("value", name="added_item", joins_implicitly=True)
-        return select(*about, cast(ids.c.value, Integer).label("item_id")).select_from(events, ids)
+        return select(*about, cast(ids.c.value, BigInteger).label("item_id")).select_from(
+            events, ids
+        )
 
 
 def _field(item: ColumnElement[Any], name: str) -> ColumnElement[Any]:

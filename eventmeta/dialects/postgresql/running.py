@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from eventmeta.database_errors import UnexpectedRowCount
 from eventmeta.dialects.failure import Failure, Rule
 from eventmeta.dialects.pool import configure, lend
+from eventmeta.dialects.postgresql.append import INCOMPLETE
 from eventmeta.dialects.postgresql.statements import PostgreSQLStatements
 from eventmeta.dialects.statement import Program, Query, Row, Statement, T, run
 from eventmeta.settle import settle
@@ -151,5 +153,16 @@ def _prepare(dbapi_connection: Any) -> None:
 
 
 async def _execute(connection: Any, query: Query) -> Sequence[Row]:
-    rows = await connection.fetch(query.statement.sql, *query.values)
+    if query.affects is not None and not query.statement.yields_rows:
+        status = await connection.execute(query.statement.sql, *query.values)
+        query.check_affected(int(status.rpartition(" ")[2]))
+        return ()
+    try:
+        rows = await connection.fetch(query.statement.sql, *query.values)
+    except Exception as error:
+        if counts := INCOMPLETE.search(str(error)):
+            actual, expected = map(int, counts.groups())
+            raise UnexpectedRowCount(query.statement.sql[:120], expected, actual) from None
+        raise
+    query.check_affected(len(rows))
     return query.statement.decode(rows)

@@ -200,7 +200,8 @@ def end_watched(connection: sqlite3.Connection) -> None:
 
 
 def _execute(connection: sqlite3.Connection, query: Query) -> Sequence[Row]:
-    if query.each:
-        connection.executemany(query.statement.sql, query.values)
-        return ()
-    return query.statement.decode(connection.execute(query.statement.sql, query.values).fetchall())
+    run = connection.executemany if query.each else connection.execute
+    cursor = run(query.statement.sql, query.values)
+    rows = cursor.fetchall()
+    query.check_affected(cursor.rowcount)
+    return query.statement.decode(rows)

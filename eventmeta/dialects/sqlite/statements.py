@@ -102,7 +102,7 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
                 set_={name: statement.excluded[name] for name in update},
             )
         compiled = self.compile(statement)
-        return lambda rows: Query(compiled, rows, each=True)
+        return lambda rows: Query(compiled, rows, each=True, affects=len(rows))
 
     def exact_time(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """A text with or without a fraction, depending on who wrote it: here always with one."""
