@@ -14,6 +14,7 @@ from eventmeta.dialects import Dialect
 from eventmeta.dialects.items import MessageRelation, Structure
 from eventmeta.dialects.statement import Statement
 from eventmeta.item_relations import STORED, ItemRelations
+from eventmeta.spelling import unreadable
 from eventmeta.tables import Tables
 from projections import AnySelect, ItemProjection
 from projections.items import TURN_COLUMNS
@@ -62,8 +63,31 @@ class ItemStatements:
         return self.dialect.compile(self.dialect.current(self._relations.states(sessions)))
 
     @cached_property
+    def unreadable_linked(self) -> Statement | None:
+        """``added`` items, ``removed`` items → ``id, message_data`` of what they are linked with.
+
+        Only of what is to be ``spelled`` for this database; None if it needs nothing of the kind.
+        """
+        removed = self.dialect.recordset("removed", _REMOVED)
+        return self._unreadable(self._relations.linked(self._added, removed))
+
+    @cached_property
+    def unreadable(self) -> Statement | None:
+        """``sessions`` → the same of their items."""
+        return self._unreadable(
+            self._relations.stored(self.dialect.recordset("sessions", _SESSION))
+        )
+
+    def _unreadable(self, stored: FromClause) -> Statement | None:
+        query = unreadable(self.dialect, stored)
+        return None if query is None else self.dialect.compile(self.dialect.current(query))
+
+    @cached_property
     def write_tool_calls(self) -> Statement:
-        """``added`` items, ``removed`` items → their tool calls, complete or open again."""
+        """``added`` items, ``removed`` items → their tool calls, complete or open again.
+
+        This statement and those after it take ``spelled`` as well: see `spelled_out`.
+        """
         removed = self.dialect.recordset("removed", _REMOVED)
         items = self._relations.added_and_linked(self._added, removed)
         return self.dialect.compile(write_items(self.tool_calls, self.dialect, items))
