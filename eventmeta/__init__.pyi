@@ -7,7 +7,10 @@ from .comparison import Difference
 from .database_errors import (
     DatabaseBusy,
     DatabaseFailure,
+    DatabaseRefused,
+    DatabaseUnavailable,
     OutcomeUnknown,
+    StandbyServer,
     TablesMissing,
     UnsupportedEngine,
 )
@@ -74,6 +77,8 @@ __all__ = [
     "Backfill",
     "DatabaseBusy",
     "DatabaseFailure",
+    "DatabaseRefused",
+    "DatabaseUnavailable",
     "Difference",
     "EventIdReused",
     "EventMetaError",
@@ -111,6 +116,7 @@ __all__ = [
     "SQLiteSession",
     "SessionEntry",
     "SessionNotFound",
+    "StandbyServer",
     "Status",
     "StoreClosed",
     "StructuredMetadataOff",

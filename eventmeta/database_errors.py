@@ -9,7 +9,10 @@ from eventmeta.errors import EventMetaError
 __all__ = [
     "DatabaseBusy",
     "DatabaseFailure",
+    "DatabaseRefused",
+    "DatabaseUnavailable",
     "OutcomeUnknown",
+    "StandbyServer",
     "TablesMissing",
     "UnsupportedEngine",
 ]
@@ -56,3 +59,37 @@ class OutcomeUnknown(DatabaseFailure):
 
     Calling again with the same ``event_id`` is safe: a recorded change is not made twice.
     """
+
+
+class DatabaseRefused(DatabaseFailure):
+    """The database refused the change by a rule of its own; nothing was changed.
+
+    The rule is a foreign key, a check, a trigger, or a right that the role lacks. To try again is
+    in vain until the rule or the change is another one.
+    """
+
+
+class DatabaseUnavailable(DatabaseFailure):
+    """The database cannot do its work at present; nothing was changed. Try again later.
+
+    It refuses connections, has no space or memory left, or can only be read.
+    """
+
+
+class StandbyServer(DatabaseFailure):
+    """The server is a standby, which cannot tell up to where its log is complete.
+
+    The feed, the horizon, projectors and replays need the primary. What sessions and users are at
+    present, and the history of one, may be read on a standby.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this server is a standby, which cannot tell up to where its log is complete: open the "
+            "store on the primary to follow the feed or to keep projections"
+        )
+
+
+def is_of_statement(failure: DatabaseFailure) -> bool:
+    """Return whether ``failure`` comes again however often the same is tried."""
+    return type(failure) in (DatabaseFailure, DatabaseRefused)

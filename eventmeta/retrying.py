@@ -8,7 +8,14 @@ from typing import TypeVar
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from eventmeta.database_errors import DatabaseBusy, DatabaseFailure, OutcomeUnknown, TablesMissing
+from eventmeta.database_errors import (
+    DatabaseBusy,
+    DatabaseFailure,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    TablesMissing,
+)
 from eventmeta.dialects import Dialect, Failure
 from eventmeta.errors import EventMetaError
 from eventmeta.gate import Gate
@@ -47,7 +54,10 @@ class Retrying:
             try:
                 return await work()
             except Exception as error:
-                if not is_repeatable(error):
+                # A rule may refuse what another writer has just changed, such as a session's row
+                # that was deleted: the second attempt sees that.
+                refused = commit and self.dialect.diagnose(error)[0] is Failure.REFUSED
+                if not (refused or is_repeatable(error)):
                     raise
             # Imported only when something fails, for it takes a while.
             from tenacity import (
@@ -86,6 +96,10 @@ class Retrying:
             translated = DatabaseBusy(f"a statement was cancelled: {summary}", code)
         elif isinstance(error, PoolTimeout):
             translated = DatabaseBusy(f"no connection became free in the engine's pool: {error}")
+        elif failure in (Failure.REFUSED, Failure.FORBIDDEN):
+            translated = DatabaseRefused(f"the database refused it: {summary}", code)
+        elif failure is Failure.RESOURCE:
+            translated = DatabaseUnavailable(f"the database cannot do it now: {summary}", code)
         elif failure is Failure.DISCONNECTED:
             translated = OutcomeUnknown(f"the connection was lost: {summary}", code)
         else:

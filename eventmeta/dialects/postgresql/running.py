@@ -123,15 +123,27 @@ _FAILURES = {
     "40001": Failure.CONFLICT,
     "40P01": Failure.CONFLICT,
     "55P03": Failure.CONFLICT,
-    "23503": Failure.CONFLICT,  # the session's row was deleted meanwhile
     "23505": Failure.DUPLICATE,
+    "23": Failure.REFUSED,
+    "P0001": Failure.REFUSED,  # raised by a trigger
+    "42501": Failure.FORBIDDEN,
     "42P01": Failure.TABLE_MISSING,
     "57014": Failure.CANCELLED,
     "08": Failure.DISCONNECTED,
     "57P01": Failure.DISCONNECTED,
     "57P02": Failure.DISCONNECTED,
     "57P03": Failure.DISCONNECTED,
+    "57P04": Failure.DISCONNECTED,  # the database was dropped
+    "57P05": Failure.DISCONNECTED,  # idle for too long
+    "25P03": Failure.DISCONNECTED,  # so was its transaction
     "53300": Failure.DISCONNECTED,  # too many connections
+    "53": Failure.RESOURCE,
+    "58": Failure.RESOURCE,  # of the operating system
+    "25006": Failure.RESOURCE,  # read-only
+    "XX001": Failure.RESOURCE,  # damaged
+    "XX002": Failure.RESOURCE,
+    "28": Failure.RESOURCE,  # no connection is allowed
+    "3D": Failure.RESOURCE,
 }
 
 
