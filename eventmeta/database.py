@@ -7,7 +7,7 @@ import logging
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -216,11 +216,15 @@ class Database:
 
     @asynccontextmanager
     async def hints(self) -> AsyncGenerator[None]:
-        """Be told of what other processes append, until the end of the block."""
+        """Hear of what other processes append until the end of the block, if that is possible."""
         if not self.gives_hints:
             yield
             return
-        async with self.dialect.hints(self.tables, self.appended.give):
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.dialect.hints(self.tables, self.appended.give))
+            except Exception as error:
+                logger.warning("looks at the log without hints from other processes: %s", error)
             yield
 
     def _writer(self) -> Writer:

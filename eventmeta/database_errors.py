@@ -10,8 +10,10 @@ __all__ = [
     "DatabaseBusy",
     "DatabaseFailure",
     "DatabaseRefused",
+    "DatabaseUnavailable",
     "OutcomeUnknown",
     "SettingsConflict",
+    "StandbyServer",
     "TablesMissing",
     "UnexpectedRowCount",
     "UnsupportedEngine",
@@ -136,3 +138,29 @@ class OutcomeUnknown(DatabaseFailure):
 
     Calling again with the same ``event_id`` is safe: a recorded change is not made twice.
     """
+
+
+class DatabaseUnavailable(DatabaseFailure):
+    """The database cannot do its work at present; nothing was changed. Try again later.
+
+    It refuses connections, has no space or memory left, or can only be read.
+    """
+
+
+class StandbyServer(DatabaseFailure):
+    """The server is a standby, which cannot tell up to where its log is complete.
+
+    The feed, the horizon, projectors and replays need the primary. What sessions and users are at
+    present, and the history of one, may be read on a standby.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this server is a standby, which cannot tell up to where its log is complete: open the "
+            "store on the primary to follow the feed or to keep projections"
+        )
+
+
+def is_of_statement(failure: DatabaseFailure) -> bool:
+    """Return whether ``failure`` comes again however often the same is tried."""
+    return type(failure) in (DatabaseFailure, DatabaseRefused)

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.batch import append_in_steps
 from eventmeta.commands import Append, Command, StreamKey
-from eventmeta.database_errors import DatabaseBusy, OutcomeUnknown
+from eventmeta.database_errors import DatabaseBusy, OutcomeUnknown, StandbyServer
 from eventmeta.dialects import Dialect, EventRelation, Failure
 from eventmeta.dialects.statement import Program, Query, Row, Statement
 from eventmeta.drafts import Outcome
@@ -216,11 +216,17 @@ class EventLog:
         """The highest position below which nothing can still appear.
 
         A reader that takes only events up to it, and goes on from it, never skips one.
+
+        Raises:
+            StandbyServer: The server cannot tell.
         """
         value = 0
         for executable in self.dialect.horizon(self.tables):
             statement = self.dialect.compile(executable)
-            ((value,),) = await self.fetch(statement(previous=value))
+            ((found,),) = await self.fetch(statement(previous=value))
+            if found is None:
+                raise StandbyServer
+            value = found
         return value
 
     async def read_all(

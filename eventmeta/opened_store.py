@@ -183,6 +183,8 @@ class OpenedStore:
         Raises:
             InvalidInput: An argument cannot be used.
             StoreClosed: This handle was closed meanwhile.
+            StandbyServer: The feed is to be read on the primary; one session's events are not
+                refused.
         """
         key = None if stream is None else StreamKey(check_session_id(stream))
         kinds = check_types(types)
@@ -206,6 +208,9 @@ class OpenedStore:
         """The highest position below which no event can appear any more.
 
         Reading events up to it and going on from it, as `events` does, never skips one.
+
+        Raises:
+            StandbyServer: Only the primary can tell.
         """
         await self._connected()
         return await self._database.log.horizon()

@@ -12,6 +12,7 @@ from eventmeta.database_errors import (
     DatabaseBusy,
     DatabaseFailure,
     DatabaseRefused,
+    DatabaseUnavailable,
     OutcomeUnknown,
     TablesMissing,
     UnexpectedRowCount,
@@ -95,7 +96,10 @@ class Retrying:
             try:
                 return await work()
             except Exception as error:
-                if not is_repeatable(error):
+                # A rule may refuse what another writer has just changed, such as a session's row
+                # that was deleted: the second attempt sees that.
+                refused = commit and self.dialect.diagnose(error)[0] is Failure.REFUSED
+                if not (refused or is_repeatable(error)):
                     raise
             # Imported only when something fails, for it takes a while.
             from tenacity import (
@@ -128,7 +132,7 @@ class Retrying:
         translated: DatabaseFailure
         if failure is Failure.TABLE_MISSING:
             translated = TablesMissing(str(cause).splitlines()[0], code)
-        elif failure in (Failure.REFUSED, Failure.ORPHANED):
+        elif failure in (Failure.REFUSED, Failure.ORPHANED, Failure.FORBIDDEN):
             translated = self._refused(error, summary, code)
         elif failure is Failure.HELD:
             translated = DatabaseBusy(
@@ -140,6 +144,8 @@ class Retrying:
             translated = DatabaseBusy(f"a statement was cancelled: {summary}", code)
         elif isinstance(error, PoolTimeout):
             translated = DatabaseBusy(f"no connection became free in the engine's pool: {error}")
+        elif failure is Failure.RESOURCE:
+            translated = DatabaseUnavailable(f"the database cannot do it now: {summary}", code)
         elif failure is Failure.DISCONNECTED:
             translated = OutcomeUnknown(f"the connection was lost: {summary}", code)
         else:

@@ -235,7 +235,7 @@ class Dialect(ItemSQL, StreamSQL, SchemaDialect, ProjectingDialect):
         """The highest position below which nothing can still appear, by the last statement.
 
         Each statement's result is the parameter ``previous`` of the next. They must be run as
-        separate transactions.
+        separate transactions. NULL: the server is a standby, which cannot tell.
         """
 
     # --- Running --------------------------------------------------------------------------------

@@ -12,20 +12,22 @@ class Failure(enum.Enum):
     CONFLICT = "in conflict with another writer; the transaction can be repeated"
     HELD = "a row that is needed is locked by a transaction that stays open"
     DUPLICATE = "a unique key exists already"
-    REFUSED = "against a rule of the database's own: a check, a trigger, a missing right"
-    ORPHANED = "against a foreign key"
+    REFUSED = "a rule of the database forbids the change: a constraint or a trigger"
+    ORPHANED = "a foreign key forbids the change"
+    FORBIDDEN = "the role lacks a right"
     TABLE_MISSING = "a table does not exist"
     DISCONNECTED = "the connection was lost"
+    RESOURCE = "no space, memory or connection is left, or the database can only be read"
     CANCELLED = "the statement was cancelled by someone else, or by a limit of time"
     OTHER = "anything else"
 
 
 class Rule(NamedTuple):
-    """What a database says of the rule that a statement was against, as far as it does.
+    """What a database says of the rule that forbids a change.
 
     Attributes:
-        constraint: The name of the constraint.
-        table: The table whose rule it is; of a foreign key, the one that refers to the other.
+        constraint: The name of the constraint, if the database tells it.
+        table: The table that has the rule, if the database tells it.
     """
 
     constraint: str | None = None
@@ -34,3 +36,19 @@ class Rule(NamedTuple):
 
 class RowHeld(Exception):
     """A row that was not to be waited for is locked, where the driver's error does not tell."""
+
+
+OF_THE_STATEMENT = frozenset(
+    {
+        Failure.DUPLICATE,
+        Failure.REFUSED,
+        Failure.ORPHANED,
+        Failure.FORBIDDEN,
+        Failure.TABLE_MISSING,
+        Failure.OTHER,
+    }
+)
+"""Failures that come again however often the statement is repeated.
+
+All others are of the database's state, and pass with that.
+"""

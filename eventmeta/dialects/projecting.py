@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,20 @@ from eventmeta.dialects.statement import Program, Query, T
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
+
+
+_BEFORE_WORDS = r"(?:\s|;|--[^\n]*\n|/\*.*?\*/)*"
+
+
+def begins_with(words: str) -> re.Pattern[str]:
+    """Return the pattern of a statement that begins, after comments, with one of ``words``."""
+    return re.compile(rf"{_BEFORE_WORDS}(?:{words})\b", re.IGNORECASE | re.DOTALL)
+
+
+TRANSACTION_WORDS = (
+    r"BEGIN|START\s+TRANSACTION|COMMIT|END|ABORT|PREPARE\s+TRANSACTION"
+    r"|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b)"
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,17 @@ class ProjectingDialect(ABC):
 
     indexes_first: ClassVar[bool] = False
     """Whether a shadow table gets its indexes before its rows, for making them would block."""
+
+    ending: ClassVar[re.Pattern[str]] = begins_with(TRANSACTION_WORDS)
+    """Matches the statements that end the transaction that they are part of."""
+
+    def ends_transaction(self, statement: str) -> bool:
+        """Return whether ``statement`` would end the transaction that it is part of."""
+        return self.ending.match(statement) is not None
+
+    def explain_lost_savepoint(self, error: Exception) -> Exception:
+        """Return what it means that a savepoint can be neither released nor rolled back to."""
+        return error
 
     @property
     def is_within(self) -> bool:

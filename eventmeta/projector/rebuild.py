@@ -18,7 +18,7 @@ from sqlalchemy import func, literal, select
 
 from eventmeta.comparison import Comparison
 from eventmeta.database import Database
-from eventmeta.database_errors import DatabaseFailure, DatabaseRefused
+from eventmeta.database_errors import DatabaseFailure, is_of_statement
 from eventmeta.dialects.statement import Program
 from eventmeta.projection_errors import RebuildFailed, RebuildUnderWay
 from eventmeta.projector.catch_up import CatchUp
@@ -192,7 +192,7 @@ class Rebuild:
                 await pauses.take()
             await self._fold(self._shadow.finish)
         except DatabaseFailure as failure:
-            if type(failure) not in (DatabaseFailure, DatabaseRefused):
+            if not is_of_statement(failure):
                 raise
             await self._fail(
                 claim,

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sqlalchemy import BigInteger, ColumnElement, literal_column
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.dialects.executing import afterwards, execute
-from eventmeta.dialects.projecting import ProjectingDialect, Swap
+from eventmeta.dialects.projecting import (
+    TRANSACTION_WORDS,
+    ProjectingDialect,
+    Swap,
+    begins_with,
+)
 from eventmeta.dialects.statement import T
 
 if TYPE_CHECKING:
@@ -20,6 +26,13 @@ _PATIENCE = 1
 """Seconds that a swap waits for readers, and they behind it, before it tries again."""
 
 _PATIENT = "SET lock_wait_timeout = DEFAULT"
+
+_COMMITTING_WORDS = (
+    r"(?:CREATE(?:\s+OR\s+REPLACE)?|DROP)(?!\s+(?:OR\s+REPLACE\s+)?TEMPORARY\b)"
+    r"|ALTER|RENAME|TRUNCATE|GRANT|REVOKE|LOCK|UNLOCK|ANALYZE|OPTIMIZE|REPAIR|FLUSH|RESET|INSTALL"
+    r"|UNINSTALL|CACHE|LOAD\s+INDEX|CHECK\s+TABLE|XA|SET\s+(?:@@)?(?:SESSION[\s.]+)?AUTOCOMMIT"
+)
+"""Those of DDL and administration, which commit before they begin."""
 
 
 @asynccontextmanager
@@ -36,6 +49,8 @@ async def _begun(connection: AsyncConnection) -> AsyncGenerator[None]:
 
 class MySQLProjecting(ProjectingDialect):
     """What MySQL is told for the projector."""
+
+    ending: ClassVar[re.Pattern[str]] = begins_with(f"{TRANSACTION_WORDS}|{_COMMITTING_WORDS}")
 
     def now_ms(self) -> ColumnElement[int]:
         """In UTC, for the session's zone may have an hour twice a year."""

@@ -156,7 +156,7 @@ _FAILURES = {
     **dict.fromkeys((1048, 1364), Failure.REFUSED),  # NULL, no default
     **dict.fromkeys((3819, 4025, 1369), Failure.REFUSED),  # a check, the condition of a view
     1644: Failure.REFUSED,  # SIGNAL
-    **dict.fromkeys((1044, 1142, 1143, 1227, 1370), Failure.REFUSED),  # a missing right
+    **dict.fromkeys((1044, 1142, 1143, 1227, 1370), Failure.FORBIDDEN),
     1146: Failure.TABLE_MISSING,
     1317: Failure.CANCELLED,
     1969: Failure.CANCELLED,
@@ -167,6 +167,12 @@ _FAILURES = {
     2006: Failure.DISCONNECTED,
     2013: Failure.DISCONNECTED,
     4031: Failure.DISCONNECTED,  # closed for inactivity
+    **dict.fromkeys((3, 20, 28, 1021, 1026, 1030, 1114, 1180), Failure.RESOURCE),  # disk
+    **dict.fromkeys((5, 1037, 1038, 1041, 1135, 1206), Failure.RESOURCE),  # memory
+    **dict.fromkeys((1290, 1792, 1836), Failure.RESOURCE),  # read-only
+    **dict.fromkeys((1034, 1194, 1195, 1712), Failure.RESOURCE),  # damaged
+    **dict.fromkeys((1040, 1045, 1049, 1129, 1130, 1203, 1226, 1698), Failure.RESOURCE),
+    1047: Failure.RESOURCE,  # a node of a cluster that is not ready
 }
 
 

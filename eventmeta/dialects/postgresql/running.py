@@ -135,14 +135,24 @@ _FAILURES = {
     "23": Failure.REFUSED,
     "44": Failure.REFUSED,  # the condition of a view
     "P0": Failure.REFUSED,  # raised by a trigger
-    "42501": Failure.REFUSED,  # a missing right, or a policy for rows
+    "42501": Failure.FORBIDDEN,  # a missing right, or a policy for rows
     "42P01": Failure.TABLE_MISSING,
     "57014": Failure.CANCELLED,
     "08": Failure.DISCONNECTED,
     "57P01": Failure.DISCONNECTED,
     "57P02": Failure.DISCONNECTED,
     "57P03": Failure.DISCONNECTED,
+    "57P04": Failure.DISCONNECTED,  # the database was dropped
+    "57P05": Failure.DISCONNECTED,  # idle for too long
+    "25P03": Failure.DISCONNECTED,  # so was its transaction
     "53300": Failure.DISCONNECTED,  # too many connections
+    "53": Failure.RESOURCE,
+    "58": Failure.RESOURCE,  # of the operating system
+    "25006": Failure.RESOURCE,  # read-only
+    "XX001": Failure.RESOURCE,  # damaged
+    "XX002": Failure.RESOURCE,
+    "28": Failure.RESOURCE,  # no connection is allowed
+    "3D": Failure.RESOURCE,
 }
 
 

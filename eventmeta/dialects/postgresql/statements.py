@@ -253,9 +253,13 @@ class PostgreSQLStatements(PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecti
         was read, hence its bound b < p was locked before L was read; were it still locked, then
         L ≤ b < p. It must be two statements: in one, both would share a snapshot taken before
         either is evaluated.
+
+        A standby shows no locks of its primary, and a sequence that runs ahead, so S is NULL there.
         """
         log = tables.events.name
-        last = text(last_position(log)).columns(column("last", BigInteger))
+        last = text(
+            f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN ({last_position(log)}) END"
+        ).columns(column("last", BigInteger))
         bound = text(
             "SELECT least(CAST(:previous AS bigint), min((classid::bigint & 65535) << 32 | "
             "objid::bigint)) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 "

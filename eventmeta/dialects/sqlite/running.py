@@ -90,17 +90,34 @@ class SQLite(SQLiteStatements):
                 raw.execute("BEGIN IMMEDIATE")
             raw.execute("SAVEPOINT eventmeta")
             try:
-                return run_in_thread(program, partial(_execute, raw))
+                result = run_in_thread(program, partial(_execute, raw))
             except BaseException:
-                raw.execute("ROLLBACK TO eventmeta")
+                if raw.in_transaction:  # a full disk has undone all of it
+                    raw.execute("ROLLBACK TO eventmeta")
+                    raw.execute("RELEASE eventmeta")
                 raise
-            finally:
-                raw.execute("RELEASE eventmeta")
+            raw.execute("RELEASE eventmeta")
+            return result
 
         if not connection.in_transaction():
             await connection.begin()  # SQLAlchemy must know that there is something to commit
         lent = await connection.get_raw_connection()
-        return await settle(hop(work, lent.driver_connection))
+        try:
+            return await settle(hop(work, lent.driver_connection))
+        except BaseException:
+            await _end_if_undone(connection)
+            raise
+
+    @asynccontextmanager
+    async def savepoint(self, connection: AsyncConnection) -> AsyncGenerator[None]:
+        savepoint = await connection.begin_nested()
+        try:
+            yield
+        except BaseException:
+            if not await _end_if_undone(connection) and savepoint.is_active:
+                await savepoint.rollback()
+            raise
+        await savepoint.commit()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
@@ -121,6 +138,8 @@ class SQLite(SQLiteStatements):
 
     def diagnose(self, error: BaseException) -> tuple[Failure, Any]:
         error = getattr(error, "orig", None) or error
+        if isinstance(error, MemoryError):  # the driver's error for SQLITE_NOMEM
+            return Failure.RESOURCE, sqlite3.SQLITE_NOMEM
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
             return Failure.OTHER, None
@@ -143,9 +162,17 @@ _FAILURES = {
     sqlite3.SQLITE_CONSTRAINT: Failure.REFUSED,
     # Never a race: no other writer comes between the statements of a transaction.
     sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: Failure.REFUSED,
-    sqlite3.SQLITE_AUTH: Failure.REFUSED,
     sqlite3.SQLITE_CONSTRAINT_UNIQUE: Failure.DUPLICATE,
     sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY: Failure.DUPLICATE,
+    sqlite3.SQLITE_AUTH: Failure.FORBIDDEN,
+    sqlite3.SQLITE_PERM: Failure.FORBIDDEN,
+    sqlite3.SQLITE_FULL: Failure.RESOURCE,
+    sqlite3.SQLITE_NOMEM: Failure.RESOURCE,
+    sqlite3.SQLITE_READONLY: Failure.RESOURCE,
+    sqlite3.SQLITE_IOERR: Failure.RESOURCE,
+    sqlite3.SQLITE_CANTOPEN: Failure.RESOURCE,
+    sqlite3.SQLITE_CORRUPT: Failure.RESOURCE,
+    sqlite3.SQLITE_NOTADB: Failure.RESOURCE,
 }
 
 
@@ -157,6 +184,20 @@ def _prepare(dbapi_connection: Any) -> None:
         cursor.execute("PRAGMA journal_mode = WAL")
     cursor.close()
     dbapi_connection.create_function(SPELL_OUT, 1, spell_out, deterministic=True)
+
+
+async def _end_if_undone(connection: AsyncConnection) -> bool:
+    """Have SQLAlchemy know if SQLite has undone the transaction, as when the disk is full.
+
+    To go on in it must fail, or the caller would commit only what comes later.
+    """
+    lent = await connection.get_raw_connection()
+    whole = connection.get_transaction()
+    assert lent.driver_connection is not None
+    if whole is None or lent.driver_connection.in_transaction:
+        return False
+    await whole.rollback()
+    return True
 
 
 async def hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:

@@ -47,6 +47,12 @@ class SharedSQLite(SQLite):
         async with self._turn():
             return await super().read(queries)
 
+    def explain_lost_savepoint(self, error: Exception) -> Exception:
+        """Return a conflict: someone else has ended the transaction."""
+        busy = SharedConnectionBusy("someone else ended the transaction")
+        busy.__cause__ = error
+        return busy
+
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
         """Begun before SQLAlchemy is told, which would roll back what someone else has open."""
