@@ -7,6 +7,7 @@ from .comparison import Difference
 from .database_errors import (
     DatabaseBusy,
     DatabaseFailure,
+    DatabaseUnavailable,
     OutcomeUnknown,
     TablesMissing,
     UnsupportedEngine,
@@ -74,6 +75,7 @@ __all__ = [
     "Backfill",
     "DatabaseBusy",
     "DatabaseFailure",
+    "DatabaseUnavailable",
     "Difference",
     "EventIdReused",
     "EventMetaError",

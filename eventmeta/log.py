@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import ColumnElement, Executable, bindparam, false, or_, select
@@ -11,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.batch import append_in_steps
 from eventmeta.commands import Append, Command, StreamKey
-from eventmeta.database_errors import DatabaseBusy, OutcomeUnknown
+from eventmeta.database_errors import DatabaseBusy, DatabaseUnavailable, OutcomeUnknown
+from eventmeta.deadline import Deadline, Expired, Limits
 from eventmeta.dialects import Dialect, EventRelation
 from eventmeta.dialects.statement import Program, Query, Row
 from eventmeta.drafts import Outcome
@@ -47,6 +50,7 @@ class EventLog:
         self.tables = tables
         self.statements = AppendStatements(tables, dialect)
         self.gate = Gate()
+        self.limits = Limits()
         self._retrying = Retrying(dialect, self.gate)
         self.applied: tuple[AppliedProjection, ...] = ()
 
@@ -55,10 +59,21 @@ class EventLog:
         self.tables, self.applied = tables, applied
         self.statements = AppendStatements(tables, self.dialect)
 
+    def expired(self, limits: Limits, *, unknown: bool = False) -> EventMetaError:
+        """Return the error of a call that has waited for as long as ``limits`` let it.
+
+        Args:
+            limits: Those of the caller.
+            unknown: A change may have been recorded.
+        """
+        return self._retrying.expired(limits.timeout, unknown=unknown, was_lent=unknown)
+
     # --- Appending ------------------------------------------------------------------------------
 
-    async def commit(self, commands: Sequence[Command]) -> list[Outcome | EventMetaError]:
-        """Carry out ``commands`` in their order, in one transaction.
+    async def commit(
+        self, commands: Sequence[Command], limits: Limits | None = None
+    ) -> list[Outcome | EventMetaError]:
+        """Carry out ``commands`` in their order, in one transaction, within ``limits``.
 
         A command that is rejected, or that the database refuses, has no effect and leaves the
         others alone. When this returns, the rest is durable and visible to every process.
@@ -66,24 +81,27 @@ class EventLog:
         the event ids tell whether an attempt had succeeded.
         """
         seconds = RETRY_SECONDS if len(commands) == 1 else BATCH_RETRY_SECONDS
+        limits = limits or self.limits
+        end = time.monotonic() + limits.timeout
         try:
-            return list(await self._retried(commands, seconds))
+            return list(await self._retried(commands, seconds, limits))
         except EventMetaError as error:
-            if len(commands) == 1:
-                return [error]
-            return await self._commit_each(commands, error)
+            if len(commands) == 1 or isinstance(error, DatabaseUnavailable):
+                return [error] * len(commands)
+            return await self._commit_each(commands, error, limits, end)
 
     async def _commit_each(
-        self, commands: Sequence[Command], failure: EventMetaError
+        self, commands: Sequence[Command], failure: EventMetaError, limits: Limits, deadline: float
     ) -> list[Outcome | EventMetaError]:
         """Let each stand for itself: together they met ``failure``, so one of them is bad.
 
         If it is rather that the database is out of reach, they share the time that one of them
         would have; and those of a session that someone else holds wait for it only once.
         """
-        transient = isinstance(failure, DatabaseBusy | OutcomeUnknown)
-        shared = isinstance(failure, OutcomeUnknown) or self.dialect.locks_whole_database
-        end = time.monotonic() + RETRY_SECONDS
+        unreachable = isinstance(failure, DatabaseUnavailable | OutcomeUnknown)
+        transient = unreachable or isinstance(failure, DatabaseBusy)
+        shared = unreachable or self.dialect.locks_whole_database
+        end = min(time.monotonic() + RETRY_SECONDS, deadline)
         held: dict[StreamKey, EventMetaError] = {}
         outcomes: list[Outcome | EventMetaError] = []
         for command in commands:
@@ -92,25 +110,45 @@ class EventLog:
             elif transient and shared and time.monotonic() > end:
                 outcomes.append(failure)
             else:
+                seconds = 0 if transient else RETRY_SECONDS
+                left = Limits(
+                    max(deadline - time.monotonic(), 0), 0 if transient else limits.retry_for
+                )
                 try:
-                    outcomes += await self._retried([command], 0 if transient else RETRY_SECONDS)
+                    outcomes += await self._retried([command], seconds, left)
                 except EventMetaError as error:
                     outcomes.append(error)
+                    if isinstance(error, DatabaseUnavailable):
+                        end = 0.0  # there is nobody to ask for the others
                     if isinstance(error, DatabaseBusy):
                         held[command.stream] = error
         return outcomes
 
     async def commit_within(
-        self, connection: AsyncConnection, command: Command
+        self, connection: AsyncConnection, command: Command, limits: Limits
     ) -> Outcome | EventMetaError:
-        """Carry out ``command`` in the caller's transaction, whose commit makes it visible."""
+        """Carry out ``command`` in the caller's transaction, whose commit makes it visible.
+
+        If the server does not answer in time, the connection is closed, and the transaction undone.
+        """
         try:
-            if self.applied:
-                return await settle(self._apply_within(connection, command))
-            program = append_in_steps([command], self.statements)
-            outcomes = await self.dialect.write_within(connection, program)
+            with Deadline(limits.timeout) as deadline:
+                lent = await connection.get_raw_connection()
+                close = partial(self.dialect.abort_driver_connection, lent.driver_connection)
+                deadline.lend(connection, close)
+                return await self._commit_within(connection, command)
+        except Expired:
+            with suppress(Exception):
+                await connection.invalidate()
+            return self._retrying.expired(limits.timeout, unknown=False, was_lent=True)
         except Exception as error:
             return self._retrying.translated(error)
+
+    async def _commit_within(self, connection: AsyncConnection, command: Command) -> Outcome:
+        if self.applied:
+            return await settle(self._apply_within(connection, command))
+        program = append_in_steps([command], self.statements)
+        outcomes = await self.dialect.write_within(connection, program)
         return outcomes[0]
 
     async def _apply_within(self, connection: AsyncConnection, command: Command) -> Outcome:
@@ -127,7 +165,9 @@ class EventLog:
             commands, self.statements, self.applied, self.dialect, connection, alone=alone
         )
 
-    async def _retried(self, commands: Sequence[Command], seconds: float) -> list[Outcome]:
+    async def _retried(
+        self, commands: Sequence[Command], seconds: float, limits: Limits
+    ) -> list[Outcome]:
         attempts = 0
 
         async def attempt() -> list[Outcome]:
@@ -141,7 +181,7 @@ class EventLog:
                     command.may_be_recorded = True
                 raise
 
-        return await self._retrying.retried(attempt, commit=True, seconds=seconds)
+        return await self._retrying.retried(attempt, commit=True, seconds=seconds, limits=limits)
 
     async def _attempt(self, commands: Sequence[Command], *, racing: bool) -> list[Outcome]:
         sql = self.statements
@@ -168,39 +208,65 @@ class EventLog:
         async def attempt() -> T:
             return await self.dialect.write(program())
 
-        return await settle(self._retrying.retried(attempt, commit=True, seconds=RETRY_SECONDS))
+        return await settle(
+            self._retrying.retried(
+                attempt, commit=True, seconds=RETRY_SECONDS, limits=self.limits.long
+            )
+        )
 
-    async def fold(self, program: Callable[[], Program[T]]) -> T:
-        """Run a program that folds the log and may be run twice, as a transaction of its own."""
-        return await self.repeated(lambda: self.dialect.fold(program()))
+    async def fold(self, program: Callable[[], Program[T]], *, long: bool = False) -> T:
+        """Run a program that folds the log and may be run twice, as a transaction of its own.
 
-    async def repeated(self, work: Callable[[], Awaitable[T]]) -> T:
-        """A transaction that may be run twice. A cancelled caller waits for its end.
+        Args:
+            program: Makes the program.
+            long: It may go through the whole log: see `Limits.long`.
+        """
+        return await self.repeated(lambda: self.dialect.fold(program()), long=long)
+
+    async def repeated(self, work: Callable[[], Awaitable[T]], *, long: bool = True) -> T:
+        """Run a transaction that may be run twice. A cancelled caller waits for its end.
 
         A key that exists already is the fault of what is applied, so that is not tried again.
         """
-        return await settle(self._retrying.retried(work, commit=False, seconds=RETRY_SECONDS))
+        return await settle(
+            self._retrying.retried(
+                work,
+                commit=False,
+                seconds=RETRY_SECONDS,
+                limits=self.limits.long if long else self.limits,
+            )
+        )
 
     # --- Reading --------------------------------------------------------------------------------
 
-    async def read(self, query: Executable, **values: Any) -> Sequence[Row]:
-        """The rows of ``query``."""
+    async def read(
+        self, query: Executable, limits: Limits | None = None, /, **values: Any
+    ) -> Sequence[Row]:
+        """The rows of ``query``, read within ``limits``."""
         statement = self.dialect.compile(query)
-        return await self.fetch(statement(**values))
+        return await self.fetch(statement(**values), limits)
 
     async def scan(self, query: Executable, **values: Any) -> Sequence[Row]:
         """The rows of ``query``, which goes through the whole log."""
         statement = self.dialect.compile(query)
-        return await settle(self.run(lambda: self.dialect.scan(statement(**values))))
+        return await settle(
+            self.run(lambda: self.dialect.scan(statement(**values)), self.limits.long)
+        )
 
-    async def fetch(self, query: Query) -> Sequence[Row]:
+    async def fetch(self, query: Query, limits: Limits | None = None) -> Sequence[Row]:
         """The rows of one query. A cancelled caller waits for the end, lest a connection leaks."""
-        (rows,) = await settle(self.run(lambda: self.dialect.read([query])))
+        (rows,) = await settle(self.run(lambda: self.dialect.read([query]), limits))
         return rows
 
-    async def run(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def run(self, work: Callable[[], Awaitable[T]], limits: Limits | None = None) -> T:
         """``work``, which changes nothing, with its failures translated and retried."""
-        return await self._retrying.retried(work, commit=False, seconds=RETRY_SECONDS)
+        return await self._retrying.retried(
+            work,
+            commit=False,
+            seconds=RETRY_SECONDS,
+            limits=limits or self.limits,
+            changes=False,
+        )
 
     async def horizon(self) -> int:
         """The highest position below which nothing can still appear.

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.database_errors import DatabaseFailure
@@ -112,7 +113,11 @@ class MySQL(MySQLStatements):
             if error.connection_invalidated:
                 return Failure.DISCONNECTED, _number(error.orig)
             return self.diagnose(error.orig) if error.orig else (Failure.OTHER, None)
+        if isinstance(error, PoolTimeout):
+            return Failure.NO_CONNECTION_LEFT, None
         number = _number(error)
+        if number == _LOST and "read timeout" in str(error):
+            return Failure.TIMED_OUT, number
         if number is None and isinstance(error, OSError | EOFError):
             return Failure.DISCONNECTED, None
         return _FAILURES.get(number or 0, Failure.OTHER), number
@@ -121,22 +126,30 @@ class MySQL(MySQLStatements):
 _ESCAPED = "\\\"'\n\r\0\x1a"
 _PACKET_TOO_LARGE = 1153
 _DEADLOCK = 1213
+_LOST = 2013
 _FAILURES = {
     _DEADLOCK: Failure.CONFLICT,
     1205: Failure.CONFLICT,  # lock wait timeout
     1020: Failure.CONFLICT,  # record has changed since last read
     1412: Failure.CONFLICT,  # so has the table: a new one has taken its place
+    1615: Failure.CONFLICT,  # a statement has to be prepared again
     1452: Failure.CONFLICT,  # the session's row was deleted meanwhile
     1062: Failure.DUPLICATE,
     1146: Failure.TABLE_MISSING,
     1317: Failure.CANCELLED,
     1969: Failure.CANCELLED,
     3024: Failure.CANCELLED,
+    1040: Failure.NO_CONNECTION_LEFT,
+    1203: Failure.NO_CONNECTION_LEFT,  # of the user
+    1226: Failure.NO_CONNECTION_LEFT,  # of the account
+    1044: Failure.NOT_LET_IN,  # not to this database
+    1045: Failure.NOT_LET_IN,  # the user, or the password
+    1049: Failure.NOT_LET_IN,  # no such database
     1053: Failure.DISCONNECTED,  # server shutdown
     1927: Failure.DISCONNECTED,  # connection was killed
     2003: Failure.DISCONNECTED,
     2006: Failure.DISCONNECTED,
-    2013: Failure.DISCONNECTED,
+    _LOST: Failure.DISCONNECTED,
     4031: Failure.DISCONNECTED,  # closed for inactivity
 }
 
