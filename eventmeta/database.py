@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 import weakref
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,6 +18,8 @@ from sqlalchemy.pool import StaticPool
 
 from eventmeta.access import Reach
 from eventmeta.commands import Command
+from eventmeta.database_errors import DatabaseBusy, DatabaseUnavailable
+from eventmeta.deadline import AGAIN, Deadline, Limits
 from eventmeta.dialects import dialect_of
 from eventmeta.dialects.pool import connections_to_spare
 from eventmeta.dialects.statement import Query, Row
@@ -91,11 +94,12 @@ class Database:
             self.log.maintain(self.tables, self.registry.inline_applied)
             self._created = False
 
-    async def connect(self, *, create: bool) -> None:
+    async def connect(self, *, create: bool, limits: Limits | None = None) -> None:
         """Make the first connection, from which the statements learn what server this is.
 
         Args:
             create: Create missing tables as well.
+            limits: How long to wait for it.
 
         Raises:
             DatabaseFailure: The database cannot be reached, or does not let us create tables.
@@ -103,34 +107,56 @@ class Database:
         if create and not self._created:
             await self.create_tables(unless_done=True)
         elif not self._connected:
-            await self._first_connection()
+            await self._first_connection(limits or self.log.limits)
 
-    async def _first_connection(self) -> None:
-        """Once for all callers, who go on in the order in which they came."""
+    async def _first_connection(self, limits: Limits) -> None:
+        """Connect once for all callers, who go on in the order in which they came.
+
+        Where it fails for one who waits less long than this caller, it is tried once more.
+        """
         loop = asyncio.get_running_loop()
-        if self._connecting is None or self._connecting.get_loop() is not loop:
-            self._connecting = loop.create_task(self._connect(), name="eventmeta-connect")
-            self._connecting.add_done_callback(take_notice)
-        connecting = self._connecting
-        try:
-            await asyncio.shield(connecting)
-        finally:
-            if connecting.done():
-                self._connecting = None
+        end = loop.time() + limits.timeout
+        while not self._connected:
+            if self._connecting is None or self._connecting.get_loop() is not loop:
+                left = limits._replace(timeout=max(end - loop.time(), 0))
+                self._connecting = loop.create_task(self._connect(left), name="eventmeta-connect")
+                self._connecting.add_done_callback(take_notice)
+                tried = left
+            else:
+                tried = None
+            connecting = self._connecting
+            try:
+                await asyncio.wait([connecting], timeout=max(end - loop.time(), 0) + AGAIN)
+            finally:
+                if connecting.done() and self._connecting is connecting:
+                    self._connecting = None
+            if not connecting.done():
+                raise self.log.expired(limits)
+            failure = None if connecting.cancelled() else connecting.exception()
+            impatient = isinstance(failure, DatabaseUnavailable | DatabaseBusy)
+            if failure is not None and (tried or not impatient or loop.time() >= end):
+                raise failure
 
-    async def _connect(self) -> None:
-        await self.log.run(lambda: self.dialect.first_connection(self.tables))
+    async def _connect(self, limits: Limits) -> None:
+        await self.log.run(lambda: self.dialect.first_connection(self.tables), limits)
         self._connected = True
 
     async def create_tables(self, *, unless_done: bool = False) -> None:
         """Add what is missing of the tables, columns, indexes, triggers and the view."""
         lock = vars(self.engine.sync_engine).setdefault(_SCHEMA_LOCK, threading.Lock())
+        end = time.monotonic() + self.log.limits.long.timeout
         while not lock.acquire(blocking=False):  # polls, as callers may be in several event loops
+            if time.monotonic() > end:
+                raise DatabaseBusy("another call creates tables on this engine, and does not end")
             await asyncio.sleep(0.01)
         try:
             if not (unless_done and self._created):
                 # Drivers leave connections behind that are cancelled as they are made.
-                await settle(self.log.run(lambda: create_tables(self.dialect, self.tables)))
+                await settle(
+                    self.log.run(
+                        lambda: create_tables(self.dialect, self.tables), self.log.limits.long
+                    )
+                )
                 self._connected = self._created = True
         finally:
             lock.release()
@@ -140,7 +166,10 @@ class Database:
         return await settle(self.log.run(lambda: schema_sql(self.dialect, self.tables)))
 
     async def submit(
-        self, command: Command, connection: AsyncConnection | AsyncSession | None = None
+        self,
+        command: Command,
+        connection: AsyncConnection | AsyncSession | None = None,
+        limits: Limits | None = None,
     ) -> RecordedEvent | None:
         """Carry out ``command``: its event, or None if there was nothing to do.
 
@@ -148,27 +177,32 @@ class Database:
             command: What to do.
             connection: Do it in this transaction of the caller's. It becomes durable and visible
                 with the caller's commit, and vanishes with a rollback.
+            limits: How long the caller waits.
 
         Raises:
             EventMetaError: It was rejected or failed; nothing was changed.
         """
         self.check_open()
+        limits = limits or self.log.limits
         if isinstance(connection, AsyncSession):
             connection = await connection.connection()
         if connection is not None:
-            outcome = await self.log.commit_within(connection, command)
+            outcome = await self.log.commit_within(connection, command, limits)
         else:
-            outcome = await self._writer().submit(command)
+            outcome = await self._writer().submit(command, limits)
         if isinstance(outcome, EventMetaError):
             raise outcome
         return outcome
 
-    async def fetch(self, read: Query | Lookup, **request: Any) -> Sequence[Row]:
+    async def fetch(
+        self, read: Query | Lookup, limits: Limits | None = None, /, **request: Any
+    ) -> Sequence[Row]:
         """The rows of ``read``, for ``request``; it sees every write acknowledged before."""
         self.check_open()
+        limits = limits or self.log.limits
         if self.dialect.is_within:  # those in the reader may have to wait for the end of it
-            return await self.log.fetch(query_for(read, [request]))
-        return await self._reader().fetch(read, **request)
+            return await self.log.fetch(query_for(read, [request]), limits)
+        return await self._reader().fetch(read, limits, **request)
 
     def check_open(self) -> None:
         """Raise `StoreClosed` once it is closed."""
@@ -197,9 +231,9 @@ class Database:
         await self.log.gate.settled()
 
     async def _commit(
-        self, commands: Sequence[Command], *, waits: bool = False
+        self, commands: Sequence[Command], limits: Limits, *, waits: bool = False
     ) -> list[Outcome | EventMetaError]:
-        outcomes = await self.log.commit(commands, waits=waits)
+        outcomes = await self.log.commit(commands, limits, waits=waits)
         self.appended.give()
         if self.gives_hints and self._hint is None:
             self._hint = asyncio.create_task(self._give_hint(), name="eventmeta-hint")
@@ -208,7 +242,8 @@ class Database:
     async def _give_hint(self) -> None:
         """To other processes, which look at the log by themselves after a while if it is lost."""
         try:
-            await self.dialect.hint(self.tables)
+            with Deadline(self.log.limits.timeout):
+                await self.dialect.hint(self.tables)
         except Exception as error:
             logger.debug("could not hint at new events: %s", error)
         finally:
@@ -231,9 +266,8 @@ class Database:
         loop = asyncio.get_running_loop()
         writer = self._writers.get(loop)
         if writer is None:
-            writer = self._writers[loop] = Writer(
-                self._commit, in_line=connections_to_spare(self.engine, MAX_IN_LINE)
-            )
+            in_line = connections_to_spare(self.engine, MAX_IN_LINE)
+            writer = self._writers[loop] = Writer(self._commit, self.log.expired, in_line=in_line)
         return writer
 
     def _reader(self) -> Reader:
@@ -242,7 +276,8 @@ class Database:
         if reader is None:
             log = self.log
             reader = self._readers[loop] = Reader(
-                lambda queries: log.run(lambda: log.dialect.read(queries))
+                lambda queries, limits: log.run(lambda: log.dialect.read(queries), limits),
+                log.expired,
             )
         return reader
 

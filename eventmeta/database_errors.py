@@ -121,8 +121,9 @@ class DatabaseBusy(DatabaseFailure):
     """In conflict with other writers; nothing was changed. Try again later.
 
     It was retried for some seconds, except inside a transaction of the caller's: there the caller
-    repeats the whole transaction. Also raised, at once, where a statement was cancelled from
-    outside, or the engine's pool had no connection to give.
+    repeats the whole transaction. Also raised where the server or the engine's pool had no
+    connection to give for ``retry_for`` seconds, and, at once, where a statement was cancelled from
+    outside or was over a limit of time that is set for the server or the driver.
 
     Attributes:
         held: Whether an open transaction of somebody else holds the session or user.
@@ -134,16 +135,18 @@ class DatabaseBusy(DatabaseFailure):
 
 
 class OutcomeUnknown(DatabaseFailure):
-    """The connection was lost and could not be had again: the change may or may not be recorded.
+    """A change was sent, and no answer came in time: it may or may not be recorded.
 
     Calling again with the same ``event_id`` is safe: a recorded change is not made twice.
     """
 
 
 class DatabaseUnavailable(DatabaseFailure):
-    """The database cannot do its work at present; nothing was changed. Try again later.
+    """The database cannot be reached, or cannot do its work at present; nothing was changed.
 
-    It refuses connections, has no space or memory left, or can only be read.
+    The server does not answer or refuses connections, has no space or memory left, or can only be
+    read. The message says where it was looked for, without the password. A server that refuses was
+    asked for ``retry_for`` seconds, one that does not answer for ``timeout`` seconds.
     """
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 from eventmeta.codec import check_key, text_problem
+from eventmeta.deadline import Limits
 from eventmeta.errors import InvalidIdentifier, InvalidInput, InvalidPoint
 
 MAX_BYTES = 255
@@ -126,6 +127,14 @@ def check_seconds(what: str, value: object) -> float:
 def check_timeout(value: object) -> float:
     """``value``, if one can wait for so long, or not at all."""
     return 0.0 if value == 0 else check_seconds("timeout", value)
+
+
+def check_limits(timeout: object, retry_for: object) -> Limits:
+    """Return how long a caller waits for the database, if one can wait for so long."""
+    return Limits(
+        check_seconds("timeout", timeout),
+        0.0 if retry_for == 0 else check_seconds("retry_for", retry_for),
+    )
 
 
 def check_keys(keys: object) -> list[str]:

@@ -14,8 +14,10 @@ from typing import Protocol
 
 from eventmeta.commands import Command, StreamKey
 from eventmeta.database_errors import DatabaseBusy
+from eventmeta.deadline import Limits
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError
+from eventmeta.settle import fail, give
 
 HELD_SECONDS = 15.0
 """For how long a command waits in a lane, at least."""
@@ -34,7 +36,7 @@ class Commit(Protocol):
     """What carries out a batch."""
 
     def __call__(
-        self, commands: Sequence[Command], /, *, waits: bool = False
+        self, commands: Sequence[Command], limits: Limits, /, *, waits: bool = False
     ) -> Awaitable[list[Outcome | EventMetaError]]:
         """See `EventLog.commit`."""
 
@@ -45,21 +47,33 @@ class Entry:
 
     Attributes:
         command: The command.
+        limits: How long its caller waits.
+        end: When that is over, in the time of the event loop.
         outcome: What became of it.
         queue: Where it waits, unless it is being carried out.
         batch_ended: The end of the batch that it is part of.
         place: What it takes a place of while it waits.
         busy: Why it is in a lane.
         until: When it has waited in its lane for long enough.
+        timer: Ends the wait of its caller.
     """
 
     command: Command
+    limits: Limits
+    end: float
     outcome: asyncio.Future[Outcome | EventMetaError]
     queue: deque[Entry]
     batch_ended: asyncio.Future[None] | None = None
     place: asyncio.Semaphore | None = None
     busy: DatabaseBusy | None = None
     until: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+
+    def leave(self) -> None:
+        """End the wait, and let somebody else have the place."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.leave_place()
 
     def leave_place(self) -> None:
         """Let somebody else have the place."""
@@ -69,25 +83,30 @@ class Entry:
 
 
 async def carry_out(batch: Sequence[Entry], commit: Commit, *, waits: bool = False) -> list[Entry]:
-    """Carry out ``batch`` by ``commit``, and return what must wait as its stream is held."""
-    ended = asyncio.get_running_loop().create_future()
+    """Carry out ``batch`` by ``commit``, and return what must wait as its stream is held.
+
+    It has as much time as the most patient of its callers.
+    """
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
     for entry in batch:
         entry.batch_ended = ended
+    limits = Limits(
+        max(entry.end for entry in batch) - loop.time(),
+        max(entry.limits.retry_for for entry in batch),
+    )
     held: list[Entry] = []
     try:
-        outcomes = await commit([entry.command for entry in batch], waits=waits)
+        outcomes = await commit([entry.command for entry in batch], limits, waits=waits)
         for entry, outcome in zip(batch, outcomes, strict=True):
-            if entry.outcome.done():
-                continue
-            if isinstance(outcome, DatabaseBusy) and outcome.held:
+            if isinstance(outcome, DatabaseBusy) and outcome.held and not entry.outcome.done():
                 entry.batch_ended, entry.busy = None, outcome
                 held.append(entry)
             else:
-                entry.outcome.set_result(outcome)
+                give(entry.outcome, outcome)
     except Exception as error:
         for entry in batch:
-            if not entry.outcome.done():
-                entry.outcome.set_exception(error)
+            fail(entry.outcome, error)
     finally:
         ended.set_result(None)
         for entry in batch:
@@ -168,8 +187,8 @@ class Lanes:
             for entry in self._take(waiting):
                 if entry.busy is None or now < entry.until:
                     batch.append(entry)
-                elif not entry.outcome.done():
-                    entry.outcome.set_result(entry.busy)
+                else:
+                    give(entry.outcome, entry.busy)
         return batch
 
     def _end(self, stream: StreamKey, lane: _Lane) -> None:

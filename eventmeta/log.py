@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import ColumnElement, Executable, bindparam, false, or_, select
@@ -10,7 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.batch import append_in_steps
 from eventmeta.commands import Append, Command, StreamKey
-from eventmeta.database_errors import DatabaseBusy, OutcomeUnknown, StandbyServer
+from eventmeta.database_errors import (
+    DatabaseBusy,
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    StandbyServer,
+)
+from eventmeta.deadline import Deadline, Expired, Limits
 from eventmeta.dialects import Dialect, EventRelation, Failure
 from eventmeta.dialects.statement import Program, Query, Row, Statement
 from eventmeta.drafts import Outcome
@@ -44,6 +53,7 @@ class EventLog:
         self.tables = tables
         self._compile(tables)
         self.gate = Gate()
+        self.limits = Limits()
         own = (tables.messages, tables.sessions, *(each.table for each in tables.item_projections))
         self._retrying = Retrying(dialect, self.gate, frozenset(table.name for table in own))
         self.applied: tuple[AppliedProjection, ...] = ()
@@ -57,12 +67,21 @@ class EventLog:
         self.statements = AppendStatements(tables, self.dialect)
         self._hurried = AppendStatements(tables, self.dialect, waits=False)
 
+    def expired(self, limits: Limits, *, unknown: bool = False) -> EventMetaError:
+        """Return the error of a call that has waited for as long as ``limits`` let it.
+
+        Args:
+            limits: Those of the caller.
+            unknown: A change may have been recorded.
+        """
+        return self._retrying.failures.expired(limits.timeout, unknown=unknown, was_lent=unknown)
+
     # --- Appending ------------------------------------------------------------------------------
 
     async def commit(
-        self, commands: Sequence[Command], *, waits: bool = False
+        self, commands: Sequence[Command], limits: Limits | None = None, *, waits: bool = False
     ) -> list[Outcome | EventMetaError]:
-        """Carry out ``commands`` in their order, in one transaction.
+        """Carry out ``commands`` in their order, in one transaction, within ``limits``.
 
         A command that is rejected, or that the database refuses, has no effect and leaves the
         others alone. When this returns, the rest is durable and visible to every process.
@@ -71,33 +90,52 @@ class EventLog:
 
         Args:
             commands: What to do.
+            limits: How long all of it may take.
             waits: Whether to wait for a session or user that an open transaction holds. Otherwise
                 its commands come back at once, each with a `DatabaseBusy` that says so, and those
                 that need nothing of it are carried out.
         """
+        limits = limits or self.limits
+        end = time.monotonic() + limits.timeout
         try:
-            return list(await self._retried(commands, waits=waits))
-        except (DatabaseBusy, OutcomeUnknown) as error:
+            return list(await self._retried(commands, limits, waits=waits))
+        except (DatabaseBusy, DatabaseUnavailable, OutcomeUnknown) as error:
             return [error for _ in commands]
         except EventMetaError as error:
             if len(commands) == 1:
                 return [error]
-        # One of them is bad: half of them are spared at each step.
+        outcomes: list[Outcome | EventMetaError] = []
         half = len(commands) // 2
-        first = await self.commit(commands[:half], waits=waits)
-        return first + await self.commit(commands[half:], waits=waits)
+        for part in (commands[:half], commands[half:]):
+            left = limits._replace(timeout=max(end - time.monotonic(), 0))
+            outcomes += await self.commit(part, left, waits=waits)
+        return outcomes
 
     async def commit_within(
-        self, connection: AsyncConnection, command: Command
+        self, connection: AsyncConnection, command: Command, limits: Limits
     ) -> Outcome | EventMetaError:
-        """Carry out ``command`` in the caller's transaction, whose commit makes it visible."""
+        """Carry out ``command`` in the caller's transaction, whose commit makes it visible.
+
+        If the server does not answer in time, the connection is closed, and the transaction undone.
+        """
         try:
-            if self.applied:
-                return await settle(self._apply_within(connection, command))
-            program = append_in_steps([command], self.statements)
-            outcomes = await self.dialect.write_within(connection, program)
+            with Deadline(limits.timeout) as deadline:
+                lent = await connection.get_raw_connection()
+                close = partial(self.dialect.abort_driver_connection, lent.driver_connection)
+                deadline.lend(connection, close)
+                return await self._commit_within(connection, command)
+        except Expired:
+            with suppress(Exception):
+                await connection.invalidate()
+            return self._retrying.failures.expired(limits.timeout, unknown=False, was_lent=True)
         except Exception as error:
-            return self._retrying.translated(error)
+            return self._retrying.failures.translated(error)
+
+    async def _commit_within(self, connection: AsyncConnection, command: Command) -> Outcome:
+        if self.applied:
+            return await settle(self._apply_within(connection, command))
+        program = append_in_steps([command], self.statements)
+        outcomes = await self.dialect.write_within(connection, program)
         return outcomes[0]
 
     async def _apply_within(self, connection: AsyncConnection, command: Command) -> Outcome:
@@ -120,7 +158,9 @@ class EventLog:
             commands, sql, self.applied, self.dialect, connection, alone=alone
         )
 
-    async def _retried(self, commands: Sequence[Command], *, waits: bool) -> list[Outcome]:
+    async def _retried(
+        self, commands: Sequence[Command], limits: Limits, *, waits: bool
+    ) -> list[Outcome]:
         attempts = 0
 
         async def attempt() -> list[Outcome]:
@@ -135,7 +175,7 @@ class EventLog:
                 raise
 
         return await self._retrying.retried(
-            attempt, commit=True, seconds=RETRY_SECONDS, unless_held=True
+            attempt, commit=True, seconds=RETRY_SECONDS, limits=limits, unless_held=True
         )
 
     async def _attempt(
@@ -178,39 +218,65 @@ class EventLog:
         async def attempt() -> T:
             return await self.dialect.write(program())
 
-        return await settle(self._retrying.retried(attempt, commit=True, seconds=RETRY_SECONDS))
+        return await settle(
+            self._retrying.retried(
+                attempt, commit=True, seconds=RETRY_SECONDS, limits=self.limits.long
+            )
+        )
 
-    async def fold(self, program: Callable[[], Program[T]]) -> T:
-        """Run a program that folds the log and may be run twice, as a transaction of its own."""
-        return await self.repeated(lambda: self.dialect.fold(program()))
+    async def fold(self, program: Callable[[], Program[T]], *, long: bool = False) -> T:
+        """Run a program that folds the log and may be run twice, as a transaction of its own.
 
-    async def repeated(self, work: Callable[[], Awaitable[T]]) -> T:
-        """A transaction that may be run twice. A cancelled caller waits for its end.
+        Args:
+            program: Makes the program.
+            long: It may go through the whole log: see `Limits.long`.
+        """
+        return await self.repeated(lambda: self.dialect.fold(program()), long=long)
+
+    async def repeated(self, work: Callable[[], Awaitable[T]], *, long: bool = True) -> T:
+        """Run a transaction that may be run twice. A cancelled caller waits for its end.
 
         A key that exists already is the fault of what is applied, so that is not tried again.
         """
-        return await settle(self._retrying.retried(work, commit=False, seconds=RETRY_SECONDS))
+        return await settle(
+            self._retrying.retried(
+                work,
+                commit=False,
+                seconds=RETRY_SECONDS,
+                limits=self.limits.long if long else self.limits,
+            )
+        )
 
     # --- Reading --------------------------------------------------------------------------------
 
-    async def read(self, query: Executable, **values: Any) -> Sequence[Row]:
-        """The rows of ``query``."""
+    async def read(
+        self, query: Executable, limits: Limits | None = None, /, **values: Any
+    ) -> Sequence[Row]:
+        """The rows of ``query``, read within ``limits``."""
         statement = self.dialect.compile(query)
-        return await self.fetch(statement(**values))
+        return await self.fetch(statement(**values), limits)
 
     async def scan(self, query: Executable, **values: Any) -> Sequence[Row]:
         """The rows of ``query``, which goes through the whole log."""
         statement = self.dialect.compile(query)
-        return await settle(self.run(lambda: self.dialect.scan(statement(**values))))
+        return await settle(
+            self.run(lambda: self.dialect.scan(statement(**values)), self.limits.long)
+        )
 
-    async def fetch(self, query: Query) -> Sequence[Row]:
+    async def fetch(self, query: Query, limits: Limits | None = None) -> Sequence[Row]:
         """The rows of one query. A cancelled caller waits for the end, lest a connection leaks."""
-        (rows,) = await settle(self.run(lambda: self.dialect.read([query])))
+        (rows,) = await settle(self.run(lambda: self.dialect.read([query]), limits))
         return rows
 
-    async def run(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def run(self, work: Callable[[], Awaitable[T]], limits: Limits | None = None) -> T:
         """``work``, which changes nothing, with its failures translated and retried."""
-        return await self._retrying.retried(work, commit=False, seconds=RETRY_SECONDS)
+        return await self._retrying.retried(
+            work,
+            commit=False,
+            seconds=RETRY_SECONDS,
+            limits=limits or self.limits,
+            changes=False,
+        )
 
     async def horizon(self) -> int:
         """The highest position below which nothing can still appear.

@@ -9,16 +9,28 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import suppress
+from typing import Protocol
 
 from eventmeta.commands import Command
+from eventmeta.deadline import Limits
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError
 from eventmeta.lanes import MAX_IN_LINE, Commit, Entry, Lanes, carry_out
-from eventmeta.settle import settle
+from eventmeta.settle import fail, give, settle
 
 MAX_BATCH = 512
 MAX_BATCH_BYTES = 2 * 2**20
 MAX_WAITING = 4_096
+
+_KNOWN_SOON = 0.25
+"""Seconds in which a batch ends whose time is up."""
+
+
+class ExpiredError(Protocol):
+    """Makes the error of a call that has waited for as long as its limits let it."""
+
+    def __call__(self, limits: Limits, *, unknown: bool) -> EventMetaError:
+        """Return it; ``unknown`` where a change may have been recorded."""
 
 
 class Writer:
@@ -28,30 +40,74 @@ class Writer:
     is a task only while there is work, so that a program may end without closing anything.
     """
 
-    def __init__(self, commit: Commit, *, in_line: int = MAX_IN_LINE) -> None:
-        """Take what carries out a batch, and how many connections may wait for what is held."""
+    def __init__(
+        self, commit: Commit, expired: ExpiredError, *, in_line: int = MAX_IN_LINE
+    ) -> None:
+        """Make the writer.
+
+        Args:
+            commit: Carries out a batch.
+            expired: Makes the error of a caller whose time is up.
+            in_line: How many connections may wait for what somebody else holds.
+        """
         self._commit = commit
+        self._expired = expired
         self._waiting: deque[Entry] = deque()
         self._places = asyncio.Semaphore(MAX_WAITING)
         self._lanes = Lanes(commit, _take_batch, in_line)
         self._task: asyncio.Task[None] | None = None
 
-    async def submit(self, command: Command) -> Outcome | EventMetaError:
-        """Carry out ``command`` with whatever else is waiting.
+    async def submit(self, command: Command, limits: Limits) -> Outcome | EventMetaError:
+        """Carry out ``command`` with whatever else is waiting, within ``limits``.
 
         Waits for a place while too many commands are waiting. The caller of a cancelled call gets
         its CancelledError only when the outcome is settled: the command was either withdrawn
-        before it began, or has been carried out to the end.
+        before it began, or has been carried out to the end, or its time is up.
         """
-        entry = Entry(command, asyncio.get_running_loop().create_future(), self._waiting)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limits.timeout
+        entry = Entry(command, limits, end, loop.create_future(), self._waiting)
         try:
-            if not await self._lanes.place(entry):
-                await self._places.acquire()
-                entry.place = self._places
-                self._queue(entry)
+            await self._take_place(entry)
+            entry.timer = loop.call_at(end, self._time_is_up, entry)
             return await self._settled(entry)
         finally:
-            entry.leave_place()
+            entry.leave()
+
+    async def _take_place(self, entry: Entry) -> None:
+        if not (self._places.locked() or entry.command.stream in self._lanes):
+            await self._places.acquire()
+            entry.place = self._places
+            self._queue(entry)
+            return
+        try:
+            async with asyncio.timeout_at(entry.end):
+                if await self._lanes.place(entry):
+                    return
+                await self._places.acquire()
+        except TimeoutError:
+            raise self._expired(entry.limits, unknown=False) from None
+        entry.place = self._places
+        self._queue(entry)
+
+    def _time_is_up(self, entry: Entry) -> None:
+        """Withdraw the command, unless it is being carried out."""
+        if entry.outcome.done():
+            return
+        if entry.batch_ended is not None:  # it may know better what has become of the command
+            loop = asyncio.get_running_loop()
+            entry.timer = loop.call_later(_KNOWN_SOON, self._give_up, entry)
+            return
+        with suppress(ValueError):  # its lane has just let it go
+            entry.queue.remove(entry)
+        if entry.busy is not None:
+            give(entry.outcome, entry.busy)
+        else:
+            fail(entry.outcome, self._expired(entry.limits, unknown=False))
+
+    def _give_up(self, entry: Entry) -> None:
+        """Let the caller go, whose batch goes on for the sake of others."""
+        fail(entry.outcome, self._expired(entry.limits, unknown=True))
 
     def _queue(self, entry: Entry) -> None:
         if entry.command.stream in self._lanes:  # opened since it has waited for a place
@@ -74,8 +130,9 @@ class Writer:
                 with suppress(ValueError):  # its lane has just let it go
                     entry.queue.remove(entry)
                 raise
+            left = entry.end - asyncio.get_running_loop().time()
             with suppress(asyncio.CancelledError):  # another one
-                await settle(entry.batch_ended)
+                await settle(asyncio.shield(entry.batch_ended), seconds=left)
             raise
 
     async def drain(self) -> None:

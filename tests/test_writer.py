@@ -21,6 +21,7 @@ from eventmeta import (
     writer,
 )
 from eventmeta.commands import Command
+from eventmeta.deadline import Limits
 from tests.backends import Backend
 from tests.helpers import count_transactions, refuse, user, versions
 
@@ -35,11 +36,13 @@ class Batches:
         self._commit = store._database.log.commit
         monkeypatch.setattr(store._database.log, "commit", self._pass)
 
-    async def _pass(self, commands: Sequence[Command], **options: bool) -> list[Any]:
+    async def _pass(
+        self, commands: Sequence[Command], limits: Limits, *, waits: bool = False
+    ) -> list[Any]:
         self.sizes.append(len(commands))
         self.waiting.set()
         await self.gate.wait()
-        return await self._commit(commands, **options)
+        return await self._commit(commands, limits, waits=waits)
 
     async def hold(self, store: MetadataStore) -> asyncio.Task[Any]:
         """Have one write wait at the gate, so that those that come next gather behind it."""

@@ -282,4 +282,4 @@ class Dialect(ItemSQL, StreamSQL, SchemaDialect, ProjectingDialect):
 
     def is_lost(self, error: BaseException) -> bool:
         """Whether the connection on which ``error`` came up is of no further use."""
-        return self.diagnose(error)[0] is Failure.DISCONNECTED
+        return self.diagnose(error)[0] in (Failure.DISCONNECTED, Failure.TIMED_OUT)

@@ -16,8 +16,11 @@ class Failure(enum.Enum):
     ORPHANED = "a foreign key forbids the change"
     FORBIDDEN = "the role lacks a right"
     TABLE_MISSING = "a table does not exist"
-    DISCONNECTED = "the connection was lost"
-    RESOURCE = "no space, memory or connection is left, or the database can only be read"
+    DISCONNECTED = "the connection was lost, or none could be made"
+    NOT_LET_IN = "the server or the file refuses connections, and will go on doing so"
+    NO_CONNECTION_LEFT = "the server or the pool has no connection left to give"
+    TIMED_OUT = "a limit of time that is set for the driver was over before the answer came"
+    RESOURCE = "no space or memory is left, or the database can only be read"
     CANCELLED = "the statement was cancelled by someone else, or by a limit of time"
     OTHER = "anything else"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import event
@@ -14,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from eventmeta.dialects.terminating import abandon, watch
 from eventmeta.settle import settle
 
 T = TypeVar("T")
@@ -42,16 +42,17 @@ def configure(engine: AsyncEngine, prepare: Configure, *, loop_bound: bool) -> N
             prepare(dbapi)
             entry.info[_KEY] = weakref.ref(loop)
         elif loop_bound and opened_in() is not loop:
-            _abandon(entry.driver_connection)
+            abandon(entry.driver_connection)
             raise DisconnectionError("opened in another event loop")
 
     def closing(dbapi: Any, entry: ConnectionPoolEntry) -> None:
         opened_in = entry.info.get(_KEY)
         if loop_bound and opened_in is not None and opened_in() is not _running_loop():
-            _abandon(dbapi.driver_connection)
+            abandon(dbapi.driver_connection)
 
     event.listen(engine.sync_engine, "checkout", checked_out)
     event.listen(engine.sync_engine, "close", closing)
+    watch(engine)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -59,22 +60,6 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _abandon(driver_connection: Any) -> None:
-    """Close the socket of a connection whose event loop is gone."""
-    transport = getattr(driver_connection, "_transport", None)
-    writer = getattr(driver_connection, "_writer", None)
-    transport = transport or getattr(writer, "transport", None)
-    try:
-        terminate = getattr(driver_connection, "terminate", driver_connection.close)
-        terminate()
-    except RuntimeError:  # the loop is closed, so the transport cannot schedule its farewell
-        pass
-    # What the loop would have done soon after: tell the protocol, and close the socket.
-    if transport is not None and getattr(transport, "_sock", None) is not None:
-        with suppress(RuntimeError):
-            transport._call_connection_lost(None)
 
 
 async def lend(
@@ -87,7 +72,8 @@ async def lend(
     After a failure the connection is reset as the pool does it; after a cancellation, or when
     ``is_lost`` says that the connection is gone, it is thrown away. But one that is shared, because
     it is all that holds an in-memory database, is left as it is: what its thread has begun, it
-    carries out or rolls back by itself before the next work.
+    carries out or rolls back by itself before the next work. All of it ends soon after the
+    `Deadline` that it is done within.
     """
     shared = isinstance(engine.pool, StaticPool)
     lent: PoolProxiedConnection | None = None

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import ColumnElement, Executable, Table, func, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.pool import StaticPool
 from sqlalchemy.types import NullType
 
+from eventmeta.dialects.connecting import ConnectingDialect
 from eventmeta.dialects.executing import execute
 from eventmeta.dialects.statement import Program, Query, T
 
@@ -50,10 +50,8 @@ class Swap:
     retired: str
 
 
-class ProjectingDialect(ABC):
+class ProjectingDialect(ConnectingDialect, ABC):
     """Projections on one kind of database, behind one engine."""
-
-    engine: AsyncEngine
 
     events_per_fill: ClassVar[int] = 200_000
     """About how many events one transaction folds into a shadow table."""
@@ -82,11 +80,6 @@ class ProjectingDialect(ABC):
     def is_within(self) -> bool:
         """Whether a projection calls this in a transaction that readers wait for."""
         return False
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether all of the process, the app included, has one and the same connection."""
-        return isinstance(self.engine.pool, StaticPool)
 
     @abstractmethod
     def now_ms(self) -> ColumnElement[int]:
@@ -121,7 +114,7 @@ class ProjectingDialect(ABC):
 
     # --- Hints ----------------------------------------------------------------------------------
 
-    async def hint(self, tables: Tables) -> None:  # noqa: B027
+    async def hint(self, tables: Tables) -> None:
         """Tell other processes that there are new events, where the database can."""
 
     @asynccontextmanager

@@ -267,7 +267,7 @@ class Rebuild:
         return await self._fold(partial(self._checkpoints.fenced, claim))
 
     async def _fold(self, program: Callable[[], Program[T]]) -> T:
-        return await self.database.log.fold(program)
+        return await self.database.log.fold(program, long=True)
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         name = self.registered.projection.name

@@ -48,7 +48,7 @@ class Replay:
         log = self.database.log
         if target.folded is not None:
             fold = target.rows(target.relation(*await self._conditions()))
-            return _named(target.tables[0], await log.read(fold))
+            return _named(target.tables[0], await log.read(fold, log.limits.long))
         shadow = self._scratch(f"_replay_{secrets.token_hex(4)}")
         async with self._dropped_on_failure(shadow):
             await self._fill(shadow)
@@ -90,8 +90,8 @@ class Replay:
             def program() -> Program[None]:
                 yield statement()
 
-            await log.fold(program)
-        await log.fold(shadow.finish)
+            await log.fold(program, long=True)
+        await log.fold(shadow.finish, long=True)
 
     async def _apply(self, tables: Sequence[Table]) -> None:
         """A page of the log at a time, in its order."""

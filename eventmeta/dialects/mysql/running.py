@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.database_errors import DatabaseFailure
@@ -122,7 +123,11 @@ class MySQL(MySQLStatements):
             if error.connection_invalidated:
                 return Failure.DISCONNECTED, _number(error.orig)
             return self.diagnose(error.orig) if error.orig else (Failure.OTHER, None)
+        if isinstance(error, PoolTimeout):
+            return Failure.NO_CONNECTION_LEFT, None
         number = _number(error)
+        if number == _LOST and "read timeout" in str(error):
+            return Failure.TIMED_OUT, number
         if number is None and isinstance(error, OSError | EOFError):
             return Failure.DISCONNECTED, None
         return _FAILURES.get(number or 0, Failure.OTHER), number
@@ -145,33 +150,41 @@ _ESCAPED = "\\\"'\n\r\0\x1a"
 _PACKET_TOO_LARGE = 1153
 _DEADLOCK = 1213
 _LOCK_WAIT = 1205
+_LOST = 2013
 _FAILURES = {
     _DEADLOCK: Failure.CONFLICT,
     _LOCK_WAIT: Failure.CONFLICT,  # in vain: mostly for the counter, which all wait for
     1020: Failure.CONFLICT,  # record has changed since last read
     1412: Failure.CONFLICT,  # so has the table: a new one has taken its place
+    1615: Failure.CONFLICT,  # a statement has to be prepared again
     3572: Failure.HELD,  # NOWAIT
     1062: Failure.DUPLICATE,
     **dict.fromkeys((1216, 1217, 1451, 1452), Failure.ORPHANED),
     **dict.fromkeys((1048, 1364), Failure.REFUSED),  # NULL, no default
     **dict.fromkeys((3819, 4025, 1369), Failure.REFUSED),  # a check, the condition of a view
     1644: Failure.REFUSED,  # SIGNAL
-    **dict.fromkeys((1044, 1142, 1143, 1227, 1370), Failure.FORBIDDEN),
+    **dict.fromkeys((1142, 1143, 1227, 1370), Failure.FORBIDDEN),
     1146: Failure.TABLE_MISSING,
     1317: Failure.CANCELLED,
     1969: Failure.CANCELLED,
     3024: Failure.CANCELLED,
+    1040: Failure.NO_CONNECTION_LEFT,
+    1203: Failure.NO_CONNECTION_LEFT,  # of the user
+    1226: Failure.NO_CONNECTION_LEFT,  # of the account
+    1044: Failure.NOT_LET_IN,  # not to this database
+    1045: Failure.NOT_LET_IN,  # the user, or the password
+    1049: Failure.NOT_LET_IN,  # no such database
     1053: Failure.DISCONNECTED,  # server shutdown
     1927: Failure.DISCONNECTED,  # connection was killed
     2003: Failure.DISCONNECTED,
     2006: Failure.DISCONNECTED,
-    2013: Failure.DISCONNECTED,
+    _LOST: Failure.DISCONNECTED,
     4031: Failure.DISCONNECTED,  # closed for inactivity
     **dict.fromkeys((3, 20, 28, 1021, 1026, 1030, 1114, 1180), Failure.RESOURCE),  # disk
     **dict.fromkeys((5, 1037, 1038, 1041, 1135, 1206), Failure.RESOURCE),  # memory
     **dict.fromkeys((1290, 1792, 1836), Failure.RESOURCE),  # read-only
     **dict.fromkeys((1034, 1194, 1195, 1712), Failure.RESOURCE),  # damaged
-    **dict.fromkeys((1040, 1045, 1049, 1129, 1130, 1203, 1226, 1698), Failure.RESOURCE),
+    **dict.fromkeys((1129, 1130, 1698), Failure.NOT_LET_IN),  # the host, the way to authenticate
     1047: Failure.RESOURCE,  # a node of a cluster that is not ready
 }
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.database_errors import UnexpectedRowCount
@@ -114,10 +115,16 @@ class PostgreSQL(PostgreSQLStatements):
             getattr(error, "orig", None), "sqlstate", None
         )
         if code is None:
+            if isinstance(error, PoolTimeout):
+                return Failure.NO_CONNECTION_LEFT, None
+            if isinstance(error, TimeoutError) and error.errno is None:  # not that of a socket
+                return Failure.TIMED_OUT, None
             # InternalClientError: the server's farewell came between two of our messages.
             lost = isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
             lost = lost or getattr(error, "connection_invalidated", False)  # SQLAlchemy found out
             return (Failure.DISCONNECTED if lost else Failure.OTHER), None
+        if code == _NOT_SUPPORTED and "cached" in str(error):
+            return Failure.CONFLICT, code  # a plan that was made before a change of the tables
         return _FAILURES.get(code, _FAILURES.get(code[:2], Failure.OTHER)), code
 
     def rule_of(self, error: BaseException) -> Rule:
@@ -126,6 +133,7 @@ class PostgreSQL(PostgreSQLStatements):
         return Rule(getattr(told, "constraint_name", None), getattr(told, "table_name", None))
 
 
+_NOT_SUPPORTED = "0A000"
 _FAILURES = {
     "40001": Failure.CONFLICT,
     "40P01": Failure.CONFLICT,
@@ -145,14 +153,15 @@ _FAILURES = {
     "57P04": Failure.DISCONNECTED,  # the database was dropped
     "57P05": Failure.DISCONNECTED,  # idle for too long
     "25P03": Failure.DISCONNECTED,  # so was its transaction
-    "53300": Failure.DISCONNECTED,  # too many connections
+    "28": Failure.NOT_LET_IN,  # the user, or the password
+    "3D": Failure.NOT_LET_IN,  # no such database
+    "53300": Failure.NO_CONNECTION_LEFT,
+    "53400": Failure.NO_CONNECTION_LEFT,  # a limit of the role, or of a pooler between
     "53": Failure.RESOURCE,
     "58": Failure.RESOURCE,  # of the operating system
     "25006": Failure.RESOURCE,  # read-only
     "XX001": Failure.RESOURCE,  # damaged
     "XX002": Failure.RESOURCE,
-    "28": Failure.RESOURCE,  # no connection is allowed
-    "3D": Failure.RESOURCE,
 }
 
 

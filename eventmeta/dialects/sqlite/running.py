@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.dialects.failure import Failure, Rule
@@ -142,7 +143,8 @@ class SQLite(SQLiteStatements):
             return Failure.RESOURCE, sqlite3.SQLITE_NOMEM
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
-            return Failure.OTHER, None
+            busy = isinstance(error, PoolTimeout)
+            return (Failure.NO_CONNECTION_LEFT if busy else Failure.OTHER), None
         # SQLite has no code of its own for a missing table.
         if code == sqlite3.SQLITE_ERROR and str(error).startswith("no such table"):
             return Failure.TABLE_MISSING, code
@@ -158,6 +160,8 @@ class SQLite(SQLiteStatements):
 _FAILURES = {
     sqlite3.SQLITE_BUSY: Failure.CONFLICT,
     sqlite3.SQLITE_LOCKED: Failure.CONFLICT,
+    sqlite3.SQLITE_SCHEMA: Failure.CONFLICT,
+    sqlite3.SQLITE_CANTOPEN: Failure.NOT_LET_IN,
     sqlite3.SQLITE_INTERRUPT: Failure.CANCELLED,
     sqlite3.SQLITE_CONSTRAINT: Failure.REFUSED,
     # Never a race: no other writer comes between the statements of a transaction.
@@ -170,7 +174,6 @@ _FAILURES = {
     sqlite3.SQLITE_NOMEM: Failure.RESOURCE,
     sqlite3.SQLITE_READONLY: Failure.RESOURCE,
     sqlite3.SQLITE_IOERR: Failure.RESOURCE,
-    sqlite3.SQLITE_CANTOPEN: Failure.RESOURCE,
     sqlite3.SQLITE_CORRUPT: Failure.RESOURCE,
     sqlite3.SQLITE_NOTADB: Failure.RESOURCE,
 }
