@@ -138,6 +138,7 @@ class _Batch:
         yield self.sql.insert_events(rows)
         yield from self._project(drafts, rows)
         yield from self._assign(drafts)
+        yield from self._put_items_last(drafts)
         if self.sql.structure:
             yield from follow(self.sql.structure, [draft.change() for draft in drafts])
 
@@ -179,6 +180,27 @@ class _Batch:
             own = ids[command.stream.stream_id]
             item_ids = [own.pop() for _ in command.items]
             draft.fact = Fact(draft.fact.type, {"item_ids": item_ids})
+
+    def _put_items_last(self, drafts: Sequence[Draft]) -> Program[None]:
+        """Give new items no earlier time than older ones, where the INSERT could not.
+
+        The positions are drawn by now: on MySQL, what others change after the first plain SELECT
+        could not be locked any more, such as the counter.
+        """
+        ahead, move = self.sql.commands.items_ahead, self.sql.commands.move_items
+        added: dict[str, list[int]] = {}
+        for draft in drafts:
+            if isinstance(draft.command, AddItems):
+                item_ids = added.setdefault(draft.command.stream.stream_id, [])
+                item_ids += draft.fact.data["item_ids"]
+        if ahead is None or move is None or not added:
+            return
+        first = {min(item_ids): session_id for session_id, item_ids in added.items()}
+        sessions = [{"session_id": name, "first": item_id} for item_id, name in first.items()]
+        places = yield ahead(sessions=recordset(sessions))
+        items = [{"id": each, "at": at} for at, new in places for each in added[first[new]]]
+        if items:
+            yield move(items=recordset(items))
 
     def _project(self, drafts: Sequence[Draft], rows: Sequence[Row]) -> Program[None]:
         time_text = self.sql.dialect.time_text

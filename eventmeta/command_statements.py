@@ -26,7 +26,7 @@ from eventmeta.dialects import Dialect
 from eventmeta.dialects.statement import Statement
 from eventmeta.tables import Tables
 from projections import NOBODY, AnySelect
-from projections.types import LongText, SessionId, UtcDateTime
+from projections.types import BigInt, LongText, SessionId, UtcDateTime
 
 _SESSION: Mapping[str, TypeEngine[Any]] = {"session_id": SessionId}
 _NUMBER: Mapping[str, TypeEngine[Any]] = {"n": Integer()}
@@ -66,12 +66,14 @@ class CommandStatements:
 
     def _sessions(self, *, touch: bool) -> Statement:
         rows = self.dialect.recordset("sessions", _SESSION)
-        now = func.current_timestamp()
         owner = self._owner(rows.c.session_id)
-        source = select(rows.c.session_id, now, owner).order_by(rows.c.session_id)
-        columns = ["session_id", "updated_at", "user_id"]
+        values = {"session_id": rows.c.session_id, "user_id": owner}
+        now = self.dialect.utc_now
+        if now is not None:
+            values |= {"created_at": now, "updated_at": now}
+        source = select(*values.values()).order_by(rows.c.session_id)
         update = ("updated_at", "user_id") if touch else ()
-        return self._one(self.dialect.upsert(self.tables.sessions, columns, source, update))
+        return self._one(self.dialect.upsert(self.tables.sessions, [*values], source, update))
 
     @cached_property
     def assign_sessions(self) -> Statement:
@@ -111,9 +113,26 @@ class CommandStatements:
 
     @cached_property
     def insert_items(self) -> list[Statement]:
-        """``items`` in the order of ``n`` → ``session_id, id``."""
+        """``items`` in the order of ``n`` → ``session_id, id``, after all that the sessions have.
+
+        Items are read, here as by upstream, in the order of ``created_at`` and ``id``.
+        """
         items = self.dialect.recordset("items", _ITEM)
         return self._compile(self.dialect.insert_items(self.tables.messages, items))
+
+    @cached_property
+    def items_ahead(self) -> Statement | None:
+        """``sessions``, each with its ``first`` new item → ``id, first``: see `ItemTimes`."""
+        sessions = self.dialect.recordset("sessions", {**_SESSION, "first": BigInt})
+        query = self.dialect.items_ahead(self.tables.messages, sessions)
+        return None if query is None else self._one(query)
+
+    @cached_property
+    def move_items(self) -> Statement | None:
+        """``items``: each gets, by its ``id``, the time of the item ``at``."""
+        moved = self.dialect.recordset("items", {"id": BigInt, "at": BigInt})
+        update = self.dialect.move_items(self.tables.messages, moved)
+        return None if update is None else self._one(update)
 
     @cached_property
     def insert_items_at(self) -> Statement:

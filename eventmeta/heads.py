@@ -17,7 +17,7 @@ class Head:
 
     Attributes:
         version: Of its last event.
-        recorded_at: When its next event is recorded, at the earliest.
+        recorded_at: When its next event is recorded: see `eventmeta.clocks`.
         user_id: Of a session, the owner: None if it never had one, ``NOBODY`` if that one was
             deleted. Of a user, the user's own id while there is such a user.
         moved: Whether it is yet to be written.

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from eventmeta.access import ADMINISTRATOR, Access
+from eventmeta.clocks import time_of_next
 from eventmeta.commands import Command, DeleteUser, StreamKey
 from eventmeta.dialects.statement import Program, recordset, steps
 from eventmeta.heads import Head, Heads, reaches_user, users_of
@@ -113,9 +114,9 @@ def _own(wanted: Wanted, heads: Heads, sql: AppendStatements) -> Program[None]:
 
 
 def _head(own: Sequence[Any], now: datetime) -> Head:
-    """No event is recorded before its stream's last one, whatever the clock."""
+    """Return a head of our own, with the time of its stream's next event."""
     version, recorded_at, user_id = own
-    return Head(version, max(now, recorded_at) if recorded_at else now, user_id)
+    return Head(version, time_of_next(recorded_at, now), user_id)
 
 
 def _by_stream(row: tuple[tuple[StreamKey, Access], bool]) -> StreamKey:

@@ -85,13 +85,14 @@ def _changes(dialect: Dialect, tables: Tables, rows: Iterable[Row]) -> list[Sche
     ordered = tables.metadata.sorted_tables
     dialect.prepare_tables(ordered)
     new = [table for table in ordered if missing("table", table.name)]
+    existing = {table.name for table in ordered if table not in new}
     changes = [
         SchemaChange((statement,), alone=False)
         for table in new
         for statement in _creation(dialect, table)
     ]
     changes += [
-        SchemaChange(tuple(statements), alone=tables.events not in new)
+        SchemaChange(tuple(statements), alone=bool(existing & {tables.events.name, part.relation}))
         for part, statements in dialect.guards(tables).items()
         if missing(*part)
     ]

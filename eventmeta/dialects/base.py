@@ -28,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.failure import Failure, Rule
+from eventmeta.dialects.item_times import ItemTimes
 from eventmeta.dialects.items import ItemSQL, Structure
 from eventmeta.dialects.projecting import ProjectingDialect
 from eventmeta.dialects.relation import EventRelation
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
-class Dialect(ItemSQL, StreamSQL, SchemaDialect, ProjectingDialect):
+class Dialect(ItemSQL, ItemTimes, StreamSQL, SchemaDialect, ProjectingDialect):
     """One kind of database, behind one engine."""
 
     locks_whole_database: ClassVar[bool] = False
@@ -104,6 +105,12 @@ class Dialect(ItemSQL, StreamSQL, SchemaDialect, ProjectingDialect):
     def utc_day(self, time: ColumnElement[datetime]) -> ColumnElement[Any]:
         """The day of ``time``, in UTC."""
         return func.date(time)
+
+    @abstractmethod
+    def time_of_last(
+        self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
+    ) -> ColumnElement[datetime]:
+        """Of a group, the ``time`` of the row with the greatest ``version`` of those ``among``."""
 
     @abstractmethod
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
@@ -200,12 +207,6 @@ class Dialect(ItemSQL, StreamSQL, SchemaDialect, ProjectingDialect):
     def fenced(self, events: AnySelect, position: ColumnElement[int]) -> FromClause:
         """A part of the log that is found by ``position``, whatever is then done with it."""
         return events.subquery("events")
-
-    def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
-        """Insert ``items`` in the order of ``n``; the last statement yields their ids."""
-        source = select(items.c.session_id, items.c.message_data).order_by(items.c.n)
-        added = insert(messages).from_select(["session_id", "message_data"], source)
-        return (added.returning(messages.c.session_id, messages.c.id),)
 
     def append_at_once(
         self,

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, insert, literal, select
+from sqlalchemy import ColumnElement, Table, insert, literal, literal_column, or_, select
 
 from eventmeta.applying import apply_events
 from eventmeta.database import Database
@@ -16,6 +16,7 @@ from eventmeta.dialects.statement import Program
 from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent
 from eventmeta.history import Bound
+from eventmeta.moments import overtaken_positions
 from eventmeta.projection_checks import check_projection
 from eventmeta.projector.shadow import Shadow
 from eventmeta.projector.target import Target, live_target
@@ -121,12 +122,20 @@ class Replay:
         await self.database.log.repeated(work)
 
     async def _conditions(self) -> list[ColumnElement[bool]]:
-        log = self.database.tables.events.c
+        events = self.database.tables.events
+        log = events.c
         horizon = await self.database.log.horizon()
         conditions = [log.position <= literal(horizon)]
         if self.until is not None:
             column = log[self.until.column]
-            conditions.append(column <= literal(self.until.value, column.type))
+            bound = literal(self.until.value, column.type)
+            past = column <= bound
+            if self.until.column == "recorded_at":
+                rows = await self.database.log.scan(overtaken_positions(events, bound))
+                overtaken: list[ColumnElement[int]]
+                overtaken = [literal_column(str(int(position))) for (position,) in rows]
+                past = or_(past, log.position.in_(overtaken)) if overtaken else past
+            conditions.append(past)
         return conditions
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import (
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Insert,
     String,
     Table,
+    Update,
     and_,
     bindparam,
     case,
@@ -23,6 +25,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    update,
 )
 from sqlalchemy.dialects.mysql import insert
 from sqlalchemy.types import TypeEngine
@@ -88,6 +91,16 @@ class MySQLStatements(MySQLItems, MySQLProjecting, Dialect):
         value = func.json_extract(document, literal_column(f"'$.{name}'"))
         text = collate(func.json_unquote(value, type_=LongText), self.collation)
         return case((func.json_type(value) != "NULL", text))
+
+    def time_of_last(
+        self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
+    ) -> ColumnElement[datetime]:
+        """As the end of a text that begins with the version."""
+        text = func.concat(func.lpad(version, literal_column("19"), literal_column("'0'")), time)
+        last = func.max(case((among, text)))
+        # DATETIME(6), which SQLAlchemy's CAST cannot say.
+        text_of_time = func.substr(last, literal_column("20"))
+        return func.timestamp(text_of_time, type_=UtcDateTime())
 
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         change = self._json_table(
@@ -237,6 +250,38 @@ class MySQLStatements(MySQLItems, MySQLProjecting, Dialect):
                 messages.c.id >= func.last_insert_id(),
                 messages.c.session_id.in_(select(items.c.session_id)),
             ),
+        )
+
+    def items_ahead(self, messages: Table, sessions: FromClause) -> AnySelect:
+        """Items get the default, for no other value is exact in the hour that comes twice.
+
+        This query locks nothing. Read by the INSERT, rows and gaps of other sessions would be.
+        """
+        new, last, earlier = (messages.alias(name) for name in ("new", "last_item", "earlier"))
+        before = (
+            select(earlier.c.id)
+            .where(earlier.c.session_id == sessions.c.session_id, earlier.c.id < sessions.c.first)
+            .order_by(earlier.c.created_at.desc(), earlier.c.id.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        ends = select(sessions.c.first, before.label("id")).subquery("ends")
+        moments = [func.unix_timestamp(item.c.created_at) for item in (last, new)]
+        # A TIMESTAMP is compared as a moment; a later DATETIME may be none.
+        is_later = func.coalesce(moments[0] > moments[1], last.c.created_at > new.c.created_at)
+        return (
+            select(ends.c.id, ends.c.first)
+            .join(last, last.c.id == ends.c.id)
+            .join(new, new.c.id == ends.c.first)
+            .where(is_later)
+        )
+
+    def move_items(self, messages: Table, moved: FromClause) -> Update:
+        place = messages.alias("place")
+        return (
+            update(messages)
+            .where(messages.c.id == moved.c.id, place.c.id == moved.c.at)
+            .values(created_at=place.c.created_at)
         )
 
     def horizon(self, tables: Tables) -> Sequence[Executable]:

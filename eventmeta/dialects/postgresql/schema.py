@@ -74,9 +74,34 @@ END IF; END $do$"""
             Part("function", tables.messages.name, function): (statement,)
             for function, statement in item_functions(tables).items()
         }
-        return {Part("trigger", name, last): (guard,), **functions}
+        return {Part("trigger", name, last): (guard,), **functions, **_order_of_items(tables)}
 
     def create_view(self, name: str, definition: str) -> str:
         return f"""DO $do$ BEGIN
 IF to_regclass('"{name}"') IS NULL THEN CREATE VIEW "{name}" AS {definition}; END IF;
 END $do$"""
+
+
+def _order_of_items(tables: Tables) -> Mapping[Part, Sequence[str]]:
+    """A trigger for items that others add at the default time of the column.
+
+    The default is when their transaction began, in the time zone of their connection, whatever
+    has been added since and elsewhere. A time that is given, as by a restore, stays as it is.
+    """
+    name = tables.messages.name
+    trigger = f"{name}_in_order"
+    return {
+        Part("trigger", name, trigger): (
+            f"""DO $do$ BEGIN
+IF NOT EXISTS (
+  SELECT FROM pg_trigger WHERE tgname = '{trigger}' AND tgrelid = '"{name}"'::regclass
+) THEN
+  CREATE OR REPLACE FUNCTION "{trigger}"() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+    EXECUTE format('SELECT greatest(timezone(''UTC'', clock_timestamp()), max(created_at)) '
+      'FROM %s WHERE session_id = $1', TG_RELID::regclass) INTO NEW.created_at USING NEW.session_id;
+    RETURN NEW; END$$;
+  CREATE TRIGGER "{trigger}" BEFORE INSERT ON "{name}" FOR EACH ROW
+    WHEN (NEW.created_at = LOCALTIMESTAMP) EXECUTE FUNCTION "{trigger}"();
+END IF; END $do$""",
+        )
+    }

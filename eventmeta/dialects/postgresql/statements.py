@@ -26,15 +26,17 @@ from sqlalchemy import (
     select,
     text,
     true,
+    type_coerce,
 )
 from sqlalchemy import (
     Sequence as SQLSequence,
 )
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by, insert
 from sqlalchemy.sql.selectable import LateralFromClause
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.item_times import last_time
 from eventmeta.dialects.items import Structure
 from eventmeta.dialects.postgresql.append import (
     append_at_once,
@@ -83,6 +85,12 @@ class PostgreSQLStatements(PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecti
 
     def utc_day(self, time: ColumnElement[datetime]) -> ColumnElement[Any]:
         return func.date(func.timezone("UTC", time))
+
+    def time_of_last(
+        self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
+    ) -> ColumnElement[datetime]:
+        times = func.array_agg(aggregate_order_by(time, version.desc())).filter(among)
+        return type_coerce(times, ARRAY(UtcDateTime()))[literal_column("1")]
 
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         # jsonb, whose parts are taken out without parsing them again. All that matters is text.
@@ -213,12 +221,15 @@ class PostgreSQLStatements(PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecti
         ordered = select(numbers.c.n).order_by(numbers.c.n).offset(0).subquery("ordered")
         return (text(fence), select(position.label("position")).select_from(ordered))
 
-    def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
+    @property
+    def utc_now(self) -> ColumnElement[datetime]:
+        """Upstream's defaults are in the time zone of each connection."""
+        return func.timezone(literal_column("'UTC'"), func.clock_timestamp())
+
+    def time_of_new_item(self, messages: Table, items: FromClause) -> ColumnElement[datetime]:
         """At the time of their event, for CURRENT_TIMESTAMP is when the transaction began."""
-        at = cast(items.c.recorded_at, messages.c.created_at.type)
-        source = select(items.c.session_id, items.c.message_data, at).order_by(items.c.n)
-        added = insert(messages).from_select(["session_id", "message_data", "created_at"], source)
-        return (added.returning(messages.c.session_id, messages.c.id),)
+        at = func.timezone(literal_column("'UTC'"), items.c.recorded_at)
+        return func.greatest(at, last_time(messages, items.c.session_id))
 
     def append_at_once(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Table,
     Update,
     bindparam,
+    case,
     delete,
     func,
     literal_column,
@@ -28,6 +30,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.item_times import last_time
 from eventmeta.dialects.sqlite.items import SQLiteItems
 from eventmeta.dialects.sqlite.projecting import SQLiteProjecting
 from eventmeta.dialects.sqlite.schema import SQLiteSchema
@@ -61,6 +64,14 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
 
     def json_text(self, document: ColumnElement[str], name: str) -> ColumnElement[str]:
         return func.json_extract(document, literal_column(f"'$.{name}'"), type_=LongText)
+
+    def time_of_last(
+        self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
+    ) -> ColumnElement[datetime]:
+        """As the end of a text that begins with the version."""
+        text = func.printf(literal_column("'%019d'"), version).op("||")(time)
+        last = func.max(case((among, text)))
+        return func.substr(last, literal_column("20"), type_=UtcDateTime())
 
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         pair = func.json_each(events.c.data, literal_column("'$.changes'")).table_valued(
@@ -140,6 +151,14 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
             literal_column("0").label("held"),
             bindparam("now", type_=UtcDateTime()).label("now"),
         ).select_from(keys.outerjoin(streams, same))
+
+    def time_of_new_item(self, messages: Table, items: FromClause) -> ColumnElement[datetime]:
+        """Texts of whole seconds, as upstream's own: a fraction would come after its next item.
+
+        Compared as texts, of which one with a fraction is the later of two of a second.
+        """
+        now: ColumnElement[datetime] = func.current_timestamp(type_=messages.c.created_at.type)
+        return func.max(now, func.coalesce(last_time(messages, items.c.session_id), now))
 
     def allocate(self, tables: Tables, numbers: FromClause) -> Sequence[Executable]:
         counter = text(f"(SELECT seq FROM sqlite_sequence WHERE name = '{tables.events.name}')")
