@@ -197,7 +197,7 @@ class Database:
         await self.log.gate.settled()
 
     async def _commit(
-        self, commands: Sequence[Command], *, waits: bool = False
+        self, commands: Sequence[Command], waits: bool
     ) -> list[Outcome | EventMetaError]:
         outcomes = await self.log.commit(commands, waits=waits)
         self.appended.give()

@@ -10,7 +10,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from eventmeta.commands import Command, StreamKey
 from eventmeta.database_errors import DatabaseBusy
@@ -30,13 +29,8 @@ PAUSES = 0.01, 0.25
 """Between two looks of a lane that may not: the first, and the longest."""
 
 
-class Commit(Protocol):
-    """What carries out a batch."""
-
-    def __call__(
-        self, commands: Sequence[Command], /, *, waits: bool = False
-    ) -> Awaitable[list[Outcome | EventMetaError]]:
-        """See `EventLog.commit`."""
+Commit = Callable[[Sequence[Command], bool], Awaitable[list[Outcome | EventMetaError]]]
+"""What carries out a batch, and whether it waits for what is held: see `EventLog.commit`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +69,7 @@ async def carry_out(batch: Sequence[Entry], commit: Commit, *, waits: bool = Fal
         entry.batch_ended = ended
     held: list[Entry] = []
     try:
-        outcomes = await commit([entry.command for entry in batch], waits=waits)
+        outcomes = await commit([entry.command for entry in batch], waits)
         for entry, outcome in zip(batch, outcomes, strict=True):
             if entry.outcome.done():
                 continue

@@ -32,12 +32,12 @@ class Retrying:
     Attributes:
         dialect: The database.
         gate: The gate.
-        referring: The names of the tables of ours that refer to others of ours.
+        references: The foreign keys of the store's own: which table refers to which.
     """
 
     dialect: Dialect
     gate: Gate
-    referring: frozenset[str] = frozenset()
+    references: frozenset[tuple[str, str]] = frozenset()
 
     async def retried(
         self,
@@ -80,7 +80,8 @@ class Retrying:
             failure, _ = self.dialect.diagnose(error)
             if failure is Failure.ORPHANED:
                 orphans += 1
-                own = self.dialect.rule_of(error).table in self.referring
+                rule = self.dialect.rule_of(error)
+                own = (rule.table, rule.refers_to) in self.references
                 return commit and own and orphans <= ORPHANS
             return failure in repeatable
 
@@ -142,10 +143,8 @@ class Retrying:
 
     def _refused(self, error: Exception, summary: str, code: object) -> DatabaseRefused:
         """Say which rule it was, and nothing of the row, which the lines that follow may show."""
-        rule = self.dialect.rule_of(error)
-        of = "".join(
-            f", {kind} {name}" for kind, name in zip(rule._fields, rule, strict=True) if name
-        )
-        return DatabaseRefused(
-            f"refused by a rule of the database's own{of}: {summary.splitlines()[0]}", code, *rule
-        )
+        constraint, table, _ = self.dialect.rule_of(error)
+        of = f", constraint {constraint}" if constraint else ""
+        of += f", table {table}" if table else ""
+        message = f"refused by a rule of the database's own{of}: {summary.splitlines()[0]}"
+        return DatabaseRefused(message, code, constraint, table)

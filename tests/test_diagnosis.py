@@ -57,10 +57,19 @@ def cases(name: str, make: Any, failure: Failure, codes: Sequence[Any]) -> list[
 
 
 CODES = [
-    *cases("sqlite", sqlite_error, Failure.CONFLICT, [5, 6, 261, 517, 262, 787]),
+    *cases("sqlite", sqlite_error, Failure.CONFLICT, [5, 6, 261, 517, 262]),
     *cases("sqlite", sqlite_error, Failure.DUPLICATE, [2067, 1555]),
-    *cases("sqlite", sqlite_error, Failure.OTHER, [1, 11, 13, 1811]),
-    *cases("postgresql", postgresql_error, Failure.CONFLICT, ["40001", "40P01", "55P03", "23503"]),
+    *cases("sqlite", sqlite_error, Failure.OTHER, [1, 8, 11, 13]),
+    *cases("sqlite", sqlite_error, Failure.REFUSED, [19, 23, 275, 787, 1299, 1811, 3091]),
+    *cases("postgresql", postgresql_error, Failure.CONFLICT, ["40001", "40P01"]),
+    *cases("postgresql", postgresql_error, Failure.HELD, ["55P03"]),
+    *cases("postgresql", postgresql_error, Failure.ORPHANED, ["23503"]),
+    *cases(
+        "postgresql",
+        postgresql_error,
+        Failure.REFUSED,
+        ["23502", "23514", "23P01", "23001", "44000", "P0001", "42501"],
+    ),
     *cases("postgresql", postgresql_error, Failure.DUPLICATE, ["23505"]),
     *cases("postgresql", postgresql_error, Failure.TABLE_MISSING, ["42P01"]),
     *cases(
@@ -69,12 +78,20 @@ CODES = [
         Failure.DISCONNECTED,
         ["08000", "08006", "57P01", "57P02", "57P03", "53300"],
     ),
-    *cases("postgresql", postgresql_error, Failure.OTHER, ["P0001", "42501", "53100"]),
-    *cases("mysql", mysql_error, Failure.CONFLICT, [1213, 1205, 1020, 1452]),
+    *cases("postgresql", postgresql_error, Failure.OTHER, ["42601", "53100", "25006"]),
+    *cases("mysql", mysql_error, Failure.CONFLICT, [1213, 1205, 1020]),
+    *cases("mysql", mysql_error, Failure.HELD, [3572]),
+    *cases("mysql", mysql_error, Failure.ORPHANED, [1216, 1217, 1451, 1452]),
+    *cases(
+        "mysql",
+        mysql_error,
+        Failure.REFUSED,
+        [1048, 1364, 3819, 4025, 1369, 1644, 1044, 1142, 1143, 1227, 1370],
+    ),
     *cases("mysql", mysql_error, Failure.DUPLICATE, [1062]),
     *cases("mysql", mysql_error, Failure.TABLE_MISSING, [1146]),
     *cases("mysql", mysql_error, Failure.DISCONNECTED, [1053, 1927, 2003, 2006, 2013, 4031]),
-    *cases("mysql", mysql_error, Failure.OTHER, [1644, 1142, 1064]),
+    *cases("mysql", mysql_error, Failure.OTHER, [1290, 1064]),
     *cases("sqlite", sqlite_error, Failure.CANCELLED, [9]),
     *cases("postgresql", postgresql_error, Failure.CANCELLED, ["57014"]),
     *cases("mysql", mysql_error, Failure.CANCELLED, [1317, 1969, 3024]),
@@ -196,16 +213,16 @@ async def test_a_deadlock_ends_the_transaction_of_the_callers(
     assert await found(store) == [({"k": 2}, [1, 2])] * 2
 
 
-async def test_a_deadlock_is_retried_in_a_transaction_of_our_own(
+async def test_a_transaction_of_our_own_is_in_no_deadlock(
     store: MetadataStore, rival: Rival, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch of both sessions, whose locks are taken in the order of their ids."""
+    """A batch of both sessions: the one that is free is written and let go before the other."""
     begun = count_transactions(store, monkeypatch)
     await rival.begin()
     crossing = asyncio.create_task(rival.cross(store.engine))
     await asyncio.gather(*(store.session(name).set_metadata({"k": 1}) for name in ("a", "b")))
     await crossing
-    assert len(begun) == 2, "the victim, and the one that went through"
+    assert len(begun) <= 3, "in one, in steps, and in the lane of what was held"
     assert await found(store) == [({"k": 1}, [1, 2])] * 2
 
 
@@ -215,7 +232,6 @@ async def test_a_deadlock_is_retried_in_a_transaction_of_our_own(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(log, "BATCH_RETRY_SECONDS", 0.1)
 
 
 @pytest.fixture

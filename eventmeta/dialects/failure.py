@@ -26,10 +26,12 @@ class Rule(NamedTuple):
     Attributes:
         constraint: The name of the constraint.
         table: The table whose rule it is; of a foreign key, the one that refers to the other.
+        refers_to: Of a foreign key, the other table.
     """
 
     constraint: str | None = None
     table: str | None = None
+    refers_to: str | None = None
 
 
 class RowHeld(Exception):
