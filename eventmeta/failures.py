@@ -82,13 +82,11 @@ class Failures:
 
     def _refused(self, error: Exception, summary: str, code: object) -> DatabaseRefused:
         """Say which rule it was, and nothing of the row, which the lines that follow may show."""
-        rule = self.dialect.rule_of(error)
-        of = "".join(
-            f", {kind} {name}" for kind, name in zip(rule._fields, rule, strict=True) if name
-        )
-        return DatabaseRefused(
-            f"refused by a rule of the database's own{of}: {summary.splitlines()[0]}", code, *rule
-        )
+        constraint, table, _ = self.dialect.rule_of(error)
+        of = f", constraint {constraint}" if constraint else ""
+        of += f", table {table}" if table else ""
+        message = f"refused by a rule of the database's own{of}: {summary.splitlines()[0]}"
+        return DatabaseRefused(message, code, constraint, table)
 
     def expired(self, seconds: float, *, unknown: bool, was_lent: bool) -> EventMetaError:
         """Return the error for what had not ended after ``seconds``.

@@ -54,8 +54,7 @@ class EventLog:
         self._compile(tables)
         self.gate = Gate()
         self.limits = Limits()
-        own = (tables.messages, tables.sessions, *(each.table for each in tables.item_projections))
-        self._retrying = Retrying(dialect, self.gate, frozenset(table.name for table in own))
+        self._retrying = Retrying(dialect, self.gate, tables.references)
         self.applied: tuple[AppliedProjection, ...] = ()
 
     def maintain(self, tables: Tables, applied: tuple[AppliedProjection, ...]) -> None:
@@ -65,7 +64,10 @@ class EventLog:
 
     def _compile(self, tables: Tables) -> None:
         self.statements = AppendStatements(tables, self.dialect)
-        self._hurried = AppendStatements(tables, self.dialect, waits=False)
+        self._own = {
+            waits: AppendStatements(tables, self.dialect, waits=waits, waits_within=False)
+            for waits in (False, True)
+        }
 
     def expired(self, limits: Limits, *, unknown: bool = False) -> EventMetaError:
         """Return the error of a call that has waited for as long as ``limits`` let it.
@@ -151,11 +153,10 @@ class EventLog:
         connection: AsyncConnection,
         *,
         alone: bool = True,
-        waits: bool = True,
+        sql: AppendStatements | None = None,
     ) -> list[Outcome]:
-        sql = self.statements if waits else self._hurried
         return await append_and_apply(
-            commands, sql, self.applied, self.dialect, connection, alone=alone
+            commands, sql or self.statements, self.applied, self.dialect, connection, alone=alone
         )
 
     async def _retried(
@@ -181,12 +182,10 @@ class EventLog:
     async def _attempt(
         self, commands: Sequence[Command], *, racing: bool, waits: bool
     ) -> list[Outcome]:
+        sql = self._own[waits]
         if self.applied:
             async with self.dialect.transaction() as connection:
-                return await self._append_and_apply(
-                    commands, connection, alone=not racing, waits=waits
-                )
-        sql = self.statements if waits else self._hurried
+                return await self._append_and_apply(commands, connection, alone=not racing, sql=sql)
         statement = None if waits else statement_for(commands, sql.plain)
         outcomes: list[Outcome] | None = None
         if statement is not None:

@@ -35,12 +35,12 @@ class Retrying:
     Attributes:
         dialect: The database.
         gate: The gate.
-        referring: The names of the tables of ours that refer to others of ours.
+        references: The foreign keys of the store's own: which table refers to which.
     """
 
     dialect: Dialect
     gate: Gate
-    referring: frozenset[str] = frozenset()
+    references: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def failures(self) -> Failures:
@@ -92,7 +92,6 @@ class _Attempts(Generic[T]):
         failure: How the last one ended; None while one goes on.
         orphans: How many ended at a foreign key between tables of ours.
         mismatches: How many ended at an unexpected number of rows.
-        refused: Whether one ended at a rule of the database.
     """
 
     retrying: Retrying
@@ -107,7 +106,6 @@ class _Attempts(Generic[T]):
     failure: Exception | None = None
     orphans: int = 0
     mismatches: int = 0
-    refused: bool = False
 
     async def run(self) -> T:
         """Make them."""
@@ -178,24 +176,19 @@ class _Attempts(Generic[T]):
         failure = self._diagnose(error)
         if failure is Failure.TIMED_OUT:  # a slow read would be slow again
             return self.commit or not self.deadline.was_lent
-        if failure in (Failure.ORPHANED, Failure.REFUSED):
-            return self.commit and self._may_be_a_race(failure, error)
+        if failure is Failure.ORPHANED:
+            return self.commit and self._is_a_race(error)
         if failure is Failure.DUPLICATE:
             return self.commit
         if failure is Failure.HELD:
             return not self.unless_held
         return failure is Failure.CONFLICT or failure in UNREACHABLE
 
-    def _may_be_a_race(self, failure: Failure, error: BaseException) -> bool:
-        """Return whether a rule may have met what another writer has just changed.
-
-        Such as a session's row that was deleted: the next attempt sees that.
-        """
-        if failure is Failure.REFUSED:
-            first, self.refused = not self.refused, True
-            return first
+    def _is_a_race(self, error: BaseException) -> bool:
+        """Return whether a row of ours that another refers to was deleted meanwhile."""
         self.orphans += 1
-        own = self.retrying.dialect.rule_of(error).table in self.retrying.referring
+        rule = self.retrying.dialect.rule_of(error)
+        own = (rule.table, rule.refers_to) in self.retrying.references
         return own and self.orphans <= ORPHANS
 
     def _is_enough(self, state: RetryCallState) -> bool:

@@ -68,6 +68,15 @@ class Tables:
         return always if self.usage is None else (*always, self.usage)
 
     @property
+    def references(self) -> frozenset[tuple[str, str]]:
+        """Which table of these refers to which by a foreign key."""
+        return frozenset(
+            (table.name, key.column.table.name)
+            for table in self.metadata.tables.values()
+            for key in table.foreign_keys
+        )
+
+    @property
     def projections(self) -> tuple[Projection, ...]:
         """The read models that every append maintains."""
         return (*self.built_in, *self.inline)

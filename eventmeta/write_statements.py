@@ -63,18 +63,21 @@ class AppendStatements:
     Attributes:
         tables: The store's tables.
         dialect: Its database.
-        waits: Whether they wait for a session that an open transaction holds. Otherwise they pass
-            over it, as far as the database can.
+        waits: Whether they wait for heads that an open transaction holds. Otherwise they pass over
+            them, and over the rows of sessions and users that are held.
+        waits_within: Whether single commands wait for other rows, such as those of items, or fail
+            at once where the database can. Whoever waits there keeps the rows around for himself.
     """
 
     tables: Tables
     dialect: Dialect
     waits: bool = True
+    waits_within: bool = True
 
     @cached_property
     def commands(self) -> CommandStatements:
         """The statements that single commands run."""
-        return CommandStatements(self.tables, self.dialect, self.waits)
+        return CommandStatements(self.tables, self.dialect, self.waits_within)
 
     # --- Streams --------------------------------------------------------------------------------
 
@@ -110,7 +113,7 @@ class AppendStatements:
         wanted = self.dialect.recordset("events", {**_KEY, "event_id": log.c.event_id.type})
         same = and_(*(log.c[name] == wanted.c[name] for name in wanted.c.keys()))  # noqa: SIM118
         found = self.dialect.look_up(wanted, [log.c[name] for name in EVENT_COLUMNS], same)
-        return self._one(self.dialect.current(found, waits=self.waits))
+        return self._one(self.dialect.current(found, waits=self.waits_within))
 
     # --- Events ---------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ CODES = [
     *cases("sqlite", sqlite_error, Failure.CONFLICT, [5, 6, 17, 261, 517, 262]),
     *cases("sqlite", sqlite_error, Failure.DUPLICATE, [2067, 1555]),
     *cases("sqlite", sqlite_error, Failure.OTHER, [1, 18, 20]),
-    *cases("sqlite", sqlite_error, Failure.REFUSED, [275, 787, 1299, 1811]),
+    *cases("sqlite", sqlite_error, Failure.REFUSED, [19, 275, 787, 1299, 1811, 3091]),
     *cases("sqlite", sqlite_error, Failure.FORBIDDEN, [3, 23]),
     *cases("sqlite", sqlite_error, Failure.RESOURCE, [7, 8, 1032, 10, 778, 11, 13, 26]),
     *cases("postgresql", postgresql_error, Failure.CONFLICT, ["40001", "40P01"]),
@@ -78,7 +78,12 @@ CODES = [
     *cases("postgresql", postgresql_error, Failure.NO_CONNECTION_LEFT, ["53300", "53400"]),
     *cases("postgresql", postgresql_error, Failure.NOT_LET_IN, ["28P01", "28000", "3D000"]),
     *cases("postgresql", postgresql_error, Failure.OTHER, ["22012", "42601", "42703"]),
-    *cases("postgresql", postgresql_error, Failure.REFUSED, ["23502", "23514", "P0001"]),
+    *cases(
+        "postgresql",
+        postgresql_error,
+        Failure.REFUSED,
+        ["23502", "23514", "23P01", "23001", "44000"],
+    ),
     *cases("postgresql", postgresql_error, Failure.ORPHANED, ["23503"]),
     *cases("postgresql", postgresql_error, Failure.HELD, ["55P03"]),
     *cases("postgresql", postgresql_error, Failure.FORBIDDEN, ["42501"]),
@@ -97,9 +102,9 @@ CODES = [
     *cases("mysql", mysql_error, Failure.TABLE_MISSING, [1146]),
     *cases("mysql", mysql_error, Failure.DISCONNECTED, [1053, 1927, 2003, 2006, 2013, 4031]),
     *cases("mysql", mysql_error, Failure.OTHER, [1064, 1054, 1406]),
-    *cases("mysql", mysql_error, Failure.ORPHANED, [1451, 1452]),
-    *cases("mysql", mysql_error, Failure.REFUSED, [1048, 1644, 3819, 4025]),
-    *cases("mysql", mysql_error, Failure.FORBIDDEN, [1142, 1143, 1227]),
+    *cases("mysql", mysql_error, Failure.ORPHANED, [1216, 1217, 1451, 1452]),
+    *cases("mysql", mysql_error, Failure.REFUSED, [1048, 1364, 3819, 4025, 1369, 1644]),
+    *cases("mysql", mysql_error, Failure.FORBIDDEN, [1142, 1143, 1227, 1370]),
     *cases("mysql", mysql_error, Failure.RESOURCE, [28, 1021, 1041, 1114, 1290, 1836]),
     *cases("sqlite", sqlite_error, Failure.CANCELLED, [9]),
     *cases("postgresql", postgresql_error, Failure.CANCELLED, ["57014"]),
@@ -240,16 +245,16 @@ async def test_a_deadlock_ends_the_transaction_of_the_callers(
     assert await found(store) == [({"k": 2}, [1, 2])] * 2
 
 
-async def test_a_deadlock_is_retried_in_a_transaction_of_our_own(
+async def test_a_transaction_of_our_own_is_in_no_deadlock(
     store: MetadataStore, rival: Rival, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch of both sessions, whose locks are taken in the order of their ids."""
+    """A batch of both sessions: the one that is free is written and let go before the other."""
     begun = count_transactions(store, monkeypatch)
     await rival.begin()
     crossing = asyncio.create_task(rival.cross(store.engine))
     await asyncio.gather(*(store.session(name).set_metadata({"k": 1}) for name in ("a", "b")))
     await crossing
-    assert len(begun) == 2, "the victim, and the one that went through"
+    assert len(begun) <= 3, "in one, in steps, and in the lane of what was held"
     assert await found(store) == [({"k": 1}, [1, 2])] * 2
 
 
@@ -259,7 +264,6 @@ async def test_a_deadlock_is_retried_in_a_transaction_of_our_own(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(log, "BATCH_RETRY_SECONDS", 0.1)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import (
-    DatabaseFailure,
+    DatabaseRefused,
     EventIdReused,
     MetadataStore,
     NewEvent,
@@ -194,7 +194,7 @@ async def test_a_bad_command_harms_no_other(
     kinds = [type(result) for result in results]
     assert kinds[1:3] == [VersionConflict, EventIdReused]
     assert (results[1].expected, results[1].actual) == (7, 1)
-    assert (kinds[4], kinds[7]) == (DatabaseFailure, DatabaseFailure)
+    assert (kinds[4], kinds[7]) == (DatabaseRefused, DatabaseRefused)
     assert "not in this database" in str(results[4])
     assert await session.get_metadata() == {"before": 1, "after": 1}
     assert await session.get_items() == [user("kept")]

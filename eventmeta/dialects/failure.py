@@ -30,11 +30,14 @@ class Rule(NamedTuple):
 
     Attributes:
         constraint: The name of the constraint, if the database tells it.
-        table: The table that has the rule, if the database tells it.
+        table: The table that has the rule, if the database tells it; of a foreign key, the table
+            that refers to the other.
+        refers_to: Of a foreign key, the other table.
     """
 
     constraint: str | None = None
     table: str | None = None
+    refers_to: str | None = None
 
 
 class RowHeld(Exception):

@@ -112,6 +112,7 @@ def _give_back(connection: PoolProxiedConnection, *, lost: bool, shared: bool) -
 def connections_to_spare(engine: AsyncEngine, most: int) -> int:
     """Return how many connections may wait for locks: up to a third of the pool, at ``most``."""
     pool = engine.pool
-    if not isinstance(pool, QueuePool) or pool.size() == 0 or pool._max_overflow == -1:
+    overflow: int = getattr(pool, "_max_overflow", -1)
+    if not isinstance(pool, QueuePool) or pool.size() == 0 or overflow < 0:
         return most  # it has no bound
-    return min(most, (pool.size() + pool._max_overflow) // 3)
+    return min(most, (pool.size() + overflow) // 3)

@@ -136,12 +136,15 @@ class MySQL(MySQLStatements):
         """By its text, for there is nothing else."""
         told = _FOREIGN_KEY.search(str(error))
         if told:
-            return Rule(told["constraint"], told["table"])
+            return Rule(told["constraint"], told["table"], told["other"])
         told = _CHECK.search(str(error))
         return Rule(told["constraint"], told["table"]) if told else Rule()
 
 
-_FOREIGN_KEY = re.compile(r"`(?P<table>[^`]+)`, CONSTRAINT `(?P<constraint>[^`]+)` FOREIGN KEY")
+_FOREIGN_KEY = re.compile(
+    r"`(?P<table>[^`]+)`, CONSTRAINT `(?P<constraint>[^`]+)` FOREIGN KEY \([^)]*\) "
+    r"REFERENCES (?:`[^`]+`\.)?`(?P<other>[^`]+)`"
+)
 _CHECK = re.compile(
     r"(?:CONSTRAINT|constraint) [`'](?P<constraint>[^`']+)['`] "
     r"(?:failed for `[^`]+`\.`(?P<table>[^`]+)`|is violated)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -130,10 +131,16 @@ class PostgreSQL(PostgreSQLStatements):
     def rule_of(self, error: BaseException) -> Rule:
         cause = getattr(error, "orig", None) or error
         told: Any = getattr(cause, "__cause__", None) or cause  # SQLAlchemy's adapter tells less
-        return Rule(getattr(told, "constraint_name", None), getattr(told, "table_name", None))
+        missing_in = _MISSING_IN.search(getattr(told, "detail", None) or "")
+        return Rule(
+            getattr(told, "constraint_name", None),
+            getattr(told, "table_name", None),
+            missing_in[1] if missing_in else None,
+        )
 
 
 _NOT_SUPPORTED = "0A000"
+_MISSING_IN = re.compile(r'"([^"]+)"\.?$')
 _FAILURES = {
     "40001": Failure.CONFLICT,
     "40P01": Failure.CONFLICT,

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Executable,
     FromClause,
     Insert,
+    Integer,
     Subquery,
     Table,
     Update,
@@ -142,13 +143,13 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
         return select(
             keys.c.stream_id,
             keys.c.stream_type,
-            literal_column("1").label("exists"),
+            literal_column("1", Integer()).label("exists"),
             streams.c.version.label("seen_version"),
             streams.c.user_id.label("seen_user_id"),
             func.coalesce(streams.c.version, 0).label("version"),
             streams.c.recorded_at,
             streams.c.user_id,
-            literal_column("0").label("held"),
+            literal_column("0", Integer()).label("held"),
             bindparam("now", type_=UtcDateTime()).label("now"),
         ).select_from(keys.outerjoin(streams, same))
 
