@@ -233,9 +233,11 @@ async def cancelled_commits(
     commit, running = log.commit, dict[str, asyncio.Task[Any] | None]()
     steps: list[_CancelledMeanwhile] = []
 
-    async def disturbed(commands: Sequence[Any]) -> Any:
+    async def disturbed(commands: Sequence[Any], *limits: Any) -> Any:
         running["writer"] = asyncio.current_task()
-        steps.append(_CancelledMeanwhile(commit(commands), len(steps) + 1, lambda: running[whom]))
+        steps.append(
+            _CancelledMeanwhile(commit(commands, *limits), len(steps) + 1, lambda: running[whom])
+        )
         return await steps[-1]
 
     while not steps or steps[-1].reached:

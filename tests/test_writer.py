@@ -35,11 +35,11 @@ class Batches:
         self._commit = store._database.log.commit
         monkeypatch.setattr(store._database.log, "commit", self._pass)
 
-    async def _pass(self, commands: Sequence[Command]) -> list[Any]:
+    async def _pass(self, commands: Sequence[Command], *limits: Any) -> list[Any]:
         self.sizes.append(len(commands))
         self.waiting.set()
         await self.gate.wait()
-        return await self._commit(commands)
+        return await self._commit(commands, *limits)
 
     async def hold(self, store: MetadataStore) -> asyncio.Task[Any]:
         """Have one write wait at the gate, so that those that come next gather behind it."""

@@ -15,7 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePoo
 from eventmeta.deadline import Deadline
 from eventmeta.settle import settle
 
-CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 1.0
 """How long the server may take to answer the farewell of connections that are closed."""
 
 _DEADLINE = "eventmeta_deadline"
@@ -64,10 +64,11 @@ def is_exhausted(engine: AsyncEngine) -> bool:
 
 async def dispose(engine: AsyncEngine) -> None:
     """Close the pool's connections; at once, if the server does not answer for a while."""
+    connections = tuple(vars(engine.sync_engine).get(_OPEN, ()))
     disposing = asyncio.ensure_future(engine.dispose())
     await settle(asyncio.wait([disposing], timeout=CLOSE_SECONDS))
     if not disposing.done():
-        for dbapi in tuple(vars(engine.sync_engine).get(_OPEN, ())):
+        for dbapi in connections:
             abort(dbapi.driver_connection, shared=False)
         await settle(asyncio.wait([disposing], timeout=CLOSE_SECONDS))
     if disposing.done():
