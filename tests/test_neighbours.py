@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta import DatabaseBusy, DatabaseFailure, MetadataStore
+from eventmeta import DatabaseFailure, MetadataStore, database
 from eventmeta.deadline import Deadline, Expired
 from eventmeta.settle import settle
 from eventmeta.signals import Signals
@@ -21,22 +21,32 @@ from tests.backends import Backend
 LONG = 30.0
 
 
-class Held:
-    """Reads that wait until they are let go, and then fail or not."""
+class Reads:
+    """The reads of a store, each of which waits until it is let go or fails."""
 
     def __init__(self, store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.go = asyncio.Event()
-        self.failure: BaseException | None = None
-        self.reads = 0
+        self._store = store
+        self._begun: list[asyncio.Future[None]] = []
         self._read = store.database.dialect.read
         monkeypatch.setattr(store.database.dialect, "read", self._held)
 
     async def _held(self, queries: Sequence[Any]) -> Any:
-        self.reads += 1
-        await self.go.wait()
-        if self.failure is not None:
-            raise self.failure
+        self._begun.append(asyncio.get_running_loop().create_future())
+        await self._begun[-1]
         return await self._read(queries)
+
+    def call(self) -> asyncio.Task[Any]:
+        return asyncio.create_task(self._store.session("s").get_metadata(["k"]))
+
+    async def end(self, number: int, failure: Exception | None = None) -> None:
+        """Let the read of this number go, which begins soon."""
+        async with asyncio.timeout(10):
+            while len(self._begun) <= number:
+                await asyncio.sleep(0)
+        if failure is None:
+            self._begun[number].set_result(None)
+        else:
+            self._begun[number].set_exception(failure)
 
 
 @pytest.fixture
@@ -60,56 +70,59 @@ async def ended(tasks: Sequence[asyncio.Task[Any]]) -> list[Any]:
 # --- Readers --------------------------------------------------------------------------------------
 
 
-@pytest.mark.two_dialects
-@pytest.mark.parametrize("others", [0, 3])
-async def test_a_cancelled_reader_whose_query_fails_harms_no_other(
-    filled: MetadataStore, monkeypatch: pytest.MonkeyPatch, others: int
-) -> None:
-    """It is cancelled while its query is under way, alone or in a batch."""
-    held = Held(filled, monkeypatch)
-    held.failure = DatabaseFailure("as the database says it")
-
-    def read() -> asyncio.Task[Any]:
-        return asyncio.create_task(filled.session("s").get_metadata(["k"]))
-
-    first = [read(), read()]  # at once, and in a lane
-    await turns()
-    batch = [read() for _ in range(others + 1)]
-    await turns()
-    first[1].cancel()
-    batch[0].cancel()
-    await turns()
-    held.go.set()
-    results = await ended([*first, *batch])
-    assert isinstance(results[1], asyncio.CancelledError)
-    assert isinstance(results[2], asyncio.CancelledError)
-    for result in (results[0], *results[3:]):
-        assert isinstance(result, DatabaseFailure)
-    held.failure = None
-    async with asyncio.timeout(10):
-        assert await filled.session("s").get_metadata() == {"k": 1}
-        tasks = [read() for _ in range(10)]
-        assert await ended(tasks) == [{"k": 1}] * 10
+FAILURE = DatabaseFailure("as the database says it")
 
 
 @pytest.mark.two_dialects
-async def test_readers_that_are_cancelled_one_after_the_other_harm_no_other(
+async def test_cancelled_readers_whose_queries_fail_leave_no_other_waiting(
     filled: MetadataStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While those of their batch, which failed, are read one by one."""
-    held = Held(filled, monkeypatch)
-    held.failure = DatabaseBusy("as the database says it")
-    monkeypatch.setattr("eventmeta.log.RETRY_SECONDS", 0)
-    tasks = [asyncio.create_task(filled.session("s").get_metadata(["k"])) for _ in range(12)]
+    """All who read are gone when the next one is waiting."""
+    reads = Reads(filled, monkeypatch)
+    first = reads.call()
     await turns()
-    held.go.set()
-    for task in tasks[2::2]:
-        await turns(3)
+    second = reads.call()
+    await turns()
+    await reads.end(0)
+    await first
+    third = reads.call()
+    await turns()
+    last = reads.call()
+    await turns()
+    for number, task in enumerate((second, third), 1):
         task.cancel()
-    results = await ended(tasks)
-    for task, result in zip(tasks[1::2], results[1::2], strict=True):
-        assert not task.cancelled()
-        assert isinstance(result, DatabaseBusy)
+        await reads.end(number, FAILURE)
+    await reads.end(3)
+    results = await ended([second, third, last])
+    assert [type(result) for result in results[:2]] == [asyncio.CancelledError] * 2
+    assert results[2] == {"k": 1}
+
+
+@pytest.mark.two_dialects
+@pytest.mark.parametrize("failure", [FAILURE, None], ids=["fails", "succeeds"])
+async def test_a_cancelled_reader_of_a_batch_that_failed_ends_no_other(
+    filled: MetadataStore, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
+) -> None:
+    """It is cancelled while those of the batch are read one by one."""
+    reads = Reads(filled, monkeypatch)
+    first = reads.call()
+    await turns()
+    second = reads.call()
+    await turns()
+    batch = [reads.call() for _ in range(3)]
+    await turns()
+    await reads.end(0)
+    await reads.end(1)
+    await reads.end(2, FAILURE)
+    await turns()
+    batch[0].cancel()
+    await reads.end(3, failure)
+    await reads.end(4)
+    await reads.end(5, FAILURE)
+    results = await ended([first, second, *batch])
+    assert results[:2] == [{"k": 1}] * 2
+    assert isinstance(results[2], asyncio.CancelledError)
+    assert results[3:] == [{"k": 1}, FAILURE]
 
 
 # --- The first connection and the tables ----------------------------------------------------------
@@ -138,9 +151,7 @@ async def test_a_failure_to_create_tables_is_that_of_one_call(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, calls = MetadataStore(engine), 0
-    from eventmeta import database
-
-    create = database.create_tables
+    create = database.create_tables  # type: ignore[attr-defined]
 
     async def fails_once(*arguments: Any) -> None:
         nonlocal calls

@@ -55,11 +55,9 @@ def watch(engine: AsyncEngine) -> None:
 def is_exhausted(engine: AsyncEngine) -> bool:
     """Return whether the pool has lent every connection that it may have."""
     pool = engine.pool
-    return (
-        isinstance(pool, QueuePool)
-        and pool._max_overflow >= 0
-        and pool.checkedout() >= pool.size() + pool._max_overflow
-    )
+    # What is missing to the number that it may have is told as a negative overflow.
+    most = getattr(pool, "_max_overflow", -1)
+    return isinstance(pool, QueuePool) and 0 <= most <= pool.overflow() and not pool.checkedin()
 
 
 async def dispose(engine: AsyncEngine) -> None:
