@@ -104,6 +104,8 @@ class Failures:
             )
         if not was_lent and self.dialect.has_lent_all:
             return DatabaseBusy(f"no connection became free in the engine's pool {within}")
+        if not was_lent and self.dialect.locks_whole_database:
+            return DatabaseBusy(f"the writers before this one did not end {within}: {where}")
         return DatabaseUnavailable(
             f"no answer came from {where} {within}: see that it is up and can be reached, or give "
             "a larger timeout= for what takes longer"

@@ -123,7 +123,8 @@ class MetadataStore(ProjectedStore):
 
     def session(self, session_id: str, **kwargs: Any) -> MetadataSession:
         """The session ``session_id``; ``kwargs`` as for `MetadataSession`."""
-        return MetadataSession(session_id, **self._session_arguments, **kwargs)
+        arguments = {**self._session_arguments, **kwargs}
+        return MetadataSession(session_id, **arguments)
 
     async def create_session(self, user_id: str, **kwargs: Any) -> MetadataSession:
         """Make a session of ``user_id``: see `MetadataSession.create_session`."""

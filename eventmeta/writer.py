@@ -31,6 +31,7 @@ class ExpiredError(Protocol):
 
     def __call__(self, limits: Limits, *, unknown: bool) -> EventMetaError:
         """Return it; ``unknown`` where a change may have been recorded."""
+        ...
 
 
 class Writer:

@@ -15,7 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePoo
 from eventmeta.deadline import Deadline
 from eventmeta.settle import settle
 
-CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 1.0
 """How long the server may take to answer the farewell of connections that are closed."""
 
 _DEADLINE = "eventmeta_deadline"
@@ -55,19 +55,18 @@ def watch(engine: AsyncEngine) -> None:
 def is_exhausted(engine: AsyncEngine) -> bool:
     """Return whether the pool has lent every connection that it may have."""
     pool = engine.pool
-    return (
-        isinstance(pool, QueuePool)
-        and pool._max_overflow >= 0
-        and pool.checkedout() >= pool.size() + pool._max_overflow
-    )
+    # What is missing to the number that it may have is told as a negative overflow.
+    most = getattr(pool, "_max_overflow", -1)
+    return isinstance(pool, QueuePool) and 0 <= most <= pool.overflow() and not pool.checkedin()
 
 
 async def dispose(engine: AsyncEngine) -> None:
     """Close the pool's connections; at once, if the server does not answer for a while."""
+    connections = tuple(vars(engine.sync_engine).get(_OPEN, ()))
     disposing = asyncio.ensure_future(engine.dispose())
     await settle(asyncio.wait([disposing], timeout=CLOSE_SECONDS))
     if not disposing.done():
-        for dbapi in tuple(vars(engine.sync_engine).get(_OPEN, ())):
+        for dbapi in connections:
             abort(dbapi.driver_connection, shared=False)
         await settle(asyncio.wait([disposing], timeout=CLOSE_SECONDS))
     if disposing.done():

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import weakref
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from eventmeta.deadline import Deadline
 from eventmeta.dialects.failure import Failure, Rule
 from eventmeta.dialects.items import spell_out
 from eventmeta.dialects.pool import configure, lend
@@ -31,6 +32,9 @@ _SETTINGS = (
     "PRAGMA foreign_keys = ON",
 )
 
+
+_TO_SAY_SO = 0.1
+"""Seconds in which a caller learns that the file is locked."""
 
 WATCH = "eventmeta_watch"
 """The savepoint at the begin of a transaction, which is gone if someone else has ended it."""
@@ -63,7 +67,8 @@ class SQLite(SQLiteStatements):
 
     async def write(self, program: Program[T], *, single: bool = False) -> T:
         def work(connection: sqlite3.Connection) -> T:
-            _begin(connection)
+            with _waiting_no_longer(connection, patience):
+                _begin(connection)
             try:
                 result = run_in_thread(program, partial(_execute, connection))
                 connection.execute("COMMIT")
@@ -74,6 +79,7 @@ class SQLite(SQLiteStatements):
             return result
 
         async with self._turn():
+            patience = _patience_ms()
             return await self._in_thread(work)
 
     @asynccontextmanager
@@ -221,6 +227,28 @@ async def hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:
 
 def _idle() -> None:
     pass
+
+
+def _patience_ms() -> int:
+    """Return for how many milliseconds to wait for the lock of the file."""
+    deadline = Deadline.current()
+    if deadline is None:
+        return LOCK_TIMEOUT_MS
+    left = int(1000 * (deadline.left - _TO_SAY_SO))
+    return max(min(left, LOCK_TIMEOUT_MS), 0)
+
+
+@contextmanager
+def _waiting_no_longer(connection: sqlite3.Connection, milliseconds: int) -> Generator[None]:
+    """Wait for the lock of the file for so long, where that is less than usual."""
+    if milliseconds == LOCK_TIMEOUT_MS:
+        yield
+        return
+    connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+    try:
+        yield
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}")
 
 
 def _begin(connection: sqlite3.Connection) -> None:
