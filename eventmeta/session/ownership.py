@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -93,7 +93,9 @@ class SessionOwnership(OpenedSession):
         """
         arguments = _of_user(user_id, kwargs)
         names = {name: kwargs[name] for name in TableOptions.__annotations__ if name in kwargs}
-        view = View(Database.of(engine, TableNames(**names)), Access(user_id))
+        view = View(
+            Database.of(engine, TableNames.of(cast("TableOptions", names))), Access(user_id)
+        )
         found = await latest_sessions(view, limit, offset, create_tables=create_tables)
         return [
             cls(session_id, engine=engine, create_tables=create_tables, **arguments)
