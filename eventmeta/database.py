@@ -131,9 +131,17 @@ class Database:
                 # Drivers leave connections behind that are cancelled as they are made.
                 create = partial(create_tables, self.dialect, self.tables, turn_on=turn_on)
                 await settle(self.log.run(create))
+                if turn_on:
+                    self._check_others_again()
                 self._connected = self._created = True
         finally:
             lock.release()
+
+    def _check_others_again(self) -> None:
+        """Let those on this engine that are opened already see what has changed."""
+        found: dict[TableNames, Database] = vars(self.engine.sync_engine).get(_ATTRIBUTE, {})
+        for other in found.values():
+            other._connected = other._created = False
 
     async def schema_sql(self, *, turn_on: bool = False) -> str:
         """The script of what `create_tables` would do."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from eventmeta.dialects.schema import Part
 from eventmeta.dialects.statement import Row
 from eventmeta.table_names import TableNames, names_beside
 from eventmeta.tables import VERSIONED, Tables
+
+logger = logging.getLogger("eventmeta")
 
 SCHEMA_VERSION = 1
 """Of the tables as this version of the library wants them. It rises when they change."""
@@ -113,7 +116,20 @@ async def look(dialect: Dialect, tables: Tables, fetch: Fetch, *, parts: str = "
     found_parts = frozenset(folded(Part(*row)) for rows in listed for row in rows)
     existing = Existing(found_parts, columns, settings, frozenset(branched))
     _learn(dialect, tables, existing)
+    if tables.messages.name.lower() in branched:
+        await _tell_of_branches(dialect, fetch)
     return existing
+
+
+async def _tell_of_branches(dialect: Dialect, fetch: Fetch) -> None:
+    table = dialect.branches_table
+    (rows,) = await fetch([f"SELECT EXISTS (SELECT 1 FROM {table} WHERE branch_id <> 'main')"])
+    if rows[0][0]:
+        logger.warning(
+            "this database has conversations with branches, in %s: only the items of the branch "
+            "'main' are read; clear_session() removes those of all branches",
+            table,
+        )
 
 
 def _learn(dialect: Dialect, tables: Tables, existing: Existing) -> None:

@@ -128,6 +128,8 @@ def _on(connection: AsyncConnection) -> Fetch:
 def _parts_query(dialect: Dialect, tables: Tables) -> str:
     guarding = (part.relation for part in dialect.guards(tables))
     names = [*tables.metadata.tables, tables.names.metadata_changes_view, *guarding]
+    if dialect.branches_table:
+        names.append(dialect.branches_table)
     return dialect.list_parts(dict.fromkeys(names))
 
 

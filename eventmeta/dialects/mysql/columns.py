@@ -21,6 +21,7 @@ from eventmeta.dialects.columns import (
     is_unlimited_text,
 )
 from eventmeta.dialects.mysql.schema import MySQLSchema, named_here
+from eventmeta.dialects.schema import foreign_keys
 
 _EXACT = ("utf8mb4_nopad_bin", "utf8mb4_0900_bin")
 _TEXTS = re.compile(r"(tiny|medium)?text|varchar\(\d+\)")
@@ -80,11 +81,7 @@ USING (table_schema, table_name) WHERE {here}"""
         if found.foreign_key:
             key = self._quoted(found.foreign_key)
             before = (f"ALTER TABLE {table} DROP FOREIGN KEY {key}",)
-            after = tuple(
-                self._add_foreign_key(each.constraint)
-                for each in column.foreign_keys
-                if each.constraint is not None
-            )
+            after = tuple(self._add_foreign_key(each) for each in foreign_keys(column))
         return Fault(
             f"{found.type} {found.collation or ''}, in which different texts are equal"
             if wide

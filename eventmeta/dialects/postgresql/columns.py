@@ -18,7 +18,7 @@ from eventmeta.dialects.columns import (
     is_time,
     is_unlimited_text,
 )
-from eventmeta.dialects.schema import SchemaDialect
+from eventmeta.dialects.schema import SchemaDialect, foreign_keys
 
 _VARYING = re.compile(r"character varying\((\d+)\)")
 _TIME = re.compile(r"timestamp(\(\d\))? without time zone")
@@ -40,7 +40,10 @@ SELECT relation, CASE WHEN relkind IN ('r', 'p') THEN 'table' WHEN relkind IN ('
     AND indnkeyatts = 1 AND indkey[0] = attnum
   ), CASE WHEN attname = 'id' AND attidentity <> 'a' THEN
     pg_get_serial_sequence(wanted.oid::regclass::text, attname::text) IS NOT NULL ELSE false END,
-  CASE WHEN NOT collisdeterministic THEN collname::text END, NULL::text
+  CASE WHEN NOT collisdeterministic THEN collname::text END, (
+    SELECT min(conname::text) FROM pg_constraint
+    WHERE conrelid = attrelid AND contype = 'f' AND conkey = ARRAY[attnum]
+  )
 FROM wanted JOIN pg_class ON pg_class.oid = wanted.oid
 JOIN pg_attribute ON attrelid = wanted.oid AND attnum > 0 AND NOT attisdropped
 LEFT JOIN pg_collation ON pg_collation.oid = attcollation"""
@@ -48,7 +51,7 @@ LEFT JOIN pg_collation ON pg_collation.oid = attcollation"""
     def check_column(self, column: Column[Any], found: FoundColumn) -> Fault | None:
         if found.collation:
             needed = self._needed(column)
-            mend = Mend((self._alter(column, f'TYPE {needed} COLLATE "C"'),))
+            mend = self._retyped(column, found, f'TYPE {needed} COLLATE "C"')
             return Fault(f"of the collation {found.collation}", "exact", mend)
         if self._fits(column, found.type):
             return None
@@ -57,8 +60,23 @@ LEFT JOIN pg_collation ON pg_collation.oid = attcollation"""
         using = "" if widens else f" USING {self._quoted(column.name)}::{needed}"
         if is_time(column) and not is_exact_time(column):
             using = f" USING {self._quoted(column.name)} AT TIME ZONE 'UTC'"
-        alter = self._alter(column, f"TYPE {needed}{using}")
-        return Fault(found.type, needed, Mend((alter,), widens=widens))
+        if widens:
+            mend = Mend((self._alter(column, f"TYPE {needed}"),), widens=True)
+        else:
+            mend = self._retyped(column, found, f"TYPE {needed}{using}")
+        return Fault(found.type, needed, mend)
+
+    def _retyped(self, column: Column[Any], found: FoundColumn, how: str) -> Mend:
+        """Without the foreign key meanwhile, for which both sides must fit."""
+        alter = (self._alter(column, how),)
+        if not found.foreign_key:
+            return Mend(alter)
+        table, key = self._quoted(column.table.name), self._quoted(found.foreign_key)
+        return Mend(
+            alter,
+            before=(f"ALTER TABLE {table} DROP CONSTRAINT {key}",),
+            after=tuple(self._add_foreign_key(each) for each in foreign_keys(column)),
+        )
 
     def drop_not_null(self, column: Column[Any], found: FoundColumn) -> Mend:
         return Mend((self._alter(column, "DROP NOT NULL"),))
