@@ -151,9 +151,19 @@ class CommandStatements:
     @cached_property
     def item_ids(self) -> Statement:
         """``session_id`` → the ids of its items, in order."""
+        main = self.dialect.in_main_branch(self.tables.messages)
+        return self._one(self._current(self._item_ids.where(*main)))
+
+    @cached_property
+    def item_ids_of_all_branches(self) -> Statement:
+        """The same with those of branches that upstream's class has made."""
+        return self._one(self._current(self._item_ids))
+
+    @property
+    def _item_ids(self) -> AnySelect:
         messages = self.tables.messages
         query = select(messages.c.id).where(messages.c.session_id == bindparam("session_id"))
-        return self._one(self._current(query.order_by(messages.c.id)))
+        return query.order_by(messages.c.id)
 
     @cached_property
     def last_items(self) -> Statement:
@@ -162,6 +172,7 @@ class CommandStatements:
         query = (
             select(messages.c.id, messages.c.message_data)
             .where(messages.c.session_id == bindparam("session_id"))
+            .where(*self.dialect.in_main_branch(messages))
             .order_by(messages.c.created_at.desc(), messages.c.id.desc())
             .limit(bindparam("count"))
         )

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import make_url
@@ -32,7 +33,7 @@ from eventmeta.reach import Ownership
 from eventmeta.read_statements import ReadStatements
 from eventmeta.reader import Lookup, Reader, query_for
 from eventmeta.registry import Registry
-from eventmeta.schema import create_tables, schema_sql
+from eventmeta.schema import check_tables_within, create_tables, open_tables, schema_sql
 from eventmeta.settle import settle, take_notice
 from eventmeta.signals import Signals
 from eventmeta.table_names import TableNames
@@ -138,10 +139,10 @@ class Database:
                 raise failure
 
     async def _connect(self, limits: Limits) -> None:
-        await self.log.run(lambda: self.dialect.first_connection(self.tables), limits)
+        await self.log.run(lambda: open_tables(self.dialect, self.tables), limits)
         self._connected = True
 
-    async def create_tables(self, *, unless_done: bool = False) -> None:
+    async def create_tables(self, *, unless_done: bool = False, turn_on: bool = False) -> None:
         """Add what is missing of the tables, columns, indexes, triggers and the view."""
         lock = vars(self.engine.sync_engine).setdefault(_SCHEMA_LOCK, threading.Lock())
         end = time.monotonic() + self.log.limits.long.timeout
@@ -152,18 +153,24 @@ class Database:
         try:
             if not (unless_done and self._created):
                 # Drivers leave connections behind that are cancelled as they are made.
-                await settle(
-                    self.log.run(
-                        lambda: create_tables(self.dialect, self.tables), self.log.limits.long
-                    )
-                )
+                create = partial(create_tables, self.dialect, self.tables, turn_on=turn_on)
+                await settle(self.log.run(create, self.log.limits.long))
+                if turn_on:
+                    self._check_others_again()
                 self._connected = self._created = True
         finally:
             lock.release()
 
-    async def schema_sql(self) -> str:
+    def _check_others_again(self) -> None:
+        """Let those on this engine that are opened already see what has changed."""
+        found: dict[TableNames, Database] = vars(self.engine.sync_engine).get(_ATTRIBUTE, {})
+        for other in found.values():
+            other._connected = other._created = False
+
+    async def schema_sql(self, *, turn_on: bool = False) -> str:
         """The script of what `create_tables` would do."""
-        return await settle(self.log.run(lambda: schema_sql(self.dialect, self.tables)))
+        script = partial(schema_sql, self.dialect, self.tables, turn_on=turn_on)
+        return await settle(self.log.run(script))
 
     async def submit(
         self,
@@ -187,6 +194,10 @@ class Database:
         if isinstance(connection, AsyncSession):
             connection = await connection.connection()
         if connection is not None:
+            if not self._connected:
+                check = partial(check_tables_within, self.dialect, self.tables, connection)
+                await self.log.run(check, limits)
+                self._connected = True
             outcome = await self.log.commit_within(connection, command, limits)
         else:
             outcome = await self._writer().submit(command, limits)

@@ -16,7 +16,8 @@ from eventmeta.deadline import Limits
 from eventmeta.errors import InvalidIdentifier, InvalidInput, InvalidPoint
 
 MAX_BYTES = 255
-_TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,44}")
+MAX_TABLE_NAME = 45
+_TABLE_NAME = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{MAX_TABLE_NAME - 1}}}")
 _EVENT_TYPE = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 
 
@@ -46,7 +47,8 @@ def check_table_name(value: object) -> str:
         raise InvalidIdentifier(
             "table name",
             value,
-            "is not usable: take up to 45 ASCII letters, digits and underscores, no digit first "
+            f"is not usable: take up to {MAX_TABLE_NAME} ASCII letters, digits and underscores, no "
+            "digit first "
             "(names of indexes are made of it, and may have 63)",
         )
     return value

@@ -174,9 +174,10 @@ class ItemRelations:
         """Return ``STORED`` of all items of the sessions ``given``, or of all there are."""
         message = self.tables.messages.c
         columns = [message[name] for name in STORED]
+        main = self.dialect.in_main_branch(self.tables.messages)
         if given is None:
-            return select(*columns).subquery("stored")
-        same = message.session_id == given.c.session_id
+            return select(*columns).where(*main).subquery("stored")
+        same = and_(message.session_id == given.c.session_id, *main)
         return self.dialect.look_up(given, columns, same).subquery("stored")
 
     def _provenance_by_event(self, given: FromClause | None) -> FromClause:
@@ -235,6 +236,7 @@ class ItemRelations:
                 message.session_id == times.session_id,
                 message.created_at == times.item_at,
                 *self._before(times),
+                *self.dialect.in_main_branch(self.tables.messages),
             )
             .scalar_subquery()
         )
@@ -267,9 +269,10 @@ class ItemRelations:
             return values.order_by(row[column].desc()).limit(1).scalar_subquery()
 
         output = call.output_raw_event_id
+        before = [*self._before(given), *self.dialect.in_main_branch(self.tables.messages)]
         return select(
             *given,
-            last(self.tables.messages.c, "created_at", *self._before(given)).label("item_at"),
+            last(self.tables.messages.c, "created_at", *before).label("item_at"),
             last(call, "output_raw_event_id", output.is_not(None)).label("last_output"),
             last(said, "turn").label("turn"),
         )

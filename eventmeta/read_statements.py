@@ -181,6 +181,7 @@ class ReadStatements:
         """``session_id`` → ``message_data`` of its items, in order."""
         messages = self.tables.messages
         query = self.ownership.within(select(messages.c.message_data), messages.c.session_id)
+        query = query.where(*self.dialect.in_main_branch(messages))
         return self.dialect.compile(query.order_by(messages.c.created_at, messages.c.id))
 
     @cached_property
@@ -190,12 +191,14 @@ class ReadStatements:
         columns, order = (message.message_data, message.id), (message.created_at, message.id)
         request = {**self._request, "limit": BigInteger()}
         requests = self.dialect.recordset("requests", request)
+        main = self.dialect.in_main_branch(self.tables.messages)
         same = and_(
             message.session_id == requests.c.session_id,
+            *main,
             *self.ownership.of_session(requests.c.session_id, requests.c.get(OWNER)),
         )
         together = self.dialect.look_up_last(requests, columns, same, order, requests.c.n)
-        query = select(bindparam("n", type_=Integer()), *columns)
+        query = select(bindparam("n", type_=Integer()), *columns).where(*main)
         alone = self.ownership.within(query, message.session_id).order_by(
             *(column.desc() for column in order)
         )

@@ -65,7 +65,7 @@ class MetadataStore(ProjectedStore):
             UnsupportedEngine: There is no dialect for the engine.
         """
         limits = check_limits(timeout, retry_for)
-        database = Database.of(engine, TableNames(**table_names))
+        database = Database.of(engine, TableNames.of(table_names))
         super().__init__(database, ADMINISTRATOR, max_value_bytes, limits)
         if limits != Limits():
             database.log.limits = limits
@@ -101,23 +101,41 @@ class MetadataStore(ProjectedStore):
         """What this store shares with its sessions: for the library's own use, not for apps."""
         return self._database
 
-    async def create_tables(self) -> None:
+    async def create_tables(self, *, turn_on_structured_metadata: bool = False) -> None:
         """Create the tables, columns, indexes, triggers and the view that are missing.
 
         So it also migrates a database that upstream's SQLAlchemySession or an older eventmeta made.
-        Safe to repeat, and beside writers and other processes; no row is touched.
+        Columns that are too narrow for what the store writes are widened. Safe to repeat, and
+        beside writers and other processes; no row is touched.
+
+        Args:
+            turn_on_structured_metadata: Keep the tables of conversations, tool calls and tokens
+                from now on, in a database of the store's that did not: for a store with
+                ``structured_metadata=True``. Processes that write must be stopped before, for those
+                that are running would go on without.
+
+        Raises:
+            SettingsConflict: The options of the store contradict what the database is.
+            UnsupportedSchema: An existing table cannot hold exactly what the store writes.
         """
         self._check_open()
-        await self._database.create_tables()
+        await self._database.create_tables(turn_on=turn_on_structured_metadata)
 
-    async def schema_sql(self) -> str:
-        """The SQL that `create_tables` would execute now, as a script; nothing is changed.
+    async def schema_sql(self, *, turn_on_structured_metadata: bool = False) -> str:
+        """Return the SQL that `create_tables` would execute now, as a script; change nothing.
 
-        For whoever changes the schema by hand: each statement ends with ``;`` and a blank line
-        comes between two. Empty if nothing is missing. See docs/migration.md.
+        It is for those who change the schema by hand: each statement ends with ``;`` and a blank
+        line comes between two. It is empty if nothing is missing. See docs/migration.md.
+
+        Args:
+            turn_on_structured_metadata: As for `create_tables`.
+
+        Raises:
+            SettingsConflict: As for `create_tables`.
+            UnsupportedSchema: As for `create_tables`.
         """
         self._check_open()
-        return await self._database.schema_sql()
+        return await self._database.schema_sql(turn_on=turn_on_structured_metadata)
 
     # --- Sessions -------------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ class ClearSession(Command):
         """Name in the event every item and key that was there."""
         session_id = self.stream.stream_id
         exists = yield sql.lock_session(session_id=session_id)
-        rows = yield sql.item_ids(session_id=session_id)
+        rows = yield sql.item_ids_of_all_branches(session_id=session_id)
         item_ids = [row[0] for row in rows]
         keys: list[str] = []
         if not self.keep_metadata:

@@ -106,6 +106,14 @@ class Dialect(ItemSQL, ItemTimes, StreamSQL, SchemaDialect, ProjectingDialect):
         """The day of ``time``, in UTC."""
         return func.date(time)
 
+    def in_main_branch(self, messages: Any) -> list[ColumnElement[bool]]:
+        """Return the condition that an item belongs to the main branch of its conversation.
+
+        Args:
+            messages: The table of items, or an alias of it.
+        """
+        return []
+
     @abstractmethod
     def time_of_last(
         self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
@@ -266,10 +274,10 @@ class Dialect(ItemSQL, ItemTimes, StreamSQL, SchemaDialect, ProjectingDialect):
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         """Run ``program`` inside the caller's transaction; if it fails, it has changed nothing."""
 
-    async def first_connection(self, tables: Tables) -> None:
+    async def first_connection(self) -> None:
         """Connect once, so that it is known what server this is."""
-        async with self.engine.connect() as connection:
-            await self.check_tables(connection, tables)
+        async with self.engine.connect():
+            pass
 
     # --- Errors ---------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
@@ -18,6 +18,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import AddConstraint, CreateColumn
+
+from eventmeta.dialects.columns import ColumnDialect
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
@@ -37,7 +39,7 @@ class Part(NamedTuple):
     name: str = ""
 
 
-class SchemaDialect(ABC):
+class SchemaDialect(ColumnDialect):
     """The DDL of one kind of database, behind one engine."""
 
     event_id_key: ClassVar[tuple[str, ...]] = ("event_id", "stream_id", "stream_type")
@@ -45,6 +47,7 @@ class SchemaDialect(ABC):
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        self.branched: set[str] = set()
 
     def event_keys(self, table: str) -> tuple[Constraint | Index, ...]:
         """The keys of the log. Each unique one contains the stream, so that it can be sharded."""
@@ -54,12 +57,7 @@ class SchemaDialect(ABC):
             Index(f"idx_{table}_position", "position"),
         )
 
-    async def check_tables(  # noqa: B027
-        self, connection: AsyncConnection, tables: Tables
-    ) -> None:
-        """Refuse existing tables in which different ids would count as equal."""
-
-    def prepare_tables(self, tables: Iterable[Table]) -> None:  # noqa: B027
+    def prepare_tables(self, tables: Iterable[Table]) -> None:
         """Add to the definitions what only the server can tell, before they are created."""
 
     @abstractmethod

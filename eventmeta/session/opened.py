@@ -74,7 +74,7 @@ class OpenedSession(Entity):
         """
         self.session_id = check_session_id(session_id)
         self._limits = check_limits(timeout, retry_for)
-        self._database = Database.of(engine, TableNames(**table_names))
+        self._database = Database.of(engine, TableNames.of(table_names))
         self._max_value_bytes = max_value_bytes
         self._binding = Binding(user_id, claim=claim, user_from=user_from)
         self._stream = StreamKey(self.session_id)

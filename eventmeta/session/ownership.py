@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -97,7 +97,8 @@ class SessionOwnership(OpenedSession):
         limits = check_limits(
             kwargs.get("timeout", DEFAULT_TIMEOUT), kwargs.get("retry_for", DEFAULT_RETRY_FOR)
         )
-        view = View(Database.of(engine, TableNames(**names)), Access(user_id), limits)
+        database = Database.of(engine, TableNames.of(cast("TableOptions", names)))
+        view = View(database, Access(user_id), limits)
         found = await latest_sessions(view, limit, offset, create_tables=create_tables)
         return [
             cls(session_id, engine=engine, create_tables=create_tables, **arguments)

@@ -31,6 +31,7 @@ from sqlalchemy.dialects.mysql import insert
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.mysql.columns import MySQLColumns
 from eventmeta.dialects.mysql.items import MySQLItems
 from eventmeta.dialects.mysql.projecting import MySQLProjecting
 from eventmeta.dialects.streams import seen_streams
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 _COUNTER = "$log"
 
 
-class MySQLStatements(MySQLItems, MySQLProjecting, Dialect):
+class MySQLStatements(MySQLColumns, MySQLItems, MySQLProjecting, Dialect):
     """What MySQL is told."""
 
     counts_upserts: ClassVar[bool] = False

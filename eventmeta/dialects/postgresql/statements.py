@@ -45,6 +45,7 @@ from eventmeta.dialects.postgresql.append import (
     namespace,
     sequence_name,
 )
+from eventmeta.dialects.postgresql.columns import PostgreSQLColumns
 from eventmeta.dialects.postgresql.items import PostgreSQLItems
 from eventmeta.dialects.postgresql.projecting import PostgreSQLProjecting
 from eventmeta.dialects.postgresql.schema import PostgreSQLSchema
@@ -57,7 +58,9 @@ if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
-class PostgreSQLStatements(PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecting, Dialect):
+class PostgreSQLStatements(
+    PostgreSQLColumns, PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecting, Dialect
+):
     """What PostgreSQL is told."""
 
     # --- Pieces of SQL --------------------------------------------------------------------------

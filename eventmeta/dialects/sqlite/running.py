@@ -8,7 +8,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -22,9 +22,6 @@ from eventmeta.dialects.sqlite.statements import SQLiteStatements
 from eventmeta.dialects.statement import Program, Query, Row, T, run_in_thread
 from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
 from eventmeta.settle import settle
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
 
 _SETTINGS = (
     f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}",
@@ -134,7 +131,7 @@ class SQLite(SQLiteStatements):
             yield connection
             await settle(hop(end_watched, lent.driver_connection))
 
-    async def first_connection(self, tables: Tables) -> None:
+    async def first_connection(self) -> None:
         """Not through the engine: it would reset a connection that the app shares with us."""
         await self._in_thread(lambda _: None)
 
