@@ -151,8 +151,7 @@ class Database:
             EventMetaError: It was rejected or failed; nothing was changed.
         """
         self.check_open()
-        if isinstance(connection, AsyncSession):
-            connection = await connection.connection()
+        connection = await own_connection(connection)
         if connection is not None:
             outcome = await self.log.commit_within(connection, command)
         else:
@@ -235,6 +234,13 @@ class Database:
                 lambda queries: log.run(lambda: log.dialect.read(queries))
             )
         return reader
+
+
+async def own_connection(
+    connection: AsyncConnection | AsyncSession | None,
+) -> AsyncConnection | None:
+    """Return the connection on which a caller's transaction is."""
+    return await connection.connection() if isinstance(connection, AsyncSession) else connection
 
 
 _engines: dict[tuple[int, str, str], AsyncEngine] = {}

@@ -10,10 +10,10 @@ from sqlalchemy import ColumnElement, Executable, bindparam, false, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.batch import append_in_steps
-from eventmeta.commands import Append, Command, StreamKey
+from eventmeta.commands import Append, Command, StreamKey, with_companions
 from eventmeta.database_errors import DatabaseBusy, OutcomeUnknown
 from eventmeta.dialects import Dialect, EventRelation
-from eventmeta.dialects.statement import Program, Query, Row
+from eventmeta.dialects.statement import Program, Query, Row, only
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent, read_event
@@ -137,7 +137,7 @@ class EventLog:
                 return await self._attempt(commands, racing=attempts < RACES)
             except Exception:
                 # Whatever it was, the commit may have gone through before.
-                for command in commands:
+                for command in with_companions(commands):
                     command.may_be_recorded = True
                 raise
 
@@ -193,8 +193,18 @@ class EventLog:
         statement = self.dialect.compile(query)
         return await settle(self.run(lambda: self.dialect.scan(statement(**values))))
 
-    async def fetch(self, query: Query) -> Sequence[Row]:
-        """The rows of one query. A cancelled caller waits for the end, lest a connection leaks."""
+    async def fetch(self, query: Query, connection: AsyncConnection | None = None) -> Sequence[Row]:
+        """The rows of one query. A cancelled caller waits for the end, lest a connection leaks.
+
+        Args:
+            query: What to read.
+            connection: Read in this transaction of the caller's.
+        """
+        if connection is not None:
+            try:
+                return await self.dialect.write_within(connection, only(query))
+            except Exception as error:
+                raise self._retrying.translated(error) from None
         (rows,) = await settle(self.run(lambda: self.dialect.read([query])))
         return rows
 

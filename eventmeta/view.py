@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from eventmeta.access import Access
 from eventmeta.database import Database
 from eventmeta.dialects.statement import Row, Statement
 from eventmeta.reach import OWNER
 from eventmeta.read_statements import ReadStatements
-from eventmeta.reader import Lookup
+from eventmeta.reader import Lookup, query_for
 
 
 class View(NamedTuple):
@@ -33,8 +35,19 @@ class View(NamedTuple):
         """The rows of one of the ``reads``."""
         return await self.database.fetch(statement(**values, **self.owner))
 
-    async def look_up(self, lookup: Lookup, **request: Any) -> Sequence[Row]:
-        """The rows of one of the ``reads`` for ``request``, each after a number."""
+    async def look_up(
+        self, lookup: Lookup, connection: AsyncConnection | None = None, **request: Any
+    ) -> Sequence[Row]:
+        """The rows of one of the ``reads`` for ``request``, each after a number.
+
+        Args:
+            lookup: Which of the reads.
+            connection: Read in this transaction of the caller's.
+            **request: Its parameters.
+        """
+        if connection is not None:
+            query = query_for(lookup, [{**request, **self.owner}])
+            return await self.database.log.fetch(query, connection)
         return await self.database.fetch(lookup, **request, **self.owner)
 
     @property

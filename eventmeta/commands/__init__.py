@@ -4,8 +4,16 @@ A command becomes one event, or none if there was nothing to do. Plain commands 
 of the stream, so a whole batch of them is set-based; the others look before they write.
 """
 
-from eventmeta.commands.base import Append, Command, Fact, StreamKey
-from eventmeta.commands.items import AddItems, ClearSession, PopItem, ReplaceItems, may_add_tools
+from eventmeta.commands.base import Append, Command, Fact, StreamKey, with_companions
+from eventmeta.commands.items import (
+    AddItems,
+    ClearSession,
+    Message,
+    PopItem,
+    RecordUsage,
+    ReplaceItems,
+    may_add_tools,
+)
 from eventmeta.commands.metadata import DeleteMetadata, SetMetadata
 from eventmeta.commands.users import (
     CreateSession,
@@ -26,7 +34,9 @@ __all__ = [
     "DeleteUser",
     "DeleteUserMetadata",
     "Fact",
+    "Message",
     "PopItem",
+    "RecordUsage",
     "ReplaceItems",
     "SetMetadata",
     "SetUserMetadata",
@@ -34,4 +44,5 @@ __all__ = [
     "TransferSession",
     "assignment",
     "may_add_tools",
+    "with_companions",
 ]

@@ -127,6 +127,11 @@ def run_in_thread(program: Program[T], execute: Callable[[Query], Sequence[Row]]
         return result
 
 
+def only(query: Query) -> Program[Sequence[Row]]:
+    """Run one query; its rows."""
+    return (yield query)
+
+
 def steps(statements: Sequence[Statement], **values: Any) -> Program[Sequence[Row]]:
     """Run ``statements`` in order; the rows of the last."""
     rows: Sequence[Row] = ()

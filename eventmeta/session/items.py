@@ -97,8 +97,9 @@ class SessionItems(SessionUsage):
         Args:
             items: What to add.
             wrapper: The run on whose behalf, as the Runner passes it. With ``structured_metadata``,
-                what it has used since the last time is recorded as well, by an event of its own;
-                not within a ``connection`` of the caller's, who might roll it back.
+                what it has used since the last time is recorded in the same transaction, by an
+                event of its own: both or neither. Within a ``connection`` of the caller's, who
+                might roll it back, it is asked for again by the next call after that.
             **options: See `WriteOptions`.
 
         Returns:
@@ -116,13 +117,7 @@ class SessionItems(SessionUsage):
             return None
         texts = await self._texts(items)
         command = AddItems(stream=self._stream, items=texts, **fields)
-        if options.get("connection") is not None:
-            return await self._submit(command, options)
-        await self._link(command, wrapper)
-        added = await self._submit(command, options)
-        assert added is not None
-        await self._capture(command, items, added, wrapper)
-        return added
+        return await self._add(command, items, wrapper, options)
 
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None, **options: Unpack[WriteOptions]

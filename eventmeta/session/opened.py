@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
 from eventmeta.commands import StreamKey
@@ -141,8 +141,16 @@ class OpenedSession(Entity):
     async def _connected(self) -> None:
         await self._database.connect(create=self._create_tables)
 
-    async def _last_rows(self, limit: int) -> list[tuple[str, int]]:
-        """Text and id of the session's last items, the latest first."""
+    async def _last_rows(
+        self, limit: int, connection: AsyncConnection | None = None
+    ) -> list[tuple[str, int]]:
+        """Text and id of the session's last items, the latest first.
+
+        Args:
+            limit: At most so many.
+            connection: Read in this transaction of the caller's.
+        """
         view = self._view
-        rows = await view.look_up(view.reads.last_items, session_id=self.session_id, limit=limit)
+        wanted = {"session_id": self.session_id, "limit": limit}
+        rows = await view.look_up(view.reads.last_items, connection, **wanted)
         return [(text, item_id) for _, text, item_id in rows]
