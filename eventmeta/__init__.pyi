@@ -5,6 +5,7 @@ from .arrow import ExportProgress
 from .backfill import Backfill, backfill_conversations
 from .comparison import Difference
 from .database_errors import (
+    CorruptEvent,
     DatabaseBusy,
     DatabaseFailure,
     OutcomeUnknown,
@@ -13,6 +14,7 @@ from .database_errors import (
 )
 from .errors import (
     AppendRejected,
+    ContextLost,
     EventIdReused,
     EventMetaError,
     InvalidIdentifier,
@@ -25,6 +27,7 @@ from .errors import (
     SessionNotFound,
     StoreClosed,
     StructuredMetadataOff,
+    UnknownOption,
     UserMismatch,
     UserNotFound,
     UserUnknown,
@@ -58,7 +61,7 @@ from .projector import (
 )
 from .run_hooks import UsageHooks
 from .search import SessionEntry
-from .session import MetadataSession, Turn
+from .session import MetadataSession, SessionOptions, Turn
 from .sqlite_session import SQLiteSession
 from .store import MetadataStore
 from .table_names import TableOptions
@@ -72,6 +75,8 @@ __version__: str
 __all__ = [
     "AppendRejected",
     "Backfill",
+    "ContextLost",
+    "CorruptEvent",
     "DatabaseBusy",
     "DatabaseFailure",
     "Difference",
@@ -111,12 +116,14 @@ __all__ = [
     "SQLiteSession",
     "SessionEntry",
     "SessionNotFound",
+    "SessionOptions",
     "Status",
     "StoreClosed",
     "StructuredMetadataOff",
     "TableOptions",
     "TablesMissing",
     "Turn",
+    "UnknownOption",
     "UnknownProjection",
     "UnsupportedEngine",
     "UsageHooks",

@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import StaticPool
 
 from eventmeta.access import Reach
 from eventmeta.commands import Command
-from eventmeta.dialects import dialect_of
+from eventmeta.dialects import check_engine, dialect_of, make_engine, read_url
 from eventmeta.dialects.statement import Query, Row
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError, StoreClosed
@@ -56,6 +56,7 @@ class Database:
         self.appended = Signals()
         self.applied = Signals()
         self.gives_hints = False
+        self.creates_tables = False
         self._hint: asyncio.Task[None] | None = None
         self.reads = {
             reach: ReadStatements(self.tables, self.dialect, Ownership(self.tables.streams, reach))
@@ -76,6 +77,7 @@ class Database:
 
         It is kept by the engine itself, and goes with it.
         """
+        check_engine(engine)
         names = names or TableNames()
         found: dict[TableNames, Database] = vars(engine.sync_engine).setdefault(_ATTRIBUTE, {})
         if names not in found:
@@ -93,12 +95,12 @@ class Database:
         """Make the first connection, from which the statements learn what server this is.
 
         Args:
-            create: Create missing tables as well.
+            create: Create missing tables as well, as always if a store said so.
 
         Raises:
             DatabaseFailure: The database cannot be reached, or does not let us create tables.
         """
-        if create and not self._created:
+        if (create or self.creates_tables) and not self._created:
             await self.create_tables(unless_done=True)
         elif not self._connected:
             await self._first_connection()
@@ -246,17 +248,17 @@ async def own_connection(
 _engines: dict[tuple[int, str, str], AsyncEngine] = {}
 
 
-def shared_engine(url: str, engine_kwargs: dict[str, Any] | None) -> AsyncEngine:
+def shared_engine(url: str | URL, engine_kwargs: dict[str, Any] | None) -> AsyncEngine:
     """The engine for ``url``: one per thread and set of arguments, so that sessions share it.
 
     An in-memory database is not shared: each engine of one is a database of its own.
     """
     arguments = engine_kwargs or {}
-    address = make_url(url).render_as_string(hide_password=False)
+    address = read_url(url).render_as_string(hide_password=False)
     key = (threading.get_ident(), address, repr(sorted(arguments.items())))
     engine = _engines.get(key)
     if engine is None:
-        engine = create_async_engine(url, **arguments)
+        engine = make_engine(url, arguments)
         if not isinstance(engine.pool, StaticPool):
             _engines[key] = engine
     return engine

@@ -268,7 +268,7 @@ class Ledger:
             stream=cause.stream,
             fact=Fact(USAGE_RECORDED, facts),
             message=cause.message,
-            **command_fields({}, cause.access),
+            **command_fields("add_items()", {}, cause.access),
         )
 
 

@@ -10,7 +10,7 @@ class Failure(enum.Enum):
 
     CONFLICT = "in conflict with another writer; the transaction can be repeated"
     DUPLICATE = "a unique key exists already"
-    TABLE_MISSING = "a table does not exist"
+    TABLE_MISSING = "a table, or a column of it, does not exist"
     DISCONNECTED = "the connection was lost"
     CANCELLED = "the statement was cancelled by someone else, or by a limit of time"
     OTHER = "anything else"

@@ -12,6 +12,8 @@ from eventmeta.commands import StreamKey
 from eventmeta.database import Database, shared_engine
 from eventmeta.entity import Entity
 from eventmeta.identifiers import check_session_id
+from eventmeta.options import check_options, options_of
+from eventmeta.session.arguments import SessionOptions
 from eventmeta.session.binding import Binding, UserFrom
 from eventmeta.table_names import TableNames, TableOptions
 from eventmeta.view import View
@@ -63,9 +65,13 @@ class OpenedSession(Entity):
 
         Raises:
             InvalidIdentifier: The session id, the user id or a table name cannot be used.
+            UnknownOption: There is no such option.
             UnsupportedEngine: There is no dialect for the engine.
         """
         self.session_id = check_session_id(session_id)
+        if table_names.keys() - TableOptions.__annotations__.keys():
+            kind = type(self)
+            check_options(f"{kind.__name__}()", table_names, options_of(kind))
         self._database = Database.of(engine, TableNames(**table_names))
         self._max_value_bytes = max_value_bytes
         self._binding = Binding(user_id, claim=claim, user_from=user_from)
@@ -83,8 +89,7 @@ class OpenedSession(Entity):
         *,
         url: str,
         engine_kwargs: dict[str, Any] | None = None,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
-        **kwargs: Any,
+        **options: Unpack[SessionOptions],
     ) -> Self:
         """Open the session in the database at ``url``.
 
@@ -95,11 +100,15 @@ class OpenedSession(Entity):
             session_id: Which conversation.
             url: Such as ``"postgresql+asyncpg://user:password@host/database"``.
             engine_kwargs: Passed to ``create_async_engine``.
-            session_settings: As for the constructor.
-            **kwargs: Passed to the constructor.
+            **options: As for the constructor.
+
+        Raises:
+            InvalidInput: An argument or an option cannot be used, or the URL cannot be read.
+            MissingExtra: The driver is not installed.
+            UnsupportedEngine: There is no dialect for the database or the driver.
         """
-        engine = shared_engine(url, engine_kwargs)
-        return cls(session_id, engine=engine, session_settings=session_settings, **kwargs)
+        check_options(f"{cls.__name__}.from_url()", options, options_of(cls))
+        return cls(session_id, engine=shared_engine(url, engine_kwargs), **options)
 
     @property
     def engine(self) -> AsyncEngine:

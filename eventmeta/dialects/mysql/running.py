@@ -129,6 +129,7 @@ _FAILURES = {
     1452: Failure.CONFLICT,  # the session's row was deleted meanwhile
     1062: Failure.DUPLICATE,
     1146: Failure.TABLE_MISSING,
+    1054: Failure.TABLE_MISSING,  # a column of it, which a newer version has added
     1317: Failure.CANCELLED,
     1969: Failure.CANCELLED,
     3024: Failure.CANCELLED,

@@ -126,6 +126,7 @@ _FAILURES = {
     "23503": Failure.CONFLICT,  # the session's row was deleted meanwhile
     "23505": Failure.DUPLICATE,
     "42P01": Failure.TABLE_MISSING,
+    "42703": Failure.TABLE_MISSING,  # a column of it, which a newer version has added
     "57014": Failure.CANCELLED,
     "08": Failure.DISCONNECTED,
     "57P01": Failure.DISCONNECTED,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -124,12 +125,13 @@ class SQLite(SQLiteStatements):
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
             return Failure.OTHER, None
-        # SQLite has no code of its own for a missing table.
-        if code == sqlite3.SQLITE_ERROR and str(error).startswith("no such table"):
+        # SQLite has no code of its own for a missing table or column.
+        if code == sqlite3.SQLITE_ERROR and _MISSING.search(str(error)):
             return Failure.TABLE_MISSING, code
         return _FAILURES.get(code, _FAILURES.get(code & 0xFF, Failure.OTHER)), code
 
 
+_MISSING = re.compile("^no such (table|column)|has no column named")
 _FAILURES = {
     sqlite3.SQLITE_BUSY: Failure.CONFLICT,
     sqlite3.SQLITE_LOCKED: Failure.CONFLICT,
