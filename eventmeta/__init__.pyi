@@ -5,6 +5,7 @@ from .arrow import ExportProgress
 from .backfill import Backfill, backfill_conversations
 from .comparison import Difference
 from .database_errors import (
+    CorruptEvent,
     DatabaseBusy,
     DatabaseFailure,
     DatabaseRefused,
@@ -19,6 +20,7 @@ from .database_errors import (
 )
 from .errors import (
     AppendRejected,
+    ContextLost,
     EventIdReused,
     EventMetaError,
     InvalidIdentifier,
@@ -31,6 +33,7 @@ from .errors import (
     SessionNotFound,
     StoreClosed,
     StructuredMetadataOff,
+    UnknownOption,
     UserMismatch,
     UserNotFound,
     UserUnknown,
@@ -64,7 +67,7 @@ from .projector import (
 )
 from .run_hooks import UsageHooks
 from .search import SessionEntry
-from .session import MetadataSession, Turn
+from .session import MetadataSession, SessionOptions, Turn
 from .sqlite_session import SQLiteSession
 from .store import MetadataStore
 from .table_names import TableOptions
@@ -78,6 +81,8 @@ __version__: str
 __all__ = [
     "AppendRejected",
     "Backfill",
+    "ContextLost",
+    "CorruptEvent",
     "DatabaseBusy",
     "DatabaseFailure",
     "DatabaseRefused",
@@ -119,6 +124,7 @@ __all__ = [
     "SQLiteSession",
     "SessionEntry",
     "SessionNotFound",
+    "SessionOptions",
     "SettingsConflict",
     "StandbyServer",
     "Status",
@@ -128,6 +134,7 @@ __all__ = [
     "TablesMissing",
     "Turn",
     "UnexpectedRowCount",
+    "UnknownOption",
     "UnknownProjection",
     "UnsupportedEngine",
     "UnsupportedSchema",

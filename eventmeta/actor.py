@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from eventmeta.errors import ContextLost
 from eventmeta.identifiers import check_actor
 
 
@@ -22,12 +23,21 @@ _NOBODY = Actor(None, MappingProxyType({}))
 _current: ContextVar[Actor] = ContextVar("eventmeta_actor", default=_NOBODY)
 
 
-@contextmanager
-def acting_as(actor: str, /, **context: Any) -> Generator[None]:
+def acting_as(actor: str, /, **context: Any) -> AbstractContextManager[None]:
     """Attribute every write inside the ``with`` block to ``actor``.
 
     Follows the task, as context variables do: tasks started inside inherit it. Blocks nest; an
-    inner one adds to the context of the outer.
+    inner one adds to the context of the outer. It is checked at once, and entered once; so a
+    function that runs in a thread, such as a synchronous FastAPI dependency, can return it, for the
+    endpoint to enter::
+
+        def actor(user: Annotated[str, Depends(current_user)]) -> AbstractContextManager[None]:
+            return acting_as(user)
+
+
+        async def endpoint(actor: Annotated[AbstractContextManager[None], Depends(actor)]) -> None:
+            with actor:
+                await session.set_metadata({"title": "Refunds"})
 
     Args:
         actor: Who acts, such as ``"support:bob"``; at most 255 bytes.
@@ -36,14 +46,26 @@ def acting_as(actor: str, /, **context: Any) -> Generator[None]:
 
     Raises:
         InvalidIdentifier: The actor is not a usable name.
+        ContextLost: The block ended in another context than it began in, such as one that a
+            synchronous FastAPI dependency has around its ``yield``.
     """
+    return _acting_as(check_actor(actor), context)
+
+
+@contextmanager
+def _acting_as(actor: str, context: Mapping[str, Any]) -> Generator[None]:
     outer = _current.get()
-    inner = Actor(check_actor(actor), MappingProxyType({**outer.context, **context}))
-    token = _current.set(inner)
+    token = _current.set(Actor(actor, MappingProxyType({**outer.context, **context})))
     try:
         yield
-    finally:
+    except BaseException:
+        with suppress(ValueError):  # of the context, which is not what went wrong first
+            _current.reset(token)
+        raise
+    try:
         _current.reset(token)
+    except ValueError:
+        raise ContextLost(actor) from None
 
 
 def current_actor() -> Actor:

@@ -15,9 +15,11 @@ from eventmeta.commands import (
     Append,
     Command,
     Fact,
+    RecordUsage,
     StreamKey,
     TransferSession,
     insert_items,
+    with_companions,
 )
 from eventmeta.database_errors import DatabaseBusy
 from eventmeta.dialects.statement import Program, Row, recordset, steps
@@ -46,11 +48,12 @@ def append_in_steps(
         recorded: Takes every event that this records, those on behalf of others included.
     """
     batch = _Batch(sql)
-    batch.heads = yield from own_heads(commands, sql)
-    yield from batch.find_recorded(command for command in commands if command.may_be_recorded)
+    everything = with_companions(commands)
+    batch.heads = yield from own_heads(everything, sql)
+    yield from batch.find_recorded(command for command in everything if command.may_be_recorded)
     outcomes: list[Draft | RecordedEvent | EventMetaError | None] = []
     for command in commands:
-        outcome = yield from batch.take(command)
+        outcome = yield from batch.take_group(command)
         outcomes.append(outcome)
     yield from batch.flush()
     yield from batch.save_heads()
@@ -83,6 +86,23 @@ class _Batch:
             event = read_event(row)
             key = StreamKey(event.stream_id, event.stream_type)  # type: ignore[arg-type]
             self.recorded[key, event.event_id] = event
+
+    def take_group(
+        self, command: Command
+    ) -> Program[Draft | RecordedEvent | EventMetaError | None]:
+        """Carry out one command and its companions.
+
+        Raises:
+            EventMetaError: A companion cannot be; roll all of it back.
+        """
+        outcome = yield from self.take(command)
+        if isinstance(outcome, EventMetaError):
+            return outcome
+        for companion in command.companions:
+            refusal = yield from self.take(companion)
+            if isinstance(refusal, EventMetaError):
+                raise refusal
+        return outcome
 
     def take(self, command: Command) -> Program[Draft | RecordedEvent | EventMetaError | None]:
         """Carry out one command; its event is written with the next flush."""
@@ -129,6 +149,9 @@ class _Batch:
             return
         self.written += drafts
         yield from self._write_items(drafts)
+        for draft in drafts:
+            if isinstance(draft.command, RecordUsage):
+                draft.fact = draft.command.completed
         numbers = recordset([{"n": n} for n in range(1, len(drafts) + 1)])
         positions = yield from steps(self.sql.allocate, numbers=numbers)
         for draft, (position,) in zip(drafts, sorted(map(tuple, positions)), strict=True):
@@ -179,6 +202,7 @@ class _Batch:
         for draft, command in adding:
             own = ids[command.stream.stream_id]
             item_ids = [own.pop() for _ in command.items]
+            command.item_ids = item_ids
             draft.fact = Fact(draft.fact.type, {"item_ids": item_ids})
 
     def _put_items_last(self, drafts: Sequence[Draft]) -> Program[None]:

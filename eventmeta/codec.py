@@ -79,6 +79,38 @@ def parse(text: str) -> Any:
     return orjson.loads(text)
 
 
+def json_error(value: object, path: str, error: Exception) -> InvalidInput:
+    """Return why `json.dumps` raised ``error`` for ``value``, with the place of what is not JSON.
+
+    What it takes and JSON does not have, such as NaN and keys that are numbers, is not refused.
+    """
+    if isinstance(error, RecursionError):
+        return InvalidValue(path, "nested too deep to be stored, or within itself; flatten it")
+    places: list[tuple[str, object]] = [(path, value)]
+    seen: set[int] = set()
+    while places:
+        where, part = places.pop()
+        if isinstance(part, dict | list | tuple):
+            if id(cast("object", part)) in seen:
+                continue  # within itself, or twice
+            seen.add(id(cast("object", part)))
+        if isinstance(part, dict):
+            entries = cast("dict[object, object]", part)
+            for name in entries:
+                if not isinstance(name, str | int | float | bool | None):
+                    return InvalidValue(where, f"the object key {name!r} is not a string")
+            places += [(f"{where}.{name}", each) for name, each in reversed(entries.items())]
+        elif isinstance(part, list | tuple):
+            elements = cast("list[object] | tuple[object, ...]", part)
+            places += [(f"{where}[{n}]", each) for n, each in reversed([*enumerate(elements)])]
+        elif not isinstance(part, str | int | float | None):
+            advice = _advice(part)
+            return InvalidValue(
+                where, f"a {type(part).__name__} is not JSON; store {advice} instead"
+            )
+    return InvalidInput(f"{path}: {error}")
+
+
 def check_key(key: object) -> str:
     """``key``, if it can name metadata.
 

@@ -13,15 +13,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import StaticPool
 
 from eventmeta.access import Reach
 from eventmeta.commands import Command
 from eventmeta.database_errors import DatabaseBusy, DatabaseUnavailable
 from eventmeta.deadline import AGAIN, Deadline, Limits
-from eventmeta.dialects import dialect_of
+from eventmeta.dialects import check_engine, dialect_of, make_engine, read_url
 from eventmeta.dialects.pool import connections_to_spare
 from eventmeta.dialects.statement import Query, Row
 from eventmeta.drafts import Outcome
@@ -62,6 +62,7 @@ class Database:
         self.appended = Signals()
         self.applied = Signals()
         self.gives_hints = False
+        self.creates_tables = False
         self._hint: asyncio.Task[None] | None = None
         self.reads = {
             reach: ReadStatements(self.tables, self.dialect, Ownership(self.tables.streams, reach))
@@ -82,6 +83,7 @@ class Database:
 
         It is kept by the engine itself, and goes with it.
         """
+        check_engine(engine)
         names = names or TableNames()
         found: dict[TableNames, Database] = vars(engine.sync_engine).setdefault(_ATTRIBUTE, {})
         if names not in found:
@@ -99,13 +101,13 @@ class Database:
         """Make the first connection, from which the statements learn what server this is.
 
         Args:
-            create: Create missing tables as well.
+            create: Create missing tables as well, as always if a store said so.
             limits: How long to wait for it.
 
         Raises:
             DatabaseFailure: The database cannot be reached, or does not let us create tables.
         """
-        if create and not self._created:
+        if (create or self.creates_tables) and not self._created:
             await self.create_tables(unless_done=True)
         elif not self._connected:
             await self._first_connection(limits or self.log.limits)
@@ -191,8 +193,7 @@ class Database:
         """
         self.check_open()
         limits = limits or self.log.limits
-        if isinstance(connection, AsyncSession):
-            connection = await connection.connection()
+        connection = await own_connection(connection)
         if connection is not None:
             if not self._connected:
                 check = partial(check_tables_within, self.dialect, self.tables, connection)
@@ -293,20 +294,27 @@ class Database:
         return reader
 
 
+async def own_connection(
+    connection: AsyncConnection | AsyncSession | None,
+) -> AsyncConnection | None:
+    """Return the connection on which a caller's transaction is."""
+    return await connection.connection() if isinstance(connection, AsyncSession) else connection
+
+
 _engines: dict[tuple[int, str, str], AsyncEngine] = {}
 
 
-def shared_engine(url: str, engine_kwargs: dict[str, Any] | None) -> AsyncEngine:
+def shared_engine(url: str | URL, engine_kwargs: dict[str, Any] | None) -> AsyncEngine:
     """The engine for ``url``: one per thread and set of arguments, so that sessions share it.
 
     An in-memory database is not shared: each engine of one is a database of its own.
     """
     arguments = engine_kwargs or {}
-    address = make_url(url).render_as_string(hide_password=False)
+    address = read_url(url).render_as_string(hide_password=False)
     key = (threading.get_ident(), address, repr(sorted(arguments.items())))
     engine = _engines.get(key)
     if engine is None:
-        engine = create_async_engine(url, **arguments)
+        engine = make_engine(url, arguments)
         if not isinstance(engine.pool, StaticPool):
             _engines[key] = engine
     return engine

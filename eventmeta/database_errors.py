@@ -7,6 +7,7 @@ from typing import Any
 from eventmeta.errors import EventMetaError
 
 __all__ = [
+    "CorruptEvent",
     "DatabaseBusy",
     "DatabaseFailure",
     "DatabaseRefused",
@@ -38,12 +39,13 @@ class DatabaseFailure(EventMetaError):
 
 
 class TablesMissing(DatabaseFailure):
-    """A table of the store does not exist in this database."""
+    """A table of the store, or a column that a newer version added, is not in this database."""
 
     def __init__(self, detail: str, code: Any = None) -> None:
         super().__init__(
-            f"{detail}: create the tables once with `await store.create_tables()`, or open the "
-            "session with create_tables=True",
+            f"{detail}: create what is missing once with `await store.create_tables()`, open the "
+            "store or session with create_tables=True, or run the script that `await "
+            "store.schema_sql()` returns",
             code,
         )
 
@@ -114,6 +116,28 @@ class UnexpectedRowCount(DatabaseFailure):
         super().__init__(
             f"a statement changed {actual} rows and not {expected}, so it was undone: look for a "
             f"trigger, rule or policy on the table in: {statement}"
+        )
+
+
+class CorruptEvent(DatabaseFailure):
+    """A row of the log is not an event any more: somebody has changed it.
+
+    The log refuses changes by triggers, so somebody went round them, or the storage is damaged.
+    Restore the row from a backup. Current state is in tables of its own and can be read.
+
+    Attributes:
+        position: The position of the row.
+        stream_id: Its stream.
+        version: Its version in the stream.
+    """
+
+    def __init__(self, position: object, stream_id: object, version: object, problem: str) -> None:
+        self.position = position
+        self.stream_id = stream_id
+        self.version = version
+        super().__init__(
+            f"the event at position {position} of the log (version {version} of {stream_id!r}) "
+            f"{problem}: restore this row from a backup"
         )
 
 

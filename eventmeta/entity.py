@@ -39,7 +39,7 @@ class Entity(ABC):
                 longer than ``max_value_bytes``; nothing was changed.
             VersionConflict: It is not at ``expected_version``; nothing was changed.
         """
-        fields = self._fields(options)
+        fields = self._fields("set_metadata()", options)
         changes = encode_changes(metadata, self._max_value_bytes)
         if not changes:
             return None
@@ -92,7 +92,8 @@ class Entity(ABC):
             VersionConflict: It is not at ``expected_version``; nothing was changed.
         """
         wanted = None if keys is None else check_keys(keys)
-        return await self._submit(self._deleting(wanted, self._fields(options)), options)
+        fields = self._fields("delete_metadata()", options)
+        return await self._submit(self._deleting(wanted, fields), options)
 
     async def history(
         self, key: str | None = None, *, limit: int | None = None, after: int | None = None
@@ -148,8 +149,8 @@ class Entity(ABC):
     async def _current_metadata(self, view: View, keys: Sequence[str] | None) -> dict[str, Any]:
         """The metadata of at least these ``keys``, or all."""
 
-    def _fields(self, options: WriteOptions) -> dict[str, Any]:
-        return command_fields(options, self._view.access)
+    def _fields(self, call: str, options: WriteOptions) -> dict[str, Any]:
+        return command_fields(call, options, self._view.access)
 
     async def _submit(self, command: Command, options: WriteOptions) -> RecordedEvent | None:
         connection = options.get("connection")

@@ -6,6 +6,7 @@ from typing import Any
 
 __all__ = [
     "AppendRejected",
+    "ContextLost",
     "EventIdReused",
     "EventMetaError",
     "InvalidIdentifier",
@@ -18,6 +19,7 @@ __all__ = [
     "SessionNotFound",
     "StoreClosed",
     "StructuredMetadataOff",
+    "UnknownOption",
     "UserMismatch",
     "UserNotFound",
     "UserUnknown",
@@ -35,6 +37,20 @@ class EventMetaError(Exception):
 
 class InvalidInput(EventMetaError, ValueError):
     """An argument was refused before any I/O; nothing was changed."""
+
+
+class UnknownOption(InvalidInput, TypeError):
+    """A call was given a keyword argument that it does not take; nothing was changed.
+
+    Attributes:
+        call: What was called.
+        option: The keyword.
+    """
+
+    def __init__(self, call: str, option: str, remedy: str) -> None:
+        self.call = call
+        self.option = option
+        super().__init__(f"{call} takes no option {_shown(option)}: {remedy}")
 
 
 class InvalidIdentifier(InvalidInput):
@@ -204,6 +220,26 @@ class UserNotFound(AppendRejected):
         )
 
 
+class ContextLost(EventMetaError, RuntimeError):
+    """A block of `acting_as` ended in another context than it began in: its actor reached no write.
+
+    A synchronous dependency of FastAPI does that, which runs in a thread with a copy of the
+    context. Such a dependency returns ``acting_as(…)``, and the endpoint enters it.
+
+    Attributes:
+        actor: Who was to be recorded.
+    """
+
+    def __init__(self, actor: str) -> None:
+        self.actor = actor
+        super().__init__(
+            f"acting_as({actor!r}) ended in another context than it began in, so nothing was "
+            "attributed to this actor: a synchronous FastAPI dependency returns acting_as(…), and "
+            "the endpoint enters it with `with`; or make the dependency `async def`, or pass "
+            "actor= to each write"
+        )
+
+
 class StoreClosed(EventMetaError):
     """The store was closed; open a new one."""
 
@@ -229,8 +265,9 @@ class StructuredMetadataOff(EventMetaError):
 class MissingExtra(EventMetaError, ImportError):
     """The call needs a package that is not installed."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"this needs {package}: pip install 'eventmeta[{extra}]'")
+    def __init__(self, package: str, extra: str | None) -> None:
+        wanted = f"'eventmeta[{extra}]'" if extra else package
+        super().__init__(f"this needs {package}: pip install {wanted}")
 
 
 def _restored(

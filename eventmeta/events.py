@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import orjson
 
+from eventmeta.database_errors import CorruptEvent
 from projections import USER_ASSIGNED, USER_CREATED, USER_DELETED
 
 StreamType = Literal["session", "user"]
+_STREAM_TYPES = ("session", "user")
 
 METADATA_SET = "metadata_set"
 METADATA_DELETED = "metadata_deleted"
@@ -114,17 +116,49 @@ def upcast(event_type: str, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_event(row: Sequence[Any]) -> RecordedEvent:
-    """A row of the log, whose columns are ``projections.EVENT_COLUMNS``."""
+    """Return a row of the log, whose columns are ``projections.EVENT_COLUMNS``, as an event.
+
+    Raises:
+        CorruptEvent: Somebody has changed the row.
+    """
     position, stream_type, stream_id, version, event_id, kind, data, actor, context, at = row
-    return RecordedEvent(
-        Position(position),
-        stream_type,
-        stream_id,
-        version,
-        str(event_id),
-        kind,
-        upcast(kind, orjson.loads(data)),
-        actor,
-        orjson.loads(context) if context else {},
-        at,
-    )
+    problem = "is of no known kind of stream"
+    try:
+        if stream_type in _STREAM_TYPES:
+            problem = "has data that cannot be read"
+            facts = upcast(kind, _object(data))
+            problem = f"has data that is not that of {kind!r}"
+            if kind in BUILT_IN_TYPES:
+                _check_facts(kind, facts)
+            problem = "has a context that cannot be read"
+            about = _object(context) if context else {}
+            if isinstance(at, datetime):
+                place = Position(position)
+                event_id = str(event_id)
+                return RecordedEvent(
+                    place, stream_type, stream_id, version, event_id, kind, facts, actor, about, at
+                )
+            problem = f"has no time: {at!r}"
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    raise CorruptEvent(position, stream_id, version, problem)
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = orjson.loads(text)
+    if type(value) is not dict:
+        raise TypeError
+    return cast("dict[str, Any]", value)
+
+
+def _check_facts(kind: str, facts: dict[str, Any]) -> None:
+    """Raise unless ``facts`` are what the library itself relies on for ``kind``."""
+    if kind in (METADATA_SET, METADATA_DELETED):
+        for key, text, *_ in facts["changes"]:
+            if type(key) is not str or not isinstance(text, str | None):
+                raise TypeError
+    elif kind in (ITEMS_ADDED, ITEMS_REPLACED):
+        if not all(type(item_id) is int for item_id in facts["item_ids"]):
+            raise TypeError
+    elif kind == USER_ASSIGNED and not isinstance(facts["user_id"], str | None):
+        raise TypeError

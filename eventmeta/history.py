@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from eventmeta.codec import check_key, indexed_value, parse
 from eventmeta.commands import StreamKey
+from eventmeta.corruption import naming_corruption
 from eventmeta.dialects.statement import Row
 from eventmeta.errors import InvalidInput, InvalidPoint
 from eventmeta.events import Position, RecordedEvent, read_event
@@ -109,7 +110,8 @@ async def metadata_as_of(
 ) -> dict[str, Any]:
     """The metadata as it was at ``bound``: the fold of the events up to it."""
     statement = _statements(view, stream).metadata_as_of[bound.column]
-    rows = await view.fetch(statement, stream_id=stream.stream_id, bound=bound.value)
+    async with naming_corruption(view.database.log, stream):
+        rows = await view.fetch(statement, stream_id=stream.stream_id, bound=bound.value)
     if stream.stream_type == "user":
         found = document_of(rows)
     else:
@@ -172,7 +174,8 @@ async def history(view: View, stream: StreamKey, page: Page) -> list[HistoryEntr
 async def _events(view: View, stream: StreamKey, page: Page) -> list[RecordedEvent]:
     statements = _statements(view, stream)
     statement = statements.events if page.key is None else statements.events_of_key
-    rows = await view.fetch(statement, stream_id=stream.stream_id, **page._asdict())
+    async with naming_corruption(view.database.log, stream):
+        rows = await view.fetch(statement, stream_id=stream.stream_id, **page._asdict())
     return [read_event(row) for row in rows]
 
 

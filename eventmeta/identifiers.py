@@ -7,9 +7,9 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import cast
+from typing import Any, cast
 
 from eventmeta.codec import check_key, text_problem
 from eventmeta.deadline import Limits
@@ -65,11 +65,15 @@ def check_event_type(value: object, what: str = "event type") -> str:
     return value
 
 
-def check_types(types: Iterable[object] | None) -> list[str] | None:
+def check_types(types: object) -> list[str] | None:
     """``types``, if they can be types of events; None for all there are."""
     if isinstance(types, str):
         raise InvalidInput(f"types is the string {types!r}; give a list: [{types!r}]")
-    return None if types is None else [check_event_type(kind) for kind in types]
+    if types is None:
+        return None
+    if not isinstance(types, Iterable):
+        raise InvalidInput(f"types is a {type(types).__name__}; give a list of strings")
+    return [check_event_type(kind) for kind in cast("Iterable[object]", types)]
 
 
 def check_event_id(value: object) -> str:
@@ -92,6 +96,11 @@ def new_event_id() -> str:
     return "-".join((time_digits[:8], time_digits[8:], *parts))
 
 
+def derived_event_id(event_id: str, part: str) -> str:
+    """Return the id of another event that the same call records: always the same one."""
+    return str(uuid.uuid5(uuid.UUID(event_id), part))
+
+
 def check_count(what: str, value: object) -> int:
     """``value``, if it is a whole number from 0 on that every database can count to."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
@@ -106,8 +115,10 @@ def check_positive(what: str, value: object) -> int:
     return cast("int", value)
 
 
-def check_moment(value: datetime) -> datetime:
+def check_moment(value: object) -> datetime:
     """``value`` in UTC, if it names a moment."""
+    if not isinstance(value, datetime):
+        raise InvalidPoint(f"{value!r} is no point in time: give an aware datetime")
     if value.utcoffset() is None:
         raise InvalidPoint(
             f"{value!r} has no time zone, so it names no moment: use an aware datetime, "
@@ -146,6 +157,27 @@ def check_keys(keys: object) -> list[str]:
     if not isinstance(keys, Iterable):
         raise InvalidInput(f"keys is a {type(keys).__name__}; give a list of strings")
     return list(dict.fromkeys(check_key(key) for key in cast("Iterable[object]", keys)))
+
+
+def check_items(items: object) -> list[Any]:
+    """Return ``items`` as a list, if they can be a session's items; none if None.
+
+    Raises:
+        InvalidInput: It is no list, or one of them is no dict.
+    """
+    if items is None:
+        return []
+    if not isinstance(items, Iterable) or isinstance(items, str | bytes | Mapping):
+        kind = type(cast("object", items)).__name__
+        raise InvalidInput(f"items is a {kind}; give a list of dicts")
+    found = list(cast("Iterable[Any]", items))
+    for index, item in enumerate(found):
+        if not isinstance(item, Mapping):
+            raise InvalidInput(
+                f"items[{index}] is a {type(item).__name__}; give a dict, such as "
+                '{"role": "user", "content": "Hello"}'
+            )
+    return found
 
 
 def check_limit(value: object) -> int:

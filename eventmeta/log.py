@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Executable, bindparam, false, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.batch import append_in_steps
-from eventmeta.commands import Append, Command, StreamKey
+from eventmeta.commands import Append, Command, StreamKey, with_companions
 from eventmeta.database_errors import (
     DatabaseBusy,
     DatabaseUnavailable,
@@ -21,7 +21,7 @@ from eventmeta.database_errors import (
 )
 from eventmeta.deadline import Deadline, Expired, Limits
 from eventmeta.dialects import Dialect, EventRelation, Failure
-from eventmeta.dialects.statement import Program, Query, Row, Statement
+from eventmeta.dialects.statement import Program, Query, Row, Statement, only
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent, read_event
@@ -171,7 +171,7 @@ class EventLog:
                 return await self._attempt(commands, racing=attempts < RACES, waits=waits)
             except Exception:
                 # Whatever it was, the commit may have gone through before.
-                for command in commands:
+                for command in with_companions(commands):
                     command.may_be_recorded = True
                 raise
 
@@ -262,8 +262,24 @@ class EventLog:
             self.run(lambda: self.dialect.scan(statement(**values)), self.limits.long)
         )
 
-    async def fetch(self, query: Query, limits: Limits | None = None) -> Sequence[Row]:
-        """The rows of one query. A cancelled caller waits for the end, lest a connection leaks."""
+    async def fetch(
+        self,
+        query: Query,
+        limits: Limits | None = None,
+        connection: AsyncConnection | None = None,
+    ) -> Sequence[Row]:
+        """The rows of one query. A cancelled caller waits for the end, lest a connection leaks.
+
+        Args:
+            query: What to read.
+            limits: How long to wait for it.
+            connection: Read in this transaction of the caller's.
+        """
+        if connection is not None:
+            try:
+                return await self.dialect.write_within(connection, only(query))
+            except Exception as error:
+                raise self._retrying.failures.translated(error) from None
         (rows,) = await settle(self.run(lambda: self.dialect.read([query]), limits))
         return rows
 

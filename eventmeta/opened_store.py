@@ -43,15 +43,15 @@ class OpenedStore:
         self._limits = limits
         self._closed = False
 
-    @property
-    def _session_arguments(self) -> dict[str, Any]:
-        """What every session of this store is opened with."""
+    def _opening(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a session of this store is opened with: ``options``, and what they lack."""
         self._check_open()
         return {
             "engine": self._database.engine,
             "max_value_bytes": self._max_value_bytes,
             **self._limits._asdict(),
             **asdict(self._database.tables.names),
+            **options,
         }
 
     async def find_sessions_by_metadata(
@@ -134,7 +134,7 @@ class OpenedStore:
             AppendRejected: The stream has moved on, the event id belongs to another event, or
                 there is no such session for the user.
         """
-        kind = check_event_type(event.type)
+        kind = check_event_type(_new_event(event).type)
         if kind in BUILT_IN_TYPES:
             raise InvalidIdentifier(
                 "event type", kind, "is built in: use the method of the session that records it"
@@ -144,10 +144,12 @@ class OpenedStore:
         if (size := len(data.encode())) > limit:
             raise ValueTooLarge("data", size, limit)
         fields = command_fields(
+            "append()",
             {
                 "expected_version": expected_version,
                 "actor": event.actor,
                 "event_id": event.event_id,
+                "connection": connection,
             },
             self._view.access,
             event.context,
@@ -246,6 +248,15 @@ class OpenedStore:
     async def _connected(self) -> None:
         self._check_open()
         await self._database.connect(create=False, limits=self._limits)
+
+
+def _new_event(event: object) -> NewEvent:
+    if not isinstance(event, NewEvent):
+        raise InvalidInput(
+            f"the event is a {type(event).__name__}: give NewEvent(type, data), such as "
+            'NewEvent("ticket_opened", {"number": 12})'
+        )
+    return event
 
 
 def _object(data: object) -> dict[str, Any]:

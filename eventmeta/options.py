@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import inspect
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from typing import Any, TypedDict
 from uuid import UUID
 
@@ -11,8 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from eventmeta.access import Access
 from eventmeta.actor import current_actor
 from eventmeta.codec import canonical
-from eventmeta.errors import InvalidInput
+from eventmeta.errors import InvalidInput, UnknownOption
 from eventmeta.identifiers import check_actor, check_event_id, new_event_id
+from eventmeta.table_names import TableOptions
 
 
 class WriteOptions(TypedDict, total=False):
@@ -33,20 +37,76 @@ class WriteOptions(TypedDict, total=False):
     connection: AsyncConnection | AsyncSession | None
 
 
-_OPTIONS = WriteOptions.__annotations__.keys()
+_OPTIONS = frozenset(WriteOptions.__annotations__)
+
+
+def check_options(call: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse what ``call`` does not take, and suggest what it takes.
+
+    Raises:
+        UnknownOption: One of ``given`` is not ``known``.
+    """
+    for option in sorted({*given}.difference(known)):
+        near = difflib.get_close_matches(option, known, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(known))}"
+        raise UnknownOption(call, option, remedy)
+
+
+def options_of(kind: Any) -> frozenset[str]:
+    """Return the keyword arguments that the constructor of the class ``kind`` takes."""
+    return _options_of(kind)
+
+
+@cache
+def _options_of(kind: Any) -> frozenset[str]:
+    classes: tuple[type, ...] = kind.__mro__
+    names = set(TableOptions.__annotations__)
+    for each in classes:
+        constructor: Any = vars(each).get("__init__")
+        if constructor is None or each is object:
+            continue
+        taken = inspect.signature(constructor).parameters.values()
+        names |= {each.name for each in taken if each.kind is not each.VAR_KEYWORD}
+        if all(each.kind is not each.VAR_KEYWORD for each in taken):
+            break
+    return frozenset(names - {"self", "session_id", "engine"})
+
+
+def check_mapping(what: str, value: object) -> None:
+    """Refuse what is no dict, or the like.
+
+    Raises:
+        InvalidInput: It is something else.
+    """
+    if not isinstance(value, Mapping):
+        raise InvalidInput(f"{what} is a {type(value).__name__}; give a dict")
+
+
+def check_connection(value: object) -> None:
+    """Refuse what is not a transaction of the caller's.
+
+    Raises:
+        InvalidInput: It is neither an ``AsyncConnection`` nor an ``AsyncSession``, nor None.
+    """
+    if value is not None and not isinstance(value, AsyncConnection | AsyncSession):
+        raise InvalidInput(
+            f"connection is a {type(value).__name__}: give an AsyncConnection or AsyncSession of "
+            "SQLAlchemy's, with the transaction to write in"
+        )
 
 
 def command_fields(
-    options: WriteOptions, access: Access, extra_context: Mapping[str, Any] = {}
+    call: str, options: WriteOptions, access: Access, extra_context: Mapping[str, Any] = {}
 ) -> dict[str, Any]:
-    """``options``, ``access`` and the ambient actor as the fields of a command.
+    """``options`` of ``call``, ``access`` and the ambient actor as the fields of a command.
 
     Raises:
         InvalidInput: An option cannot be used.
-        TypeError: There is no such option.
+        UnknownOption: There is no such option.
     """
-    if unknown := options.keys() - _OPTIONS:
-        raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
+    check_options(call, options, _OPTIONS)
+    check_connection(options.get("connection"))
+    check_mapping("context", extra_context)
     expected = options.get("expected_version")
     if expected is not None and (type(expected) is not int or expected < 0):
         raise InvalidInput(f"expected_version {expected!r} is no version: give 0, 1, 2 …")

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
-from eventmeta.commands import AddItems, Append, Command, Fact, SetMetadata, may_add_tools
+from eventmeta.commands import (
+    AddItems,
+    Append,
+    Command,
+    Fact,
+    RecordUsage,
+    SetMetadata,
+    may_add_tools,
+    with_companions,
+)
 from eventmeta.dialects.statement import Program, Row, Statement, recordset
 from eventmeta.drafts import Draft, Outcome, event_row, item_rows
 from eventmeta.events import RecordedEvent
@@ -22,11 +31,13 @@ def is_plain(command: Command) -> bool:
         isinstance(command, Append)
         and command.expected_version is None
         and not command.may_be_recorded
+        and not (isinstance(command, RecordUsage) and command.message)
     )
 
 
 def statement_for(commands: Sequence[Command], sql: PlainStatements) -> Statement | None:
     """The statement that can take ``commands``: plain ones, each stream for one user only."""
+    commands = with_companions(commands)
     if not all(map(is_plain, commands)):
         return None
     for_users = _for_users(commands)
@@ -55,26 +66,28 @@ def append_at_once(
 
     Where None comes back, the session does not, or not yet, belong to whom the command is for.
     """
+    everything = with_companions(commands)
     rows = yield statement(
-        events=recordset(_events(commands)),
-        items=recordset(item_rows(enumerate(commands))),
-        **_columns(commands, metadata),
+        events=recordset(_events(everything)),
+        items=recordset(item_rows(enumerate(everything))),
+        **_columns(everything, metadata),
     )
     recorded = iter(rows)
     left = {row[0] for row in rows}
-    return [
-        _recorded(command, next(recorded)) if command.stream.stream_id in left else None
-        for command in commands
-    ]
+    outcomes: list[Outcome] = []
+    for command in commands:
+        own = [next(recorded) for _ in command.group] if command.stream.stream_id in left else ()
+        outcomes.append(_recorded(command, own[0]) if own else None)
+    return outcomes
 
 
-def _events(commands: Sequence[Append]) -> list[dict[str, Any]]:
+def _events(commands: Sequence[Command]) -> list[dict[str, Any]]:
     """What is known of the events, and how many ``later`` ones there are of the same stream."""
     for_users, later = _for_users(commands), Counter(command.stream for command in commands)
     events: list[dict[str, Any]] = []
     for n, command in enumerate(commands):
         later[command.stream] -= 1
-        event = event_row(command, command.fact)
+        event = event_row(command, cast(Append, command).fact)
         event |= {"n": n, "creates": command.creates_session, "later": later[command.stream]}
         if for_users:
             event["user_id"] = command.access.user_id
@@ -82,7 +95,7 @@ def _events(commands: Sequence[Append]) -> list[dict[str, Any]]:
     return events
 
 
-def _columns(commands: Sequence[Append], metadata: Projection) -> dict[str, str]:
+def _columns(commands: Sequence[Command], metadata: Projection) -> dict[str, str]:
     """The columns of the rows of ``metadata``, which get their times from their streams."""
     assert metadata.fold is not None
     names = (column.name for column in metadata.table.columns)

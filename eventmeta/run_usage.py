@@ -6,8 +6,11 @@ numbers themselves, in a `Ledger` on the ``Usage`` object.
 
 Exact, within a process:
 
+- Together. What is new is recorded in the transaction that adds the run's items: both or neither.
 - Retries. What is to be recorded is fixed, with its event id, before the first attempt; whatever
-  becomes of that (an error, a cancellation, a lost connection), the next call repeats it as it is.
+  becomes of that (an error, a cancellation, a lost connection), the next call repeats it.
+- A transaction of the caller's. What was recorded in one is asked for again when that has ended,
+  for the caller may have rolled it back.
 - Runs at the same time, also on the same session object: each has a ``Usage`` of its own.
 - Rewinds, failed attempts, cleared sessions: what was used stays used.
 - An agent as a tool: it shares the ``Usage`` of the run that called it, and so its run id. What
@@ -26,50 +29,53 @@ that was recorded is neither counted again nor lost, unless
   never saw the session): the later one's first requests are then taken for the earlier one's;
 - a state was resumed twice, and the second time the session is first called after as many tokens
   as the first time. (The Runner calls it before the first request: it saves the tool's output.)
-- more than `_REMEMBERED` events came between: what had been used until then counts again.
+- more than `resumed_runs._REMEMBERED` events came between: what was used until then counts again.
 
 A wrapper that an app hands to several runs is one run.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from itertools import accumulate
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import orjson
-from sqlalchemy import ColumnElement, bindparam, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.access import Access
-from eventmeta.codec import text_problem
-from eventmeta.commands import Append, Fact, StreamKey
+from eventmeta.commands import AddItems, Fact, Message, RecordUsage, StreamKey
 from eventmeta.database import Database
 from eventmeta.errors import AppendRejected
 from eventmeta.events import USAGE_RECORDED
 from eventmeta.identifiers import new_event_id
 from eventmeta.options import command_fields
+from eventmeta.resumed_runs import current_trace, recorded_usage, resumed_run
 from eventmeta.usage import NOTHING, UsageTotals
 from eventmeta.view import View
-from projections.types import SessionId
 
 if TYPE_CHECKING:
     from agents.usage import Usage
 
 _ATTRIBUTE = "_eventmeta_ledger"
-_REMEMBERED = 1_000
-_MAX_NAME = 255
 
 
 @dataclass(frozen=True)
 class Cause:
-    """The user message that caused a use of tokens, and where that is recorded."""
+    """The user message that caused a use of tokens, and where that is recorded.
+
+    Attributes:
+        database: Where.
+        stream: In which session.
+        access: On whose behalf.
+        user_message_id: The message, if it is known.
+        message: The same, if it is added only now.
+    """
 
     database: Database
     stream: StreamKey
     access: Access
-    user_message_id: int | None
+    user_message_id: int | None = None
+    message: Message | None = None
 
 
 @dataclass(frozen=True)
@@ -83,17 +89,53 @@ class Share:
 
 
 @dataclass(eq=False)
-class _Entry:
-    """An event to record. It stays the same until it is recorded."""
+class Entry:
+    """An event to record. It keeps its id until it is recorded.
+
+    Attributes:
+        database: Where.
+        command: What.
+        tried: An attempt was made, whose outcome may be unknown.
+        in_hand: A call is adding items with it.
+        transaction: The caller's transaction in which it was recorded, if it was in one.
+        recorded: It is recorded for good.
+    """
 
     database: Database
-    command: Append
+    command: RecordUsage
     tried: bool = False
+    in_hand: bool = False
+    transaction: Any = None
+    recorded: bool = False
 
-    async def record(self) -> None:
+    @property
+    def is_due(self) -> bool:
+        """Whether it is yet to be recorded, and not in a transaction that is still open."""
+        within = self.transaction is not None and self.transaction.is_active
+        return not self.recorded and not within
+
+    def try_now(self) -> RecordUsage:
+        """Return the command for an attempt."""
         self.command.may_be_recorded = self.tried
         self.tried = True
-        await self.database.submit(self.command)
+        return self.command
+
+    def goes_with(self, command: AddItems, database: Database) -> bool:
+        """Return whether it can be recorded with ``command``: in its session, for its user."""
+        own = self.command
+        same = own.stream == command.stream and own.access == command.access
+        return same and self.database is database and self.is_due and not self.in_hand
+
+    def attribute_to(self, user_message_id: int | None, message: Message | None) -> None:
+        """Name another message than its own, if that may have gone with a transaction.
+
+        If the transaction was committed after all, the event that it recorded stays as it is.
+        """
+        if self.transaction is None and self.command.message in (None, message):
+            return
+        self.command.message = message
+        facts = {**self.command.fact.data, "user_message_id": user_message_id}
+        self.command.fact = Fact(USAGE_RECORDED, facts)
 
 
 @dataclass(eq=False)
@@ -103,9 +145,10 @@ class Ledger:
     Attributes:
         run_id: The run; None until it is known whether it is a resumed one.
         reached: The sums that are recorded, or about to be.
-        shares: The responses of which hooks told, until they are recorded.
+        shares: The responses of which hooks told, until they are entered.
         cause: The user message that is being answered.
         causes: The last one in each session.
+        finish: Records what is left, in the session that the run uses; None until it uses one.
     """
 
     run_id: str | None
@@ -115,38 +158,41 @@ class Ledger:
     causes: dict[tuple[Database, StreamKey], Cause] = field(
         default_factory=dict[tuple[Database, StreamKey], Cause]
     )
-    _entries: list[_Entry] = field(default_factory=list[_Entry])
+    finish: Callable[[Usage], Awaitable[None]] | None = None
+    _entries: list[Entry] = field(default_factory=list[Entry])
 
     def __deepcopy__(self, memo: Any) -> Ledger:
         """As `Usage` is copied for a state: from now on both go their own ways."""
-        return Ledger(
-            self.run_id,
-            self.reached,
-            [*self.shares],
-            self.cause,
-            {**self.causes},
-            [*self._entries],
+        return replace(
+            self, shares=[*self.shares], causes={**self.causes}, _entries=[*self._entries]
         )
 
     def __reduce__(self) -> Any:
         """It does not leave the process: a pickled ``Usage`` is like one from JSON."""
         return _nothing, ()
 
-    async def identify(self, usage: Usage, cause: Cause) -> None:
+    async def identify(
+        self, usage: Usage, cause: Cause, connection: AsyncConnection | None = None
+    ) -> None:
         """Learn which run this is, if that is not known yet."""
         if self.run_id is not None:
             return
-        events = await _recorded(cause)
+        view = View(cause.database, cause.access)
+        events = await recorded_usage(view, cause.stream, connection)
         if self.run_id is None:  # nobody else did meanwhile
-            run_id, self.reached = _resumed(usage, events) or (new_event_id(), NOTHING)
+            run_id, self.reached = resumed_run(usage, events) or (new_event_id(), NOTHING)
             self.run_id = run_id
 
+    def owes(self, usage: Usage) -> bool:
+        """Return whether anything of ``usage`` may not be recorded yet."""
+        return any(entry.is_due for entry in self._entries) or UsageTotals.of(usage) != self.reached
+
     def enter(self, usage: Usage, cause: Cause) -> None:
-        """Take down what was used since the last time, because of ``cause``; see `settle`."""
+        """Take down what was used since the last time, because of ``cause``."""
         rest = UsageTotals.of(usage).less(self.reached)
         for share in _divided(rest, self.shares):
             reached = self.reached.plus(share.totals)
-            self._entries.append(_Entry(cause.database, self._event(share, cause, reached)))
+            self._entries.append(Entry(cause.database, self._event(share, cause, reached)))
             self.reached = reached
         self.shares.clear()
 
@@ -154,8 +200,35 @@ class Ledger:
         """From now on this is answered."""
         self.cause = self.causes[cause.database, cause.stream] = cause
 
-    async def settle(self) -> None:
+    def take(self, command: AddItems, cause: Cause) -> list[Entry]:
+        """Make what can be recorded with ``command`` its companions; `put_back` has to follow."""
+        taken = [entry for entry in self._entries if entry.goes_with(command, cause.database)]
+        for entry in taken:
+            entry.in_hand = True
+            entry.attribute_to(cause.user_message_id, cause.message)
+        command.companions = [entry.try_now() for entry in taken]
+        return taken
+
+    def put_back(
+        self, taken: Sequence[Entry], *, recorded: bool = False, transaction: Any = None
+    ) -> None:
+        """Take down what has become of the entries of `take`.
+
+        Args:
+            taken: The entries.
+            recorded: Whether they are recorded for good.
+            transaction: The caller's transaction in which they are recorded.
+        """
+        for entry in taken:
+            entry.in_hand = False
+            entry.recorded, entry.transaction = recorded, transaction
+        self._entries = [entry for entry in self._entries if not entry.recorded]
+
+    async def settle(self, *, in_hand: bool = True) -> None:
         """Record all that was entered.
+
+        Args:
+            in_hand: Also what other calls are recording with their items.
 
         Raises:
             AppendRejected: Part of it has no place any more: its session belongs to someone else by
@@ -164,16 +237,20 @@ class Ledger:
         """
         rejected: AppendRejected | None = None
         for entry in list(self._entries):
+            if not entry.is_due or (entry.in_hand and not in_hand):
+                continue
+            if entry.transaction is not None:
+                entry.attribute_to(None, None)
             try:
-                await entry.record()
+                await entry.database.submit(entry.try_now())
             except AppendRejected as error:
                 rejected = error
-            if entry in self._entries:
-                self._entries.remove(entry)
+            entry.recorded = True
+        self._entries = [entry for entry in self._entries if not entry.recorded]
         if rejected is not None:
             raise rejected
 
-    def _event(self, share: Share, cause: Cause, reached: UsageTotals) -> Append:
+    def _event(self, share: Share, cause: Cause, reached: UsageTotals) -> RecordUsage:
         trace_id, span_id = current_trace()
         facts = {
             "run_id": self.run_id,
@@ -187,10 +264,11 @@ class Ledger:
             "span_id": span_id,
             "reached": asdict(reached),
         }
-        return Append(
+        return RecordUsage(
             stream=cause.stream,
             fact=Fact(USAGE_RECORDED, facts),
-            **command_fields({}, cause.access),
+            message=cause.message,
+            **command_fields("add_items()", {}, cause.access),
         )
 
 
@@ -201,23 +279,6 @@ def ledger_of(usage: Usage) -> Ledger:
         ledger = Ledger(None if UsageTotals.of(usage) else new_event_id())
         setattr(usage, _ATTRIBUTE, ledger)
     return ledger
-
-
-def current_trace() -> tuple[str | None, str | None]:
-    """The ids of the current trace and span of the SDK, where it traces."""
-    agents = sys.modules.get("agents")
-    if agents is None:
-        return None, None
-    trace, span = agents.get_current_trace(), agents.get_current_span()
-    trace_id = span.trace_id if trace is None and span is not None else trace and trace.trace_id
-    return usable_name(trace_id), usable_name(span and span.span_id)
-
-
-def usable_name(value: object) -> str | None:
-    """``value``, if it is a name that every database can keep, as far as they do."""
-    if not isinstance(value, str) or value in ("", "no-op"):
-        return None
-    return None if text_problem(value) else value[:_MAX_NAME]
 
 
 def _nothing() -> None:
@@ -232,50 +293,3 @@ def _divided(rest: UsageTotals, shares: Iterable[Share]) -> Iterator[Share]:
             yield share
     if rest:
         yield Share(rest)
-
-
-async def _recorded(cause: Cause) -> list[dict[str, Any]]:
-    """The latest events of the session, last first."""
-    view = View(cause.database, cause.access)
-    log = cause.database.tables.events
-    stream_id: ColumnElement[str] = bindparam("stream_id", type_=SessionId)
-    query = (
-        select(log.c.data)
-        .where(
-            log.c.stream_id == stream_id,
-            log.c.stream_type == "session",
-            log.c.type == USAGE_RECORDED,
-            *view.reads.ownership.of_session(stream_id),
-        )
-        .order_by(log.c.version.desc())
-        .limit(_REMEMBERED)
-    )
-    read = cause.database.log.read
-    rows = await read(query, stream_id=cause.stream.stream_id, **view.owner)
-    return [orjson.loads(row[0]) for row in rows]
-
-
-def _resumed(usage: Usage, events: Iterable[dict[str, Any]]) -> tuple[str, UsageTotals] | None:
-    """The run that ``usage`` goes on with, and what is recorded of it."""
-    entries = [UsageTotals.of_request(entry) for entry in usage.request_usage_entries]
-    prefixes = {_tokens(sums) for sums in accumulate(entries, UsageTotals.plus)}
-    prefixes.add(_tokens(NOTHING))
-    prefixes.add(_tokens(UsageTotals.of(usage)))
-    trace_id, _ = current_trace()
-    found = [
-        (trace_id is not None and event["trace_id"] == trace_id, reached, event["run_id"])
-        for event in events
-        if (reached := UsageTotals.read(event["reached"])).requests <= (usage.requests or 0)
-        and _tokens(reached) in prefixes
-    ]
-    if not found:
-        return None
-    _, reached, run_id = max(
-        found, key=lambda each: (each[0], each[1].requests, each[1].total_tokens)
-    )
-    return run_id, reached
-
-
-def _tokens(totals: UsageTotals) -> UsageTotals:
-    """Without the requests, for those that used no tokens are not listed one by one."""
-    return UsageTotals(**{**asdict(totals), "requests": 0})

@@ -10,6 +10,7 @@ from typing import Any, cast
 import orjson
 
 from eventmeta.codec import check_key, indexed_value
+from eventmeta.corruption import naming_corruption
 from eventmeta.dialects.statement import Row
 from eventmeta.errors import InvalidInput
 from eventmeta.events import Position
@@ -67,7 +68,8 @@ async def find_sessions(
         return [row[0] for row in await own.fetch(own.reads.sessions_by_value, **values)]
     statement = own.reads.sessions_by_value_as_of[bound.column]
     values |= {"bound": bound.value, "pattern": _naming(key)}
-    return [row[0] for row in await own.fetch(statement, **values)]
+    async with naming_corruption(view.database.log):
+        return [row[0] for row in await own.fetch(statement, **values)]
 
 
 def _naming(key: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
+from typing import Unpack
 
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta.database import shared_engine
-from eventmeta.session import MetadataSession
+from eventmeta.session import MetadataSession, SessionOptions
 
 
 class SQLiteSession(MetadataSession):
@@ -24,7 +24,7 @@ class SQLiteSession(MetadataSession):
         db_path: str | PathLike[str] = ":memory:",
         *,
         engine: AsyncEngine | None = None,
-        **kwargs: Any,
+        **options: Unpack[SessionOptions],
     ) -> None:
         """Open the session; the file and its tables are created at the first call.
 
@@ -32,10 +32,10 @@ class SQLiteSession(MetadataSession):
             session_id: Which conversation.
             db_path: The file of the database; in memory by default.
             engine: An engine to take instead of the file.
-            **kwargs: As for `MetadataSession`.
+            **options: As for `MetadataSession`.
         """
         if engine is None:
             url = URL.create("sqlite+aiosqlite", database=str(db_path))
             engine = shared_engine(url.render_as_string(hide_password=False), None)
-        kwargs.setdefault("create_tables", True)
-        super().__init__(session_id, engine=engine, **kwargs)
+        options.setdefault("create_tables", True)
+        super().__init__(session_id, engine=engine, **options)

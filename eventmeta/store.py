@@ -4,24 +4,37 @@ from __future__ import annotations
 
 from typing import Any, Self, Unpack
 
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta.access import ADMINISTRATOR, Access
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
 from eventmeta.commands import DeleteUser, StreamKey
 from eventmeta.database import Database
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT, Limits
+from eventmeta.dialects import make_engine
 from eventmeta.events import RecordedEvent
-from eventmeta.identifiers import check_limits, check_user_id
-from eventmeta.options import WriteOptions, command_fields
+from eventmeta.identifiers import check_limits, check_positive, check_user_id
+from eventmeta.options import WriteOptions, check_options, command_fields, options_of
 from eventmeta.projected_store import ProjectedStore
 from eventmeta.search import SessionEntry, latest_sessions, list_sessions
-from eventmeta.session import MetadataSession
+from eventmeta.session import MetadataSession, SessionOptions
+from eventmeta.session.arguments import CreationOptions, HandleOptions
 from eventmeta.settle import settle
 from eventmeta.table_names import TableNames, TableOptions
 from eventmeta.user_store import UserStore
 from eventmeta.users import User
 from eventmeta.view import View
+
+
+class StoreOptions(TableOptions, total=False):
+    """Keyword arguments with which a store is opened: see `MetadataStore`."""
+
+    create_tables: bool
+    max_value_bytes: int
+    timeout: float
+    retry_for: float
+    hints: bool
 
 
 class MetadataStore(ProjectedStore):
@@ -35,6 +48,7 @@ class MetadataStore(ProjectedStore):
         self,
         engine: AsyncEngine,
         *,
+        create_tables: bool = False,
         max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
         timeout: float = DEFAULT_TIMEOUT,
         retry_for: float = DEFAULT_RETRY_FOR,
@@ -45,6 +59,8 @@ class MetadataStore(ProjectedStore):
 
         Args:
             engine: See `MetadataSession`.
+            create_tables: Create missing tables at the first call, of this store or of another
+                store or session of the engine with the same tables.
             max_value_bytes: The largest metadata value, and the largest data of an event of the
                 app's own, in bytes of JSON.
             timeout: How many seconds a call waits for the database, connecting and retries
@@ -62,10 +78,16 @@ class MetadataStore(ProjectedStore):
         Raises:
             InvalidIdentifier: A table name cannot be used.
             InvalidInput: ``timeout`` or ``retry_for`` is no number of seconds.
+            UnknownOption: There is no such option.
             UnsupportedEngine: There is no dialect for the engine.
         """
+        if table_names.keys() - TableOptions.__annotations__.keys():
+            kind = type(self)
+            check_options(f"{kind.__name__}()", table_names, options_of(kind))
+        check_positive("max_value_bytes", max_value_bytes)
         limits = check_limits(timeout, retry_for)
         database = Database.of(engine, TableNames.of(table_names))
+        database.creates_tables = database.creates_tables or create_tables
         super().__init__(database, ADMINISTRATOR, max_value_bytes, limits)
         if limits != Limits():
             database.log.limits = limits
@@ -74,20 +96,26 @@ class MetadataStore(ProjectedStore):
 
     @classmethod
     def from_url(
-        cls, url: str, *, engine_kwargs: dict[str, Any] | None = None, **kwargs: Any
+        cls,
+        url: str | URL,
+        *,
+        engine_kwargs: dict[str, Any] | None = None,
+        **options: Unpack[StoreOptions],
     ) -> Self:
         """Open the store in the database at ``url``, with an engine of its own.
 
         Args:
             url: Such as ``"sqlite+aiosqlite:///sessions.db"``.
             engine_kwargs: Passed to ``create_async_engine``.
-            **kwargs: Passed to the constructor.
+            **options: As for the constructor.
 
         Raises:
-            InvalidIdentifier: A table name cannot be used.
+            InvalidInput: An option cannot be used, or the URL cannot be read.
+            MissingExtra: The driver is not installed.
             UnsupportedEngine: There is no dialect for the database or the driver.
         """
-        store = cls(create_async_engine(url, **(engine_kwargs or {})), **kwargs)
+        check_options(f"{cls.__name__}.from_url()", options, options_of(cls))
+        store = cls(make_engine(url, engine_kwargs), **options)
         store._owns_engine = True
         return store
 
@@ -139,29 +167,31 @@ class MetadataStore(ProjectedStore):
 
     # --- Sessions -------------------------------------------------------------------------------
 
-    def session(self, session_id: str, **kwargs: Any) -> MetadataSession:
-        """The session ``session_id``; ``kwargs`` as for `MetadataSession`."""
-        arguments = {**self._session_arguments, **kwargs}
-        return MetadataSession(session_id, **arguments)
+    def session(self, session_id: str, **options: Unpack[SessionOptions]) -> MetadataSession:
+        """The session ``session_id``; ``options`` as for `MetadataSession`."""
+        return MetadataSession(session_id, **self._opening(options))
 
-    async def create_session(self, user_id: str, **kwargs: Any) -> MetadataSession:
+    async def create_session(
+        self, user_id: str, **options: Unpack[CreationOptions]
+    ) -> MetadataSession:
         """Make a session of ``user_id``: see `MetadataSession.create_session`."""
-        arguments = {**self._session_arguments, **kwargs}
-        return await MetadataSession.create_session(user_id, **arguments)
+        return await MetadataSession.create_session(user_id, **self._opening(options))
 
     async def get_session(
-        self, user_id: str, session_id: str, **kwargs: Any
+        self, user_id: str, session_id: str, **options: Unpack[HandleOptions]
     ) -> MetadataSession | None:
         """The session, if it exists and is the user's: see `MetadataSession.get_session`."""
-        arguments = {**self._session_arguments, **kwargs}
-        return await MetadataSession.get_session(user_id, session_id, **arguments)
+        return await MetadataSession.get_session(user_id, session_id, **self._opening(options))
 
     async def get_sessions(
-        self, user_id: str, limit: int | None = None, offset: int = 0, **kwargs: Any
+        self,
+        user_id: str,
+        limit: int | None = None,
+        offset: int = 0,
+        **options: Unpack[HandleOptions],
     ) -> list[MetadataSession]:
         """The sessions of ``user_id``: see `MetadataSession.get_sessions`."""
-        arguments = {**self._session_arguments, **kwargs}
-        return await MetadataSession.get_sessions(user_id, limit, offset, **arguments)
+        return await MetadataSession.get_sessions(user_id, limit, offset, **self._opening(options))
 
     async def get_sessions_for_user(
         self, user_id: str, limit: int | None = None, offset: int = 0
@@ -227,7 +257,7 @@ class MetadataStore(ProjectedStore):
         """
         command = DeleteUser(
             stream=StreamKey(check_user_id(user_id), "user"),
-            **command_fields(options, self._view.access),
+            **command_fields("delete_user()", options, self._view.access),
         )
         self._check_open()
         connection = options.get("connection")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 from eventmeta.access import Access
 from eventmeta.database import Database
@@ -10,7 +11,8 @@ from eventmeta.deadline import Limits
 from eventmeta.errors import UserMismatch, UserNotFound
 from eventmeta.opened_store import OpenedStore
 from eventmeta.search import SessionEntry, list_sessions
-from eventmeta.session import MetadataSession
+from eventmeta.session import MetadataSession, SessionOptions
+from eventmeta.session.arguments import CreationOptions, HandleOptions
 from eventmeta.users import User
 
 
@@ -31,24 +33,25 @@ class UserStore(OpenedStore):
         """The user."""
         return self._user_id
 
-    def session(self, session_id: str, **kwargs: Any) -> MetadataSession:
+    def session(self, session_id: str, **options: Unpack[SessionOptions]) -> MetadataSession:
         """The session ``session_id``, if the user owns it: else it is as if it were not there.
 
         Args:
             session_id: Which session.
-            **kwargs: As for `MetadataSession`; ``claim`` is False unless said otherwise.
+            **options: As for `MetadataSession`; ``claim`` is False unless said otherwise.
         """
-        return MetadataSession(session_id, **self._arguments(kwargs), user_id=self._user_id)
+        return MetadataSession(session_id, **self._arguments(options), user_id=self._user_id)
 
-    async def create_session(self, **kwargs: Any) -> MetadataSession:
+    async def create_session(self, **options: Unpack[CreationOptions]) -> MetadataSession:
         """Make a session of the user's: see `MetadataSession.create_session`."""
-        return await MetadataSession.create_session(self._user_id, **self._arguments(kwargs))
+        return await MetadataSession.create_session(self._user_id, **self._arguments(options))
 
-    async def get_session(self, session_id: str, **kwargs: Any) -> MetadataSession | None:
+    async def get_session(
+        self, session_id: str, **options: Unpack[HandleOptions]
+    ) -> MetadataSession | None:
         """The session, if it exists and is the user's: see `MetadataSession.get_session`."""
-        return await MetadataSession.get_session(
-            self._user_id, session_id, **self._arguments(kwargs)
-        )
+        arguments = self._arguments(options)
+        return await MetadataSession.get_session(self._user_id, session_id, **arguments)
 
     async def list_sessions(
         self, *, limit: int | None = 100, after: SessionEntry | None = None
@@ -68,10 +71,11 @@ class UserStore(OpenedStore):
             raise UserNotFound(str(user_id))
         return User(self._user_id, self._view, self._max_value_bytes)
 
-    def _arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if kwargs.pop("user_id", self._user_id) != self._user_id:
+    def _arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        given = dict(options)
+        if given.pop("user_id", self._user_id) != self._user_id:
             raise UserMismatch(
                 "this is the store of another user: leave user_id out, or ask as_user() of a "
                 "MetadataStore for the store of that one"
             )
-        return {"claim": False, **self._session_arguments, **kwargs}
+        return self._opening({"claim": False, **given})

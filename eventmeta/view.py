@@ -15,7 +15,7 @@ from eventmeta.dialects.statement import Row, Statement
 from eventmeta.events import RecordedEvent
 from eventmeta.reach import OWNER
 from eventmeta.read_statements import ReadStatements
-from eventmeta.reader import Lookup
+from eventmeta.reader import Lookup, query_for
 
 
 class View(NamedTuple):
@@ -46,8 +46,19 @@ class View(NamedTuple):
         query = statement(**values, **self.owner)
         return await self.database.fetch(query, self.limits)
 
-    async def look_up(self, lookup: Lookup, **request: Any) -> Sequence[Row]:
-        """The rows of one of the ``reads`` for ``request``, each after a number."""
+    async def look_up(
+        self, lookup: Lookup, connection: AsyncConnection | None = None, **request: Any
+    ) -> Sequence[Row]:
+        """The rows of one of the ``reads`` for ``request``, each after a number.
+
+        Args:
+            lookup: Which of the reads.
+            connection: Read in this transaction of the caller's.
+            **request: Its parameters.
+        """
+        if connection is not None:
+            query = query_for(lookup, [{**request, **self.owner}])
+            return await self.database.log.fetch(query, self.limits, connection)
         return await self.database.fetch(lookup, self.limits, **request, **self.owner)
 
     async def submit(

@@ -191,7 +191,7 @@ async def test_the_store_of_a_user_is_nobody_elses(store: MetadataStore) -> None
     with pytest.raises(UserNotFound):
         alice.user("bob")
     with pytest.raises(UserMismatch):
-        await alice.create_session(user_id="bob")
+        await alice.create_session(user_id="bob")  # type: ignore[call-arg]
     for name in ("as_user", "delete_user", "database", "engine", "create_tables", "get_sessions"):
         assert not hasattr(alice, name)
 

@@ -16,6 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import (
+    DatabaseFailure,
     MetadataSession,
     MetadataStore,
     OutcomeUnknown,
@@ -137,20 +138,17 @@ async def test_without_structured_metadata_nothing_is_recorded(store: MetadataSt
 # --- Failures -----------------------------------------------------------------------------------
 
 
-async def test_usage_that_cannot_be_recorded_is_recorded_later(
-    session: MetadataSession,
-    engine: AsyncEngine,
-    backend: Backend,
-    caplog: pytest.LogCaptureFixture,
+async def test_items_whose_usage_cannot_be_recorded_are_not_added(
+    session: MetadataSession, engine: AsyncEngine, backend: Backend
 ) -> None:
-    """And does not make the caller add the items again."""
+    """Nor is the usage lost: it is recorded when they are."""
     wrapper = run()
     await session.add_items(users("Hi"), wrapper=wrapper)
     await refuse(engine, backend, "usage_recorded")
     wrapper.usage.add(usage(10))
-    await session.add_items(ANSWER, wrapper=wrapper)
-    assert "not recorded yet" in caplog.text
-    assert len(await session.get_items()) == 2
+    with pytest.raises(DatabaseFailure, match="not in this database"):
+        await session.add_items(ANSWER, wrapper=wrapper)
+    assert len(await session.get_items()) == 1
     async with engine.begin() as connection:
         table = " ON agent_events" if backend.name == "postgresql" else ""
         await connection.exec_driver_sql(f"DROP TRIGGER refuse{table}")
@@ -161,29 +159,27 @@ async def test_usage_that_cannot_be_recorded_is_recorded_later(
 
 @pytest.mark.parametrize("recorded", [True, False])
 async def test_a_lost_answer_is_asked_for_again(
-    session: MetadataSession,
-    monkeypatch: pytest.MonkeyPatch,
-    recorded: bool,
-    caplog: pytest.LogCaptureFixture,
+    session: MetadataSession, monkeypatch: pytest.MonkeyPatch, recorded: bool
 ) -> None:
-    """Whether the event was recorded or not; and copies of the usage do not count it again."""
+    """Whether the events were recorded or not; and copies of the usage do not count it again."""
     wrapper = run()
     await session.add_items(users("Hi"), wrapper=wrapper)
     wrapper.usage.add(usage(10))
     submit = session._database.submit
 
     async def lossy(command: Any, connection: Any = None) -> Any:
-        usage_event = command.fact.type == "usage_recorded"
-        if recorded or not usage_event:
+        if recorded:
             await submit(command, connection)
-        if usage_event:
-            raise OutcomeUnknown("lost")
-        return await submit(command, connection)
+        raise OutcomeUnknown("lost")
 
+    event_id = new_event_id()
     monkeypatch.setattr(session._database, "submit", lossy)
-    await session.add_items(ANSWER, wrapper=wrapper, event_id=new_event_id())
+    with pytest.raises(OutcomeUnknown):
+        await session.add_items(ANSWER, wrapper=wrapper, event_id=event_id)
     monkeypatch.undo()
-    assert "lost" in caplog.text
+    await session.add_items(ANSWER, wrapper=wrapper, event_id=event_id)
+    assert len(await session.get_items()) == 2
+    assert (await session.get_usage()).input_tokens == 10
     resumed = wrapper._copy_for_run_state()
     wrapper.usage.add(usage(1))
     resumed.usage.add(usage(100))
@@ -226,6 +222,8 @@ async def test_a_rollback_of_the_caller_takes_no_usage_away(
     wrapper.usage.add(usage(1))
     async with engine.connect() as connection:
         await session.add_items(ANSWER, wrapper=wrapper, connection=connection)
+        count = text("SELECT count(*) FROM agent_usage")
+        assert await connection.scalar(count) == 1
         await connection.rollback()
     assert caplog.text == ""
     assert await session.get_usage() == UsageTotals()
@@ -359,7 +357,8 @@ async def test_usage_without_a_place_does_not_hold_up_the_rest(
     await hers.add_items(users("a"), wrapper=wrapper)
     wrapper.usage.add(usage(6))
     with monkeypatch.context() as broken:
-        broken.setattr(Ledger, "settle", lambda _: asyncio.sleep(0))
+        broken.setattr(Ledger, "take", lambda *_: [])
+        broken.setattr(Ledger, "settle", lambda *_, **__: asyncio.sleep(0))
         await hers.add_items(ANSWER, wrapper=wrapper)
     await hers.transfer("bob")
     other = structured.session("other", user_id="alice")

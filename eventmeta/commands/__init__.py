@@ -4,11 +4,13 @@ A command becomes one event, or none if there was nothing to do. Plain commands 
 of the stream, so a whole batch of them is set-based; the others look before they write.
 """
 
-from eventmeta.commands.base import Append, Command, Fact, StreamKey
+from eventmeta.commands.base import Append, Command, Fact, StreamKey, with_companions
 from eventmeta.commands.items import (
     AddItems,
     ClearSession,
+    Message,
     PopItem,
+    RecordUsage,
     ReplaceItems,
     insert_items,
     may_add_tools,
@@ -33,7 +35,9 @@ __all__ = [
     "DeleteUser",
     "DeleteUserMetadata",
     "Fact",
+    "Message",
     "PopItem",
+    "RecordUsage",
     "ReplaceItems",
     "SetMetadata",
     "SetUserMetadata",
@@ -42,4 +46,5 @@ __all__ = [
     "assignment",
     "insert_items",
     "may_add_tools",
+    "with_companions",
 ]

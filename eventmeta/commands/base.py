@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, NamedTuple
@@ -42,6 +42,8 @@ class Command:
         actor: Who asks.
         context: JSON text of the context.
         access: On whose behalf.
+        companions: Commands to the same stream, which follow it in the same transaction: all of
+            them, or none if it is rejected.
         owner: Whose the stream is, told when the command is carried out. See `Head.user_id`.
         recorded_at: When its event is recorded, told likewise.
     """
@@ -53,6 +55,7 @@ class Command:
     actor: str | None = None
     context: str | None = None
     access: Access = ADMINISTRATOR
+    companions: Sequence[Command] = ()
     owner: str | None = field(default=None, init=False)
     recorded_at: datetime | None = field(default=None, init=False)
 
@@ -91,6 +94,11 @@ class Command:
         """About how many bytes it adds to the parameters of a batch."""
         return 512
 
+    @property
+    def group(self) -> tuple[Command, ...]:
+        """Itself and its companions, in their order."""
+        return (self, *self.companions)
+
 
 @dataclass(kw_only=True)
 class Append(Command):
@@ -125,6 +133,11 @@ class Append(Command):
     def size(self) -> int:
         """The data's, and some."""
         return self.data_size + 512
+
+
+def with_companions(commands: Iterable[Command]) -> list[Command]:
+    """Return ``commands``, each followed by its companions."""
+    return [member for command in commands for member in command.group]
 
 
 def _differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

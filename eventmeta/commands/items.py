@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from eventmeta.command_statements import CommandStatements
 from eventmeta.commands.base import Append, Command, Fact
@@ -28,10 +28,15 @@ class AddItems(Append):
     """Add items to a session, which is created if need be.
 
     The batch inserts the items of all its commands together, and completes the fact with their ids.
+
+    Attributes:
+        items: Their texts.
+        item_ids: The ids of their rows, once they are known.
     """
 
     items: Sequence[str]
     fact: Fact = _ITEMS_ADDED
+    item_ids: Sequence[int] | None = field(default=None, init=False)
 
     creates_session: ClassVar[bool] = True
     locks_row: ClassVar[bool] = True
@@ -40,12 +45,46 @@ class AddItems(Append):
         """As many items must have been added."""
         if recorded.type != ITEMS_ADDED or len(recorded.data["item_ids"]) != len(self.items):
             return EventIdReused(self.event_id, recorded.type)
+        self.item_ids = recorded.data["item_ids"]
         return None
 
     @property
     def size(self) -> int:
-        """The items', and some."""
-        return sum(map(len, self.items)) + 512
+        """The items', and some; and that of what is recorded with them."""
+        return sum(map(len, self.items)) + 512 + sum(each.size for each in self.companions)
+
+
+class Message(NamedTuple):
+    """An item whose id is known when its command has been carried out."""
+
+    added: AddItems
+    place: int
+
+
+@dataclass(kw_only=True)
+class RecordUsage(Append):
+    """Record what a run has used, with the items that it adds if there are any.
+
+    Attributes:
+        message: The user message which caused the use, if that is added only now; else the fact
+            has its id.
+    """
+
+    message: Message | None = None
+
+    @property
+    def completed(self) -> Fact:
+        """The fact, with the id of the message if that is known by now."""
+        if self.message is None or self.message.added.item_ids is None:
+            return self.fact
+        message_id = self.message.added.item_ids[self.message.place]
+        return Fact(self.fact.type, {**self.fact.data, "user_message_id": message_id})
+
+    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+        """The id was made for this use; only the message may have been known better."""
+        if recorded.type != self.fact.type:
+            return EventIdReused(self.event_id, recorded.type)
+        return None
 
 
 def may_add_tools(command: Command) -> bool:

@@ -15,7 +15,7 @@ class Failure(enum.Enum):
     REFUSED = "a rule of the database forbids the change: a constraint or a trigger"
     ORPHANED = "a foreign key forbids the change"
     FORBIDDEN = "the role lacks a right"
-    TABLE_MISSING = "a table does not exist"
+    TABLE_MISSING = "a table, or a column of it, does not exist"
     DISCONNECTED = "the connection was lost, or none could be made"
     NOT_LET_IN = "the server or the file refuses connections, and will go on doing so"
     NO_CONNECTION_LEFT = "the server or the pool has no connection left to give"

@@ -10,7 +10,7 @@ from sqlalchemy import ClauseElement, Executable
 from sqlalchemy import Dialect as SQLDialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from eventmeta.database_errors import UnexpectedRowCount
+from eventmeta.database_errors import CorruptEvent, DatabaseFailure, UnexpectedRowCount
 
 T = TypeVar("T")
 
@@ -29,6 +29,7 @@ class Statement:
         constants: Mapping[str, Any] | None = None,
         encoders: Mapping[str, Convert] | None = None,
         decoders: Sequence[Convert | None] = (),
+        columns: Sequence[str] = (),
     ) -> None:
         self.sql = sql
         self._names = tuple(names)
@@ -36,6 +37,7 @@ class Statement:
         self._encoders = encoders or {}
         self._decoders = decoders
         self.yields_rows = bool(decoders)
+        self._columns = columns
         self._exact = not any(decoders)
 
     @classmethod
@@ -59,6 +61,7 @@ class Statement:
                 column.type.dialect_impl(dialect).result_processor(dialect, None)
                 for column in columns
             ],
+            columns=[*columns.keys()] if columns else (),
         )
 
     def __call__(self, **values: Any) -> Query:
@@ -71,16 +74,31 @@ class Statement:
         return encode(value) if encode else value
 
     def decode(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Rows as the driver gave them, with the types of the statement's columns."""
-        if self._exact:
-            return rows
-        return [
-            tuple(
-                decode(value) if decode else value
-                for decode, value in zip(self._decoders, row, strict=True)
+        """Rows as the driver gave them, with the types of the statement's columns.
+
+        Raises:
+            CorruptEvent: A value of an event cannot be read.
+            DatabaseFailure: A value of another row cannot be read.
+        """
+        return rows if self._exact else [self._decoded(row) for row in rows]
+
+    def _decoded(self, row: Row) -> Row:
+        try:
+            return tuple(
+                [
+                    decode(value) if decode else value
+                    for decode, value in zip(self._decoders, row, strict=True)
+                ]
             )
-            for row in rows
-        ]
+        except (TypeError, ValueError) as error:
+            found = dict(zip(self._columns, row, strict=False))
+            problem = f"cannot be read: {error}"
+            if "position" not in found:
+                names = ", ".join(found)
+                raise DatabaseFailure(f"a row with the columns {names} {problem}") from None
+            raise CorruptEvent(
+                found["position"], found.get("stream_id"), found.get("version"), problem
+            ) from None
 
 
 class Query(NamedTuple):
@@ -139,6 +157,11 @@ def run_in_thread(program: Program[T], execute: Callable[[Query], Sequence[Row]]
     except StopIteration as done:
         result: T = done.value
         return result
+
+
+def only(query: Query) -> Program[Sequence[Row]]:
+    """Run one query; its rows."""
+    return (yield query)
 
 
 def steps(statements: Sequence[Statement], **values: Any) -> Program[Sequence[Row]]:

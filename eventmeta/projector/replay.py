@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, insert, literal, literal_column, or_, select
 
 from eventmeta.applying import apply_events
+from eventmeta.corruption import naming_corruption
 from eventmeta.database import Database
 from eventmeta.dialects.statement import Program
 from eventmeta.errors import EventMetaError
@@ -49,7 +50,8 @@ class Replay:
         log = self.database.log
         if target.folded is not None:
             fold = target.rows(target.relation(*await self._conditions()))
-            return _named(target.tables[0], await log.read(fold, log.limits.long))
+            async with naming_corruption(log):
+                return _named(target.tables[0], await log.read(fold, log.limits.long))
         shadow = self._scratch(f"_replay_{secrets.token_hex(4)}")
         async with self._dropped_on_failure(shadow):
             await self._fill(shadow)
@@ -91,7 +93,8 @@ class Replay:
             def program() -> Program[None]:
                 yield statement()
 
-            await log.fold(program, long=True)
+            async with naming_corruption(log):
+                await log.fold(program, long=True)
         await log.fold(shadow.finish, long=True)
 
     async def _apply(self, tables: Sequence[Table]) -> None:

@@ -1,5 +1,6 @@
 """`MetadataSession`: upstream's SQLAlchemySession, and what is known about the session."""
 
+from eventmeta.session.arguments import SessionOptions
 from eventmeta.session.compaction import CompactableItems
 from eventmeta.session.conversation import SessionConversation, Turn
 from eventmeta.session.metadata import SessionMetadata
@@ -16,4 +17,4 @@ class MetadataSession(CompactableItems, SessionMetadata, SessionOwnership, Sessi
     """
 
 
-__all__ = ["MetadataSession", "Turn"]
+__all__ = ["MetadataSession", "SessionOptions", "Turn"]

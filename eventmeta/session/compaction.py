@@ -80,7 +80,7 @@ class CompactableItems(SessionItems):
             expected=expected,
             expired=expired,
             items=await self._texts(items),
-            **self._fields({}),
+            **self._fields("add_items()", {}),
         )
         await self._submit(command, {})
         return command.replaced

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from eventmeta.codec import text_problem
+from eventmeta.codec import json_error, text_problem
 from eventmeta.commands import AddItems, ClearSession, PopItem
 from eventmeta.errors import InvalidInput
-from eventmeta.identifiers import check_limit
+from eventmeta.identifiers import check_items, check_limit
 from eventmeta.options import WriteOptions
 from eventmeta.read_statements import NO_LIMIT
 from eventmeta.session.usage import SessionUsage
@@ -97,8 +97,9 @@ class SessionItems(SessionUsage):
         Args:
             items: What to add.
             wrapper: The run on whose behalf, as the Runner passes it. With ``structured_metadata``,
-                what it has used since the last time is recorded as well, by an event of its own;
-                not within a ``connection`` of the caller's, who might roll it back.
+                what it has used since the last time is recorded in the same transaction, by an
+                event of its own: both or neither. Within a ``connection`` of the caller's, who
+                might roll it back, it is asked for again by the next call after that.
             **options: See `WriteOptions`.
 
         Returns:
@@ -111,18 +112,13 @@ class SessionItems(SessionUsage):
             SessionNotFound: There is no such session within the user's reach.
         """
         self._bind(wrapper)
-        fields = self._fields(options)
+        fields = self._fields("add_items()", options)
+        items = check_items(items)
         if not items:
             return None
         texts = await self._texts(items)
         command = AddItems(stream=self._stream, items=texts, **fields)
-        if options.get("connection") is not None:
-            return await self._submit(command, options)
-        await self._link(command, wrapper)
-        added = await self._submit(command, options)
-        assert added is not None
-        await self._capture(command, items, added, wrapper)
-        return added
+        return await self._add(command, items, wrapper, options)
 
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None, **options: Unpack[WriteOptions]
@@ -140,7 +136,7 @@ class SessionItems(SessionUsage):
                 attempt removed is not stored any more.
         """
         self._bind(wrapper)
-        fields = self._fields(options)
+        fields = self._fields("pop_item()", options)
         while True:
             command = PopItem(stream=self._stream, **fields)
             await self._submit(command, options)
@@ -149,7 +145,8 @@ class SessionItems(SessionUsage):
             try:
                 return await self._deserialize_item(command.popped[1])
             except (json.JSONDecodeError, TypeError):
-                fields = self._fields({**options, "event_id": None, "expected_version": None})
+                again: WriteOptions = {**options, "event_id": None, "expected_version": None}
+                fields = self._fields("pop_item()", again)
 
     async def clear_session(
         self,
@@ -177,7 +174,9 @@ class SessionItems(SessionUsage):
         if keep_metadata is None:
             keep_metadata = self._clear_keeps_metadata
         command = ClearSession(
-            stream=self._stream, keep_metadata=keep_metadata, **self._fields(options)
+            stream=self._stream,
+            keep_metadata=keep_metadata,
+            **self._fields("clear_session()", options),
         )
         return await self._submit(command, options)
 
@@ -185,11 +184,14 @@ class SessionItems(SessionUsage):
         """What is stored for ``items``.
 
         Raises:
-            InvalidInput: A database would refuse or alter the text.
+            InvalidInput: An item is not JSON, or a database would refuse or alter the text.
         """
         texts: list[str] = []
         for index, item in enumerate(items):
-            text = await self._serialize_item(item)
+            try:
+                text = await self._serialize_item(item)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise json_error(item, f"items[{index}]", error) from None
             if problem := text_problem(text):
                 raise InvalidInput(f"items[{index}]: its text {problem}")
             texts.append(text)

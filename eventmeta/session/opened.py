@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
 from eventmeta.commands import StreamKey
@@ -13,6 +13,8 @@ from eventmeta.database import Database, shared_engine
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
 from eventmeta.entity import Entity
 from eventmeta.identifiers import check_limits, check_session_id
+from eventmeta.options import check_options, options_of
+from eventmeta.session.arguments import SessionOptions
 from eventmeta.session.binding import Binding, UserFrom
 from eventmeta.table_names import TableNames, TableOptions
 from eventmeta.view import View
@@ -70,9 +72,13 @@ class OpenedSession(Entity):
         Raises:
             InvalidIdentifier: The session id, the user id or a table name cannot be used.
             InvalidInput: ``timeout`` or ``retry_for`` is no number of seconds.
+            UnknownOption: There is no such option.
             UnsupportedEngine: There is no dialect for the engine.
         """
         self.session_id = check_session_id(session_id)
+        if table_names.keys() - TableOptions.__annotations__.keys():
+            kind = type(self)
+            check_options(f"{kind.__name__}()", table_names, options_of(kind))
         self._limits = check_limits(timeout, retry_for)
         self._database = Database.of(engine, TableNames.of(table_names))
         self._max_value_bytes = max_value_bytes
@@ -91,8 +97,7 @@ class OpenedSession(Entity):
         *,
         url: str,
         engine_kwargs: dict[str, Any] | None = None,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
-        **kwargs: Any,
+        **options: Unpack[SessionOptions],
     ) -> Self:
         """Open the session in the database at ``url``.
 
@@ -103,11 +108,15 @@ class OpenedSession(Entity):
             session_id: Which conversation.
             url: Such as ``"postgresql+asyncpg://user:password@host/database"``.
             engine_kwargs: Passed to ``create_async_engine``.
-            session_settings: As for the constructor.
-            **kwargs: Passed to the constructor.
+            **options: As for the constructor.
+
+        Raises:
+            InvalidInput: An argument or an option cannot be used, or the URL cannot be read.
+            MissingExtra: The driver is not installed.
+            UnsupportedEngine: There is no dialect for the database or the driver.
         """
-        engine = shared_engine(url, engine_kwargs)
-        return cls(session_id, engine=engine, session_settings=session_settings, **kwargs)
+        check_options(f"{cls.__name__}.from_url()", options, options_of(cls))
+        return cls(session_id, engine=shared_engine(url, engine_kwargs), **options)
 
     @property
     def engine(self) -> AsyncEngine:
@@ -149,8 +158,16 @@ class OpenedSession(Entity):
     async def _connected(self) -> None:
         await self._database.connect(create=self._create_tables, limits=self._limits)
 
-    async def _last_rows(self, limit: int) -> list[tuple[str, int]]:
-        """Text and id of the session's last items, the latest first."""
+    async def _last_rows(
+        self, limit: int, connection: AsyncConnection | None = None
+    ) -> list[tuple[str, int]]:
+        """Text and id of the session's last items, the latest first.
+
+        Args:
+            limit: At most so many.
+            connection: Read in this transaction of the caller's.
+        """
         view = self._view
-        rows = await view.look_up(view.reads.last_items, session_id=self.session_id, limit=limit)
+        wanted = {"session_id": self.session_id, "limit": limit}
+        rows = await view.look_up(view.reads.last_items, connection, **wanted)
         return [(text, item_id) for _, text, item_id in rows]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self, Unpack, cast
+from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from eventmeta.access import Access
-from eventmeta.commands import CreateSession, TransferSession
+from eventmeta.codec import encode_changes
+from eventmeta.commands import CreateSession, SetMetadata, TransferSession
 from eventmeta.database import Database
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
 from eventmeta.events import RecordedEvent
-from eventmeta.identifiers import check_limits, check_user_id, new_event_id
-from eventmeta.options import WriteOptions, command_fields
+from eventmeta.identifiers import check_limits, check_user_id, derived_event_id
+from eventmeta.options import WriteOptions, check_options, command_fields, options_of
 from eventmeta.search import latest_sessions, session_exists
+from eventmeta.session.arguments import CreationOptions, HandleOptions, SessionOptions
 from eventmeta.session.opened import OpenedSession
 from eventmeta.table_names import TableNames, TableOptions
 from eventmeta.view import View
@@ -24,26 +28,51 @@ class SessionOwnership(OpenedSession):
 
     @classmethod
     async def create_session(
-        cls, user_id: str, *, engine: AsyncEngine, create_tables: bool = False, **kwargs: Any
+        cls,
+        user_id: str,
+        *,
+        engine: AsyncEngine,
+        session_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        actor: str | None = None,
+        event_id: str | UUID | None = None,
+        connection: AsyncConnection | AsyncSession | None = None,
+        **options: Unpack[HandleOptions],
     ) -> Self:
-        """Make a new session that belongs to ``user_id``, who is created if need be.
+        """Make a session that belongs to ``user_id``, who is created if need be.
 
         Args:
             user_id: The owner.
             engine: As for the constructor.
-            create_tables: As for the constructor.
-            **kwargs: Passed to the constructor.
+            session_id: The id of the session; if None a new UUID, which follows from ``event_id``.
+            metadata: JSON values by key, which are merged into the session's in the same
+                transaction.
+            actor: Who makes it; the ambient actor (`acting_as`) if None.
+            event_id: A UUID under which it is made at most once, with its metadata.
+            connection: Make it inside this transaction of the caller's.
+            **options: As for the constructor.
 
         Returns:
-            The session, whose rows are written. Its id is a new UUIDv7.
+            The session, whose rows are written.
 
         Raises:
-            InvalidIdentifier: The user id cannot be used.
+            InvalidInput: An argument cannot be used; nothing was changed.
+            SessionNotFound: ``session_id`` is another user's; nothing was changed.
+            EventIdReused: The event id stands for another change; nothing was changed.
         """
-        arguments = _of_user(user_id, kwargs)
-        session = cls(new_event_id(), engine=engine, create_tables=create_tables, **arguments)
-        fields = command_fields({}, Access(user_id, claims=True))
-        await session._submit(CreateSession(stream=session._stream, **fields), {})
+        call = f"{cls.__name__}.create_session()"
+        check_options(call, options, options_of(cls) | CreationOptions.__annotations__.keys())
+        written: WriteOptions = {"actor": actor, "event_id": event_id, "connection": connection}
+        fields = command_fields(call, written, Access(user_id, claims=True))
+        made = derived_event_id(fields["event_id"], "session") if session_id is None else session_id
+        session = cls(made, engine=engine, **_of_user(user_id, options))
+        changes = encode_changes({} if metadata is None else metadata, session._max_value_bytes)
+        command = CreateSession(stream=session._stream, **fields)
+        if changes:
+            fields["event_id"] = derived_event_id(command.event_id, "metadata")
+            fact = SetMetadata.fact_of(changes)
+            command.companions = [SetMetadata(stream=session._stream, fact=fact, **fields)]
+        await session._submit(command, written)
         return session
 
     @classmethod
@@ -53,8 +82,7 @@ class SessionOwnership(OpenedSession):
         session_id: str,
         *,
         engine: AsyncEngine,
-        create_tables: bool = False,
-        **kwargs: Any,
+        **options: Unpack[HandleOptions],
     ) -> Self | None:
         """The session, if it exists and belongs to ``user_id``; else None, whichever it is.
 
@@ -62,11 +90,11 @@ class SessionOwnership(OpenedSession):
             user_id: The owner.
             session_id: Which session.
             engine: As for the constructor.
-            create_tables: As for the constructor.
-            **kwargs: Passed to the constructor.
+            **options: As for the constructor.
         """
-        arguments = _of_user(user_id, kwargs)
-        session = cls(session_id, engine=engine, create_tables=create_tables, **arguments)
+        check_options(f"{cls.__name__}.get_session()", options, options_of(cls))
+        session = cls(session_id, engine=engine, **_of_user(user_id, options))
+        create_tables = options.get("create_tables", False)
         own = session._view.own
         exists = await session_exists(own, session.session_id, create_tables=create_tables)
         return session if exists else None
@@ -79,8 +107,7 @@ class SessionOwnership(OpenedSession):
         offset: int = 0,
         *,
         engine: AsyncEngine,
-        create_tables: bool = False,
-        **kwargs: Any,
+        **options: Unpack[HandleOptions],
     ) -> list[Self]:
         """The sessions of ``user_id``, in the order of `get_sessions_for_user`.
 
@@ -89,21 +116,20 @@ class SessionOwnership(OpenedSession):
             limit: At most so many; None for all.
             offset: Without so many of the first.
             engine: As for the constructor.
-            create_tables: As for the constructor.
-            **kwargs: Passed to the constructor.
+            **options: As for the constructor.
         """
-        arguments = _of_user(user_id, kwargs)
-        names = {name: kwargs[name] for name in TableOptions.__annotations__ if name in kwargs}
+        check_options(f"{cls.__name__}.get_sessions()", options, options_of(cls))
+        arguments = _of_user(user_id, options)
+        names: Any = {
+            name: value for name, value in options.items() if name in TableOptions.__annotations__
+        }
         limits = check_limits(
-            kwargs.get("timeout", DEFAULT_TIMEOUT), kwargs.get("retry_for", DEFAULT_RETRY_FOR)
+            options.get("timeout", DEFAULT_TIMEOUT), options.get("retry_for", DEFAULT_RETRY_FOR)
         )
-        database = Database.of(engine, TableNames.of(cast("TableOptions", names)))
-        view = View(database, Access(user_id), limits)
+        view = View(Database.of(engine, TableNames.of(names)), Access(user_id), limits)
+        create_tables = options.get("create_tables", False)
         found = await latest_sessions(view, limit, offset, create_tables=create_tables)
-        return [
-            cls(session_id, engine=engine, create_tables=create_tables, **arguments)
-            for session_id in found
-        ]
+        return [cls(session_id, engine=engine, **arguments) for session_id in found]
 
     async def get_sessions_for_user(
         self, user_id: str, limit: int | None = None, offset: int = 0
@@ -142,11 +168,13 @@ class SessionOwnership(OpenedSession):
             SessionNotFound: There is no such session, or it is not one's own to hand over.
         """
         command = TransferSession(
-            stream=self._stream, to_user=check_user_id(to_user), **self._fields(options)
+            stream=self._stream,
+            to_user=check_user_id(to_user),
+            **self._fields("transfer()", options),
         )
         return await self._submit(command, options)
 
 
-def _of_user(user_id: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """``arguments`` for the session of a user; it is no longer there to be claimed."""
-    return {"claim": False, **arguments, "user_id": check_user_id(user_id)}
+def _of_user(user_id: str, options: HandleOptions) -> SessionOptions:
+    """``options`` for the session of a user; it is no longer there to be claimed."""
+    return cast("SessionOptions", {"claim": False, **options, "user_id": check_user_id(user_id)})

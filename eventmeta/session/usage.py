@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from eventmeta.access import Access
 from eventmeta.codec import canonical, parse
-from eventmeta.commands import AddItems
+from eventmeta.commands import AddItems, Message
+from eventmeta.database import own_connection
 from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent
 from eventmeta.identifiers import check_run_id
-from eventmeta.run_usage import Cause, Ledger, Share, current_trace, ledger_of, usable_name
+from eventmeta.options import WriteOptions
+from eventmeta.resumed_runs import current_trace, usable_name
+from eventmeta.run_usage import Cause, Ledger, Share, ledger_of
 from eventmeta.session.opened import OpenedSession
 from eventmeta.turns import is_user_message
 from eventmeta.usage import NOTHING, UsageTotals
@@ -36,8 +42,9 @@ class SessionUsage(OpenedSession):
         """Record what a run has used and no earlier call has recorded.
 
         There is no need to call it for a run that kept its items in this session, unless it ended
-        without adding any after its last request, as by an exception (pass its ``run_data``).
-        Calling it twice, or after the run was captured, changes nothing.
+        without adding any after its last request, as by an exception (pass its ``run_data``), and
+        was not within ``async with UsageHooks()``. Calling it twice, or after the run was captured,
+        changes nothing.
 
         Args:
             result: The result of the run, of the same process as the run.
@@ -47,17 +54,7 @@ class SessionUsage(OpenedSession):
             EventMetaError: It could not be recorded; to call again is safe.
         """
         check_structured(self._database, "store_run_usage()")
-        await self._connected()
-        usage = result.context_wrapper.usage
-        ledger = ledger_of(usage)
-        cause = ledger.causes.get((self._database, self._stream)) or await self._last_cause(
-            self._binding.access
-        )
-        await ledger.identify(usage, cause)
-        if not ledger.shares:
-            ledger.shares += _unrecorded(result.raw_responses, ledger.reached)
-        ledger.enter(usage, cause)
-        await ledger.settle()
+        await self._finish(result.context_wrapper.usage, result.raw_responses)
 
     async def get_usage(self, *, turn: int | None = None, run_id: str | None = None) -> UsageTotals:
         """What the session's runs have used, with those turns and items that are gone by now.
@@ -104,83 +101,137 @@ class SessionUsage(OpenedSession):
 
     # --- Capture --------------------------------------------------------------------------------
 
-    def _notice(self, wrapper: RunContextWrapper[Any] | None) -> None:
+    def _notice(self, wrapper: RunContextWrapper[Any] | None) -> Ledger | None:
         """Know a run from its beginning, when it has used nothing yet."""
-        if wrapper is not None and self._database.tables.usage is not None:
-            ledger_of(wrapper.usage)
-
-    async def _link(self, command: AddItems, wrapper: RunContextWrapper[Any] | None) -> None:
-        """Say in the context of ``command`` which run it is part of."""
         if wrapper is None or self._database.tables.usage is None:
-            return
+            return None
         ledger = ledger_of(wrapper.usage)
-        if ledger.run_id is None:
-            await self._connected()
-            await ledger.identify(wrapper.usage, self._cause(command.access, None))
-        trace_id, span_id = current_trace()
-        about = {"run_id": ledger.run_id, "trace_id": trace_id, "span_id": span_id}
-        known = {key: value for key, value in about.items() if value is not None}
-        given: dict[str, Any] = parse(command.context) if command.context else {}
-        command.context = canonical({**given, **known}, "context")
+        ledger.finish = ledger.finish or self._finish
+        return ledger
 
-    async def _capture(
+    async def _add(
         self,
         command: AddItems,
         items: Sequence[Any],
-        added: RecordedEvent,
         wrapper: RunContextWrapper[Any] | None,
-    ) -> None:
-        """Record what the run has used since the last time.
-
-        The items are recorded by now, so a failure here must not make the caller add them again:
-        it is logged, and what is missing is recorded with the next items.
-        """
-        if wrapper is None or self._database.tables.usage is None:
-            return
-        usage = wrapper.usage
-        ledger = ledger_of(usage)
+        options: WriteOptions,
+    ) -> RecordedEvent:
+        """Add items and, in the same transaction, record what their run has used by now."""
+        ledger = self._notice(wrapper)
+        if wrapper is None or ledger is None:
+            added = await self._submit(command, options)
+            assert added is not None
+            return added
+        connection = await own_connection(options.get("connection"))
+        if connection is None:
+            await self._connected()
+        await ledger.identify(wrapper.usage, self._cause(command.access), connection)
+        _link(command, ledger)
+        cause = await self._enter(ledger, wrapper.usage, command, items, connection)
+        taken = ledger.take(command, cause)
         try:
-            await self._enter(ledger, usage, command.access, items, added)
-            await ledger.settle()
-        except EventMetaError as error:
-            _logger.warning("the usage of run %s is not recorded yet: %s", ledger.run_id, error)
+            added = await self._database.submit(command, connection)
+        except BaseException:
+            ledger.put_back(taken)
+            raise
+        assert added is not None
+        if connection is not None:
+            transaction = (
+                connection.sync_connection and connection.sync_connection.get_transaction()
+            )
+            ledger.put_back(taken, transaction=transaction)
+            if cause.message is not None:  # which is there only if the caller commits
+                ledger.causes.pop((self._database, self._stream), None)
+            return added
+        ledger.put_back(taken, recorded=True)
+        if cause.message is not None:
+            message_id = added.data["item_ids"][cause.message.place]
+            ledger.begin(self._cause(command.access, message_id))
+        elif cause.user_message_id is not None:
+            ledger.begin(cause)
+        await self._settle(ledger)
+        return added
 
     async def _enter(
         self,
         ledger: Ledger,
         usage: Usage,
-        access: Access,
+        command: AddItems,
         items: Sequence[Any],
-        added: RecordedEvent,
-    ) -> None:
+        connection: AsyncConnection | None,
+    ) -> Cause:
+        """Take down what the run has used, and return the user message that is being answered."""
         said = [n for n, item in enumerate(items) if is_user_message(item)]
         known = ledger.causes.get((self._database, self._stream))
         if said:
-            cause = self._cause(access, added.data["item_ids"][said[-1]])
+            cause = self._cause(command.access, message=Message(command, said[-1]))
         elif known is None and UsageTotals.of(usage) != ledger.reached:
-            cause = await self._last_cause(access)
+            cause = await self._last_cause(command.access, connection)
         else:
-            cause = known or self._cause(access, None)
+            cause = known or self._cause(command.access)
+        cause = replace(cause, access=command.access)
         # Nothing has been used yet to answer what was said last; it was for what came before.
         unanswered = bool(said) and said[-1] == len(items) - 1
-        ledger.enter(usage, (ledger.cause if unanswered else None) or cause)
-        if cause.user_message_id is not None:
-            ledger.begin(cause)
+        before = ledger.cause if unanswered else None
+        if before is not None and before.stream == cause.stream:
+            before = replace(before, access=command.access)
+        ledger.enter(usage, before or cause)
+        return cause
 
-    def _cause(self, access: Access, user_message_id: int | None) -> Cause:
-        return Cause(self._database, self._stream, access, user_message_id)
+    async def _settle(self, ledger: Ledger) -> None:
+        """Record what belongs to other sessions.
 
-    async def _last_cause(self, access: Access) -> Cause:
-        """The last user message that is there."""
+        The items are recorded by now, so a failure here must not make the caller add them again:
+        it is logged, and what is missing is recorded with the next items.
+        """
+        try:
+            await ledger.settle(in_hand=False)
+        except EventMetaError as error:
+            _logger.warning("the usage of run %s is not recorded yet: %s", ledger.run_id, error)
+
+    async def _finish(self, usage: Usage, responses: Sequence[ModelResponse] = ()) -> None:
+        """Record what a run has used and is not recorded yet."""
+        ledger = ledger_of(usage)
+        if ledger.run_id is not None and not ledger.owes(usage):
+            return
+        await self._connected()
+        cause = ledger.causes.get((self._database, self._stream)) or await self._last_cause(
+            self._binding.access
+        )
+        await ledger.identify(usage, cause)
+        if not ledger.shares:
+            ledger.shares += _unrecorded(responses, ledger.reached)
+        ledger.enter(usage, cause)
+        await ledger.settle()
+
+    def _cause(
+        self,
+        access: Access,
+        user_message_id: int | None = None,
+        message: Message | None = None,
+    ) -> Cause:
+        return Cause(self._database, self._stream, access, user_message_id, message)
+
+    async def _last_cause(self, access: Access, connection: AsyncConnection | None = None) -> Cause:
+        """Return the last user message that is there, as ``connection`` sees it if there is one."""
         window = 64
         while True:
-            rows = await self._last_rows(window)
+            rows = await self._last_rows(window, connection)
             for text, item_id in rows:
                 if _says_user(text):
                     return self._cause(access, item_id)
             if len(rows) < window:
-                return self._cause(access, None)
+                return self._cause(access)
             window *= 8
+
+
+def _link(command: AddItems, ledger: Ledger) -> None:
+    """Say in the context of ``command`` which run it is part of."""
+    trace_id, span_id = current_trace()
+    about = {"run_id": ledger.run_id, "trace_id": trace_id, "span_id": span_id}
+    known = {key: value for key, value in about.items() if value is not None}
+    given: dict[str, Any] = parse(command.context) if command.context else {}
+    command.context = canonical({**given, **known}, "context")
 
 
 def _says_user(text: str) -> bool:

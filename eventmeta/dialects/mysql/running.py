@@ -168,6 +168,7 @@ _FAILURES = {
     1644: Failure.REFUSED,  # SIGNAL
     **dict.fromkeys((1142, 1143, 1227, 1370), Failure.FORBIDDEN),
     1146: Failure.TABLE_MISSING,
+    1054: Failure.TABLE_MISSING,  # a column of it, which a newer version has added
     1317: Failure.CANCELLED,
     1969: Failure.CANCELLED,
     3024: Failure.CANCELLED,

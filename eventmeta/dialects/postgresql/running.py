@@ -152,6 +152,7 @@ _FAILURES = {
     "P0": Failure.REFUSED,  # raised by a trigger
     "42501": Failure.FORBIDDEN,  # a missing right, or a policy for rows
     "42P01": Failure.TABLE_MISSING,
+    "42703": Failure.TABLE_MISSING,  # a column of it, which a newer version has added
     "57014": Failure.CANCELLED,
     "08": Failure.DISCONNECTED,
     "57P01": Failure.DISCONNECTED,

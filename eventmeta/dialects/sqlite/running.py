@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
@@ -148,8 +149,8 @@ class SQLite(SQLiteStatements):
         if code is None:
             busy = isinstance(error, PoolTimeout)
             return (Failure.NO_CONNECTION_LEFT if busy else Failure.OTHER), None
-        # SQLite has no code of its own for a missing table.
-        if code == sqlite3.SQLITE_ERROR and str(error).startswith("no such table"):
+        # SQLite has no code of its own for a missing table or column.
+        if code == sqlite3.SQLITE_ERROR and _MISSING.search(str(error)):
             return Failure.TABLE_MISSING, code
         return _FAILURES.get(code, _FAILURES.get(code & 0xFF, Failure.OTHER)), code
 
@@ -160,6 +161,7 @@ class SQLite(SQLiteStatements):
         return Rule(None, table) if dot else Rule(told or None)
 
 
+_MISSING = re.compile("^no such (table|column)|has no column named")
 _FAILURES = {
     sqlite3.SQLITE_BUSY: Failure.CONFLICT,
     sqlite3.SQLITE_LOCKED: Failure.CONFLICT,

@@ -1,0 +1,49 @@
+"""The keyword arguments with which a session is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from eventmeta.session.binding import UserFrom
+from eventmeta.table_names import TableOptions
+
+if TYPE_CHECKING:
+    from agents.memory import SessionSettings
+
+
+class HandleOptions(TableOptions, total=False):
+    """Keyword arguments of all calls that open sessions: see `MetadataSession`."""
+
+    create_tables: bool
+    session_settings: SessionSettings | dict[str, Any] | None
+    ensure_ascii: bool
+    max_value_bytes: int
+    timeout: float
+    retry_for: float
+    clear_keeps_metadata: bool
+    claim: bool
+    user_from: UserFrom | None
+
+
+class CreationOptions(HandleOptions, total=False):
+    """Keyword arguments of `MetadataSession.create_session`."""
+
+    session_id: str | None
+    metadata: Mapping[str, Any] | None
+    actor: str | None
+    event_id: str | UUID | None
+    connection: AsyncConnection | AsyncSession | None
+
+
+class SessionOptions(HandleOptions, total=False):
+    """Keyword arguments with which a session is opened; each may be left out.
+
+    Attributes:
+        user_id: On whose behalf. This and the others are explained at `MetadataSession`.
+    """
+
+    user_id: str | None
