@@ -1,12 +1,25 @@
-"""Statements that yield nothing, run on a connection of SQLAlchemy's."""
+"""Statements run on a connection of SQLAlchemy's, whose events the app may listen to."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmeta.dialects.statement import Query, Row
+
+
+async def execute_query(connection: AsyncConnection, query: Query) -> Sequence[Row]:
+    """Run ``query``, and return its rows."""
+    sql, values = query.statement.sql, query.values
+    if query.each:
+        if values:
+            await connection.exec_driver_sql(sql, [tuple(row) for row in values])
+        return ()
+    result = await connection.exec_driver_sql(sql, tuple(values))
+    return query.statement.decode(result.fetchall()) if result.returns_rows else ()
 
 
 async def execute(connection: AsyncConnection, statements: Iterable[str]) -> None:

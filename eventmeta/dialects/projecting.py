@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import ColumnElement, Executable, Table, func, type_coerce
@@ -39,6 +40,7 @@ class ProjectingDialect(ABC):
     """Projections on one kind of database, behind one engine."""
 
     engine: AsyncEngine
+    own_engine: AsyncEngine
 
     events_per_fill: ClassVar[int] = 200_000
     """About how many events one transaction folds into a shadow table."""
@@ -68,7 +70,11 @@ class ProjectingDialect(ABC):
 
     def read_committed(self) -> AsyncEngine:
         """The engine, with transactions of which each statement sees what is committed by then."""
-        return self.engine.execution_options(isolation_level="READ COMMITTED")
+        return self._read_committed
+
+    @cached_property
+    def _read_committed(self) -> AsyncEngine:
+        return self.own_engine.execution_options(isolation_level="READ COMMITTED")
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:

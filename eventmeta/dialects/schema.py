@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from sqlalchemy import (
-    ClauseElement,
     Column,
     Constraint,
     ForeignKeyConstraint,
@@ -18,6 +17,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import AddConstraint, CreateColumn
+
+from eventmeta.dialects.statement import compiled, translated_schema
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
@@ -37,6 +38,10 @@ class Part(NamedTuple):
     name: str = ""
 
 
+_UNBUFFERED = {"stream_results": False, "yield_per": None, "no_parameters": False}
+"""Options of the app's engine that are not for the store's own statements."""
+
+
 class SchemaDialect(ABC):
     """The DDL of one kind of database, behind one engine."""
 
@@ -45,6 +50,26 @@ class SchemaDialect(ABC):
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        self.schema = translated_schema(engine.sync_engine.get_execution_options())
+        # What the app says later of its engine is for stores that are opened from then on.
+        self.own_engine = engine.execution_options(
+            schema_translate_map=self.translation, **_UNBUFFERED
+        )
+
+    @property
+    def translation(self) -> dict[str | None, str | None]:
+        """Where the store's tables are, as SQLAlchemy says it."""
+        return {None: self.schema} if self.schema is not None else {}
+
+    def quoted(self, name: str) -> str:
+        """Return ``name`` with its schema, in quotes, for a statement that is written by hand."""
+        quote = self.engine.dialect.identifier_preparer.quote_identifier
+        return quote(name) if self.schema is None else f"{quote(self.schema)}.{quote(name)}"
+
+    def named(self, name: str) -> str:
+        """Return ``name`` with its schema, in quotes where it needs them."""
+        quote = self.engine.dialect.identifier_preparer.quote
+        return quote(name) if self.schema is None else f"{quote(self.schema)}.{quote(name)}"
 
     def event_keys(self, table: str) -> tuple[Constraint | Index, ...]:
         """The keys of the log. Each unique one contains the stream, so that it can be sharded."""
@@ -83,7 +108,7 @@ class SchemaDialect(ABC):
             " REFERENCES " + self._add_foreign_key(key).partition(" REFERENCES ")[2]
             for key in foreign_keys(column)
         )
-        table = self.engine.dialect.identifier_preparer.quote(column.table.name)
+        table = self.named(column.table.name)
         return f"ALTER TABLE {table} ADD COLUMN {self.column_definition(column)}{references}"
 
     def column_definition(self, column: Column[Any]) -> str:
@@ -113,7 +138,10 @@ class SchemaDialect(ABC):
 
     def ddl(self, element: Any) -> str:
         """``element`` of a schema as this database spells it."""
-        return str(cast(ClauseElement, element).compile(dialect=self.engine.dialect)).strip()
+        return self._compiled(element).strip()
+
+    def _compiled(self, element: Any, **options: Any) -> str:
+        return str(compiled(element, self.engine.dialect, self.translation, **options))
 
     def _add_foreign_key(self, key: ForeignKeyConstraint) -> str:
         return self.ddl(AddConstraint(key, isolate_from_table=False))

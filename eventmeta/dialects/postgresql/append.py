@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from eventmeta.dialects.base import LOCK_TIMEOUT_MS
@@ -13,29 +13,40 @@ if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
+Quoted = Callable[[str], str]
+"""Gives a name its schema and its quotes."""
+
+
 def sequence_name(log: str) -> str:
     """The sequence that positions are drawn from."""
-    return f'"{log}_position_seq"'
+    return f"{log}_position_seq"
 
 
-def namespace(log: str) -> str:
+def in_text(quoted_name: str) -> str:
+    """Return a name in quotes as a text, such as a regclass is made of."""
+    return "'" + quoted_name.replace("'", "''") + "'"
+
+
+def namespace(log: str, quoted: Quoted) -> str:
     """15 bits that tell the locks of this log from those of others in the database."""
-    return f"""'"{log}"'::regclass::oid::bigint & 32767"""
+    return f"{in_text(quoted(log))}::regclass::oid::bigint & 32767"
 
 
-def last_position(log: str) -> str:
+def last_position(log: str, quoted: Quoted) -> str:
     """The last position drawn: of a new sequence, `last_value` is the one that comes next."""
-    return f"SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence_name(log)}"
+    sequence = quoted(sequence_name(log))
+    return f"SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence}"
 
 
-def fence_key(log: str, last_value: str | None = None) -> str:
+def fence_key(log: str, quoted: Quoted, last_value: str | None = None) -> str:
     """The advisory lock that announces a bound: 16 bits of namespace, 48 of position."""
-    last_value = last_value or f"({last_position(log)})"
-    return f"({namespace(log)}) << 48 | {last_value}"
+    last_value = last_value or f"({last_position(log, quoted)})"
+    return f"({namespace(log, quoted)}) << 48 | {last_value}"
 
 
 def append_at_once(
     tables: Tables,
+    quoted: Quoted,
     projected: Sequence[str],
     *,
     with_items: bool,
@@ -59,27 +70,29 @@ def append_at_once(
     two batches cannot deadlock.
     """
     log = tables.events.name
-    last_value = f"CASE WHEN (SELECT count(*) FROM _heads) > 0 THEN ({last_position(log)}) END"
+    last_value = (
+        f"CASE WHEN (SELECT count(*) FROM _heads) > 0 THEN ({last_position(log, quoted)}) END"
+    )
     parts = [
         _input(for_users=for_users),
         f"""_settings AS MATERIALIZED (
   SELECT set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true)
 )""",
-        _heads(tables, for_users=for_users),
+        _heads(quoted(tables.streams.name), for_users=for_users),
         f"""_fence AS MATERIALIZED (
-  SELECT pg_advisory_xact_lock_shared({fence_key(log, last_value)})
+  SELECT pg_advisory_xact_lock_shared({fence_key(log, quoted, last_value)})
 )""",
-        *(_items(tables) if with_items else []),
+        *(_items(quoted(tables.messages.name)) if with_items else []),
         f"""_numbered AS MATERIALIZED (
-  SELECT nextval('{sequence_name(log)}') AS position, ordered.* FROM (
+  SELECT nextval({in_text(quoted(sequence_name(log)))}) AS position, ordered.* FROM (
     SELECT _input.*, _heads.recorded_at, _heads.version - later AS version FROM _input
     JOIN _heads USING (stream_id, stream_type) CROSS JOIN _fence ORDER BY n OFFSET 0
   ) AS ordered
 )""",
-        _sessions(tables, with_items=with_items),
-        _appended(log, with_items=with_items),
+        _sessions(quoted(tables.sessions.name), with_items=with_items),
+        _appended(quoted(log), with_items=with_items),
         *(f"projected_{i} AS (\n{statement}\n)" for i, statement in enumerate(projected)),
-        *([_folded(folded, 3 if with_items else 2)] if folded else []),
+        *([_folded(folded, quoted, 3 if with_items else 2)] if folded else []),
         *structure,
     ]
     return (
@@ -96,8 +109,7 @@ def _input(*, for_users: bool) -> str:
 )"""
 
 
-def _heads(tables: Tables, *, for_users: bool) -> str:
-    heads = f'"{tables.streams.name}"'
+def _heads(heads: str, *, for_users: bool) -> str:
     user_id, owned, still_owned = "NULL", "", ""
     if for_users:
         user_id = "min(user_id)"
@@ -116,12 +128,12 @@ def _heads(tables: Tables, *, for_users: bool) -> str:
 )"""
 
 
-def _items(tables: Tables) -> list[str]:
+def _items(messages: str) -> list[str]:
     """Items get ids in the order of ``n``, and the time of their stream, which never goes back."""
-    messages = f'"{tables.messages.name}"'
+    sequence = f"pg_get_serial_sequence({in_text(messages)}, 'id')"
     return [
         f"""_items AS MATERIALIZED (
-  SELECT nextval((SELECT CAST(pg_get_serial_sequence('{messages}', 'id') AS regclass))) AS id,
+  SELECT nextval((SELECT CAST({sequence} AS regclass))) AS id,
     ordered.* FROM (
     SELECT r.*, _heads.recorded_at FROM json_to_recordset(CAST($2 AS json))
       AS r (n int, event int, session_id varchar, message_data text)
@@ -144,7 +156,7 @@ def _items(tables: Tables) -> list[str]:
 
 def _appended(log: str, *, with_items: bool) -> str:
     return f"""_appended AS (
-  INSERT INTO "{log}" (position, stream_type, stream_id, version, event_id, type, data, actor,
+  INSERT INTO {log} (position, stream_type, stream_id, version, event_id, type, data, actor,
     context, recorded_at)
   SELECT position, stream_type, stream_id, version, event_id, type, {_data(with_items)}, actor,
     context, recorded_at
@@ -161,23 +173,22 @@ def _data(with_items: bool) -> str:
     return f"""CASE type WHEN 'items_added' THEN '{{"item_ids":[' || {ids} || ']}}' ELSE data END"""
 
 
-def _sessions(tables: Tables, *, with_items: bool) -> str:
-    sessions = f'"{tables.sessions.name}"'
+def _sessions(sessions: str, *, with_items: bool) -> str:
     touch = (
-        f"""DO UPDATE SET updated_at = excluded.updated_at, user_id = excluded.user_id
-  WHERE {sessions}.session_id IN (SELECT session_id FROM _items)"""
+        """DO UPDATE SET updated_at = excluded.updated_at, user_id = excluded.user_id
+  WHERE existing.session_id IN (SELECT session_id FROM _items)"""
         if with_items
         else "DO NOTHING"
     )
     return f"""_created AS (
-  INSERT INTO {sessions} (session_id, user_id)
+  INSERT INTO {sessions} AS existing (session_id, user_id)
   SELECT stream_id, nullif(_heads.user_id, '{NOBODY}') FROM _heads
   WHERE stream_id IN (SELECT stream_id FROM _input WHERE creates)
   ORDER BY stream_id ON CONFLICT (session_id) {touch}
 )"""
 
 
-def _folded(projection: Projection, first: int) -> str:
+def _folded(projection: Projection, quoted: Quoted, first: int) -> str:
     columns = list(projection.table.columns)
     given = [f'"{each.name}"' for each in columns if not isinstance(each.type, UtcDateTime)]
     texts = (f"json_array_elements_text(CAST(${n} AS json))" for n, _ in enumerate(given, first))
@@ -185,7 +196,7 @@ def _folded(projection: Projection, first: int) -> str:
     update = (f'"{name}" = excluded."{name}"' for name in projection.overwritten)
     times = ("_heads.recorded_at" for _ in columns[len(given) :])
     return f"""_folded AS (
-  INSERT INTO "{projection.table.name}"
+  INSERT INTO {quoted(projection.table.name)}
   SELECT {", ".join(given)}, {", ".join(times)}
   FROM ROWS FROM ({", ".join(texts)}) AS given ({", ".join(given)})
   JOIN _heads ON _heads.stream_id = given.{keys[0]}

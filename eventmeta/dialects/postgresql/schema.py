@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import ForeignKeyConstraint
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmeta.dialects.postgresql.append import sequence_name
+from eventmeta.dialects.postgresql.append import in_text, sequence_name
 from eventmeta.dialects.postgresql.items import item_functions
 from eventmeta.dialects.schema import Part, SchemaDialect
 
@@ -24,8 +24,9 @@ class PostgreSQLSchema(SchemaDialect):
     def list_parts(self, relations: Iterable[str]) -> str:
         """From the catalog itself: the information schema shows each user only what is theirs."""
         names = ", ".join(f"'{name}'" for name in relations)
+        within = "" if self.schema is None else f"{in_text(f'{self._quoted_schema}.')} || "
         return f"""WITH wanted AS MATERIALIZED (
-  SELECT relation, to_regclass(quote_ident(relation)) AS oid
+  SELECT relation, to_regclass({within}quote_ident(relation)) AS oid
   FROM unnest(ARRAY[{names}]::text[]) AS relation
 )
 SELECT CASE WHEN relkind IN ('v', 'm') THEN 'view' ELSE 'table' END AS kind, relation, '' AS name
@@ -43,6 +44,10 @@ UNION ALL SELECT 'function', relation, proname::text
 FROM wanted JOIN pg_class ON pg_class.oid = wanted.oid
 JOIN pg_proc ON pronamespace = relnamespace AND starts_with(proname::text, relation || '_')"""
 
+    @property
+    def _quoted_schema(self) -> str:
+        return self.engine.dialect.identifier_preparer.quote_identifier(str(self.schema))
+
     async def begin_schema_change(self, connection: AsyncConnection) -> None:
         # Whoever waits for a lock on a table makes all others wait behind him.
         await connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
@@ -55,14 +60,15 @@ JOIN pg_proc ON pronamespace = relnamespace AND starts_with(proname::text, relat
     def guards(self, tables: Tables) -> Mapping[Part, Sequence[str]]:
         """All or nothing, and nothing if it is there: DDL would wait for every reader."""
         name = tables.events.name
-        log, sequence, refuse = f'"{name}"', sequence_name(name), f'"{name}_refuse"()'
+        log, sequence = self.quoted(name), self.quoted(sequence_name(name))
+        refuse = f"{self.quoted(f'{name}_refuse')}()"
         last = f"{name}_no_truncate"
         guard = f"""DO $do$ BEGIN
 IF NOT EXISTS (
-  SELECT FROM pg_trigger WHERE tgname = '{last}' AND tgrelid = '{log}'::regclass
+  SELECT FROM pg_trigger WHERE tgname = '{last}' AND tgrelid = {in_text(log)}::regclass
 ) THEN
   CREATE SEQUENCE {sequence} CACHE 1;
-  ALTER TABLE {log} ALTER COLUMN position SET DEFAULT nextval('{sequence}'::regclass);
+  ALTER TABLE {log} ALTER COLUMN position SET DEFAULT nextval({in_text(sequence)}::regclass);
   CREATE FUNCTION {refuse} RETURNS trigger LANGUAGE plpgsql AS
     $$BEGIN RAISE EXCEPTION '{name} is append-only'; END$$;
   CREATE TRIGGER "{name}_no_change" BEFORE UPDATE OR DELETE ON {log}
@@ -72,11 +78,12 @@ IF NOT EXISTS (
 END IF; END $do$"""
         functions = {
             Part("function", tables.messages.name, function): (statement,)
-            for function, statement in item_functions(tables).items()
+            for function, statement in item_functions(tables, self.quoted).items()
         }
         return {Part("trigger", name, last): (guard,), **functions}
 
     def create_view(self, name: str, definition: str) -> str:
+        view = self.quoted(name)
         return f"""DO $do$ BEGIN
-IF to_regclass('"{name}"') IS NULL THEN CREATE VIEW "{name}" AS {definition}; END IF;
+IF to_regclass({in_text(view)}) IS NULL THEN CREATE VIEW {view} AS {definition}; END IF;
 END $do$"""
