@@ -11,9 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from eventmeta.access import Reach
 from eventmeta.commands import Command
@@ -39,6 +37,7 @@ logger = logging.getLogger("eventmeta")
 
 _ATTRIBUTE = "eventmeta_databases"
 _SCHEMA_LOCK = "eventmeta_schema_lock"
+_Key = tuple[TableNames, str | None]
 
 
 class Database:
@@ -74,13 +73,15 @@ class Database:
     def of(cls, engine: AsyncEngine, names: TableNames | None = None) -> Database:
         """The one database of ``engine`` with these tables, found or made.
 
-        It is kept by the engine itself, and goes with it.
+        It is kept by the engine itself, and goes with it. Once the engine translates schemas in
+        another way, those that are opened from then on are others.
         """
         names = names or TableNames()
-        found: dict[TableNames, Database] = vars(engine.sync_engine).setdefault(_ATTRIBUTE, {})
-        if names not in found:
-            found[names] = cls(engine, names)
-        return found[names]
+        key = (names, dialect_of(engine).schema)
+        found: dict[_Key, Database] = vars(engine.sync_engine).setdefault(_ATTRIBUTE, {})
+        if key not in found:
+            found[key] = cls(engine, names)
+        return found[key]
 
     def register(self, projection: AnyProjection, *, inline: bool) -> None:
         """Have a projection kept up to date: see `MetadataStore.register`."""
@@ -154,6 +155,7 @@ class Database:
         if isinstance(connection, AsyncSession):
             connection = await connection.connection()
         if connection is not None:
+            self.dialect.check_connection(connection)
             outcome = await self.log.commit_within(connection, command)
         else:
             outcome = await self._writer().submit(command)
@@ -187,7 +189,8 @@ class Database:
 
         What goes on step by step, such as a rebuild, ends with `StoreClosed` at its next step.
         """
-        vars(self.engine.sync_engine).get(_ATTRIBUTE, {}).pop(self.tables.names, None)
+        key = (self.tables.names, self.dialect.schema)
+        vars(self.engine.sync_engine).get(_ATTRIBUTE, {}).pop(key, None)
         self._closed = True
         await self.drain()
         self.log.gate.close()
@@ -223,7 +226,7 @@ class Database:
         loop = asyncio.get_running_loop()
         writer = self._writers.get(loop)
         if writer is None:
-            writer = self._writers[loop] = Writer(self._commit)
+            writer = self._writers[loop] = Writer(self._commit, self._is_for_one)
         return writer
 
     def _reader(self) -> Reader:
@@ -232,25 +235,10 @@ class Database:
         if reader is None:
             log = self.log
             reader = self._readers[loop] = Reader(
-                lambda queries: log.run(lambda: log.dialect.read(queries))
+                lambda queries: log.run(lambda: log.dialect.read(queries)), self._is_for_one
             )
         return reader
 
-
-_engines: dict[tuple[int, str, str], AsyncEngine] = {}
-
-
-def shared_engine(url: str, engine_kwargs: dict[str, Any] | None) -> AsyncEngine:
-    """The engine for ``url``: one per thread and set of arguments, so that sessions share it.
-
-    An in-memory database is not shared: each engine of one is a database of its own.
-    """
-    arguments = engine_kwargs or {}
-    address = make_url(url).render_as_string(hide_password=False)
-    key = (threading.get_ident(), address, repr(sorted(arguments.items())))
-    engine = _engines.get(key)
-    if engine is None:
-        engine = create_async_engine(url, **arguments)
-        if not isinstance(engine.pool, StaticPool):
-            _engines[key] = engine
-    return engine
+    def _is_for_one(self) -> bool:
+        """Return whether each transaction must be for one caller, in whose context it is run."""
+        return self.dialect.runs_code_of_the_app

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from typing import Any
 
+from eventmeta.contexts import alike, run_in
 from eventmeta.dialects.statement import Query, Row, Statement, recordset
 
 MAX_BATCH = 64
@@ -47,6 +49,7 @@ class _Entry:
     read: Query | Lookup
     request: dict[str, Any]
     rows: asyncio.Future[Sequence[Row]]
+    context: Context = field(default_factory=copy_context)
 
     @property
     def kind(self) -> Lookup | _Entry:
@@ -58,8 +61,10 @@ class _Entry:
 class Reader:
     """The reader of an engine in an event loop; a slow read does not hold up all others."""
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read, is_for_one: Callable[[], bool] = lambda: False) -> None:
+        """Read by ``read``, batches of one context each, in that, if ``is_for_one`` says so."""
         self._read = read
+        self._is_for_one = is_for_one
         self._waiting: deque[_Entry] = deque()
         self._lanes = 0
         self._is_calm = True
@@ -95,11 +100,21 @@ class Reader:
     async def _work(self) -> None:
         try:
             while self._waiting:
-                count = min(MAX_BATCH, len(self._waiting))
-                self._is_calm = count == 1
-                await self._carry_out([self._waiting.popleft() for _ in range(count)])
+                for_one = self._is_for_one()
+                batch = self._take_batch(for_one=for_one)
+                self._is_calm = len(batch) == 1 and not self._waiting
+                work = self._carry_out(batch)
+                await (run_in(batch[0].context, work) if for_one else work)
         finally:
             self._lanes -= 1
+
+    def _take_batch(self, *, for_one: bool) -> list[_Entry]:
+        batch: list[_Entry] = []
+        while self._waiting and len(batch) < MAX_BATCH:
+            if batch and for_one and not alike(batch[0].context, self._waiting[0].context):
+                break
+            batch.append(self._waiting.popleft())
+        return batch
 
     async def _carry_out(self, batch: Sequence[_Entry]) -> None:
         groups: dict[Lookup | _Entry, list[_Entry]] = {}

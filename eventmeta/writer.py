@@ -10,9 +10,11 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 
 from eventmeta.commands import Command
+from eventmeta.contexts import alike, run_in
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError
 from eventmeta.settle import settle
@@ -31,6 +33,7 @@ class _Entry:
     command: Command
     outcome: asyncio.Future[Outcome | EventMetaError]
     batch_ended: asyncio.Future[None] | None = None
+    context: Context = field(default_factory=copy_context)
 
 
 class Writer:
@@ -40,8 +43,10 @@ class Writer:
     there is work, so that a program may end without closing anything.
     """
 
-    def __init__(self, commit: Commit) -> None:
+    def __init__(self, commit: Commit, is_for_one: Callable[[], bool] = lambda: False) -> None:
+        """Write by ``commit``, batches of one context each, in that, if ``is_for_one`` says so."""
         self._commit = commit
+        self._is_for_one = is_for_one
         self._waiting: deque[_Entry] = deque()
         self._places = asyncio.Semaphore(MAX_WAITING)
         self._task: asyncio.Task[None] | None = None
@@ -80,7 +85,10 @@ class Writer:
     async def _work(self) -> None:
         try:
             while self._waiting:
-                await self._carry_out(self._take_batch())
+                for_one = self._is_for_one()
+                batch = self._take_batch(for_one=for_one)
+                work = self._carry_out(batch)
+                await (run_in(batch[0].context, work) if for_one else work)
         finally:
             self._end()
 
@@ -94,10 +102,12 @@ class Writer:
         for entry in self._waiting:
             entry.outcome.cancel()
 
-    def _take_batch(self) -> list[_Entry]:
+    def _take_batch(self, *, for_one: bool) -> list[_Entry]:
         batch: list[_Entry] = []
         size = 0
         while self._waiting and len(batch) < MAX_BATCH:
+            if batch and for_one and not alike(batch[0].context, self._waiting[0].context):
+                break
             size += self._waiting[0].command.size
             if batch and size > MAX_BATCH_BYTES:
                 break

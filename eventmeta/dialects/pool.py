@@ -24,7 +24,8 @@ Prepare = Callable[[Any], Any]
 Work = Callable[[Any, Any], Awaitable[T]]
 
 _KEY = "eventmeta"
-_CONFIGURED = "eventmeta_configured"
+_PREPARE = "eventmeta_prepare"
+_CONNECTIONS = "eventmeta_connections"
 _LISTENERS = 1
 """How many listeners of ours a pool has for "checkout"."""
 
@@ -58,16 +59,18 @@ def configure(engine: AsyncEngine, prepare: Prepare, *, loop_bound: bool) -> Non
             in another loop is replaced, so that one engine serves several loops in turn.
     """
     shared = vars(engine.dialect)
-    if _CONFIGURED in shared:
+    if _PREPARE in shared:
         return
-    shared[_CONFIGURED] = prepare
+    shared[_PREPARE] = prepare
+    connections: dict[Any, _Opened] = shared.setdefault(_CONNECTIONS, {})
 
     def checked_out(dbapi: Any, entry: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
         loop = asyncio.get_running_loop()
         opened: _Opened | None = entry.info.get(_KEY)
         if opened is None:
-            _prepare(dbapi, entry.info, prepare)
+            connections[dbapi] = _prepare(dbapi, entry.info, prepare)
         elif opened.process != os.getpid():
+            connections.pop(dbapi, None)
             _inherited.append(dbapi)
             entry.dbapi_connection = proxy.dbapi_connection = None  # type: ignore[misc]
             raise DisconnectionError("opened in another process")
@@ -77,6 +80,7 @@ def configure(engine: AsyncEngine, prepare: Prepare, *, loop_bound: bool) -> Non
 
     def closing(dbapi: Any, entry: ConnectionPoolEntry) -> None:
         opened: _Opened | None = entry.info.get(_KEY)
+        connections.pop(dbapi, None)
         if opened is None or opened.process != os.getpid():
             return
         if loop_bound and opened.loop() is not _running_loop():
@@ -91,22 +95,45 @@ def keep_inherited(engine: AsyncEngine) -> None:
     _inherited.append(engine)
 
 
-def _prepare(dbapi: Any, info: dict[Any, Any], prepare: Prepare) -> None:
+def close_with(engine: AsyncEngine) -> None:
+    """Have the connections of ``engine`` closed once it is garbage."""
+    connections: dict[Any, _Opened] = vars(engine.dialect).setdefault(_CONNECTIONS, {})
+    weakref.finalize(engine.sync_engine, _close, connections).atexit = False
+
+
+def _close(connections: dict[Any, _Opened]) -> None:
+    """Close connections that no pool holds any more, in the event loop of each if that is alive."""
+    for dbapi, opened in connections.items():
+        loop = opened.loop()
+        if opened.process != os.getpid():
+            _inherited.append(dbapi)
+        elif loop is None or not loop.is_running():
+            _abandon(dbapi.driver_connection)
+        else:
+            with suppress(RuntimeError):  # it has ended this moment
+                loop.call_soon_threadsafe(_terminate, dbapi.driver_connection)
+    connections.clear()
+
+
+def _prepare(dbapi: Any, info: dict[Any, Any], prepare: Prepare) -> _Opened:
     loop = asyncio.get_running_loop()
-    info[_KEY] = _Opened(os.getpid(), weakref.ref(loop), prepare(dbapi))
+    info[_KEY] = opened = _Opened(os.getpid(), weakref.ref(loop), prepare(dbapi))
+    return opened
 
 
 async def driver_of(connection: AsyncConnection) -> tuple[Any, Any]:
     """Return the driver's connection behind one of SQLAlchemy's, and what is known of it."""
     raw = await connection.get_raw_connection()
     if _KEY not in raw.info:  # it was checked out before the pool was configured
-        prepare = vars(connection.dialect)[_CONFIGURED]
+        prepare = vars(connection.dialect)[_PREPARE]
         await greenlet_spawn(_prepare, raw.dbapi_connection, raw.info, prepare)
     return raw.driver_connection, raw.info[_KEY].facts
 
 
 _EVENTS = tuple(
-    name for name in dir(ConnectionEvents) if not name.startswith("_") and name != "dispatch"
+    name
+    for name in dir(ConnectionEvents)
+    if not name.startswith("_") and name not in ("dispatch", "engine_disposed")
 )
 _OF_TRANSACTIONS = ("postgresql_readonly", "postgresql_deferrable")
 """Options of an engine that only SQLAlchemy's own transactions heed."""
@@ -117,10 +144,11 @@ def is_watched(engine: Engine) -> bool:
 
     What goes around SQLAlchemy would then go unnoticed.
     """
+    inside: Any = engine  # what SQLAlchemy itself looks at before it calls a listener
     return bool(
-        engine.dialect._has_events
-        or engine._should_log_info()
-        or (engine._has_events and _has_listeners(engine))
+        inside.dialect._has_events
+        or inside._should_log_info()
+        or (inside._has_events and _has_listeners(engine))
     )
 
 
@@ -136,8 +164,7 @@ def _has_listeners(engine: Engine) -> bool:
 
 def is_watched_on(connection: AsyncConnection) -> bool:
     """Return whether the app listens to what ``connection`` executes, or has it logged."""
-    sync = connection.sync_connection
-    assert sync is not None
+    sync: Any = connection.sync_connection
     return bool(sync.__dict__.get("_has_events") or sync._echo or is_watched(sync.engine))
 
 
@@ -161,15 +188,19 @@ def _abandon(driver_connection: Any) -> None:
     transport = getattr(driver_connection, "_transport", None)
     writer = getattr(driver_connection, "_writer", None)
     transport = transport or getattr(writer, "transport", None)
-    try:
-        terminate = getattr(driver_connection, "terminate", driver_connection.close)
-        terminate()
-    except RuntimeError:  # the loop is closed, so the transport cannot schedule its farewell
-        pass
+    with suppress(RuntimeError):  # the loop is closed, so the transport cannot say farewell
+        _terminate(driver_connection)
     # What the loop would have done soon after: tell the protocol, and close the socket.
     if transport is not None and getattr(transport, "_sock", None) is not None:
         with suppress(RuntimeError):
             transport._call_connection_lost(None)
+
+
+def _terminate(driver_connection: Any) -> None:
+    for name in ("terminate", "stop", "close"):  # of asyncpg, aiosqlite, asyncmy
+        if hasattr(driver_connection, name):
+            getattr(driver_connection, name)()
+            return
 
 
 class StepAside(Exception):

@@ -9,7 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
 from eventmeta.commands import StreamKey
-from eventmeta.database import Database, shared_engine
+from eventmeta.database import Database
+from eventmeta.engines import shared_engine
 from eventmeta.entity import Entity
 from eventmeta.identifiers import check_session_id
 from eventmeta.session.binding import Binding, UserFrom

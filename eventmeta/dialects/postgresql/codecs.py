@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.util import await_only
@@ -168,11 +168,11 @@ def _sent(value: Any) -> str | None:
 
 def _as_text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return "{" + ",".join(map(_element, value)) + "}"
+        return "{" + ",".join(map(_element, cast("Sequence[object]", value))) + "}"
     return value.isoformat() if isinstance(value, date) else str(value)
 
 
-def _element(value: Any) -> str:
+def _element(value: object) -> str:
     """One of an array of texts, in quotes."""
     escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
