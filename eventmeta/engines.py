@@ -70,9 +70,11 @@ def _frozen(value: object) -> Hashable:
     if isinstance(value, list | tuple):
         kind: type = list if isinstance(value, list) else tuple
         return kind, tuple(map(_frozen, cast("list[object]", value)))
-    if isinstance(value, Hashable):
-        return type(value), value
-    return _Same(value)
+    try:
+        hash(value)
+    except TypeError:
+        return _Same(value)
+    return type(value), value
 
 
 def _forget() -> None:

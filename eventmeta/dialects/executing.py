@@ -29,6 +29,18 @@ async def execute(connection: AsyncConnection, statements: Iterable[str]) -> Non
 
 
 @asynccontextmanager
+async def transaction_by_hand(connection: AsyncConnection, begin: str) -> AsyncGenerator[None]:
+    """Begin a transaction, and end it, where SQLAlchemy leaves that to each statement."""
+    await execute(connection, (begin,))
+    try:
+        yield
+    except BaseException:
+        await execute(connection, ("ROLLBACK",))
+        raise
+    await execute(connection, ("COMMIT",))
+
+
+@asynccontextmanager
 async def afterwards(
     connection: AsyncConnection, statements: Iterable[str]
 ) -> AsyncGenerator[None]:

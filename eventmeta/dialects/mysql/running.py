@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.database_errors import DatabaseFailure
 from eventmeta.dialects.base import LOCK_TIMEOUT_MS
+from eventmeta.dialects.executing import transaction_by_hand
 from eventmeta.dialects.failure import Failure
 from eventmeta.dialects.mysql.projecting import begun
 from eventmeta.dialects.mysql.settings import Facts, Settings, find_out
@@ -113,6 +114,11 @@ class MySQL(MySQLStatements):
 
     @asynccontextmanager
     async def savepoint(self, connection: AsyncConnection) -> AsyncGenerator[None]:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        if driver.get_autocommit() and not _has_begun(driver):
+            async with transaction_by_hand(connection, "START TRANSACTION"):
+                yield
+            return
         savepoint = await connection.begin_nested()
         try:
             yield

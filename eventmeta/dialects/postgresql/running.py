@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.dialects.executing import execute
+from eventmeta.dialects.executing import execute, transaction_by_hand
 from eventmeta.dialects.failure import Failure
 from eventmeta.dialects.pool import StepAside, Work, configure, driver_of, is_watched_on, lend
 from eventmeta.dialects.postgresql.codecs import Facts, codec_proof, find_out
@@ -72,12 +72,23 @@ class PostgreSQL(PostgreSQLStatements):
 
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         async def work() -> T:
-            async with connection.begin_nested():
+            async with self.savepoint(connection):
                 if is_watched_on(connection):
                     return await run(program, partial(self._execute_through, connection))
                 return await run(program, partial(_execute, *await driver_of(connection)))
 
         return await settle(work())
+
+    @asynccontextmanager
+    async def savepoint(self, connection: AsyncConnection) -> AsyncGenerator[None]:
+        raw = await connection.get_raw_connection()
+        adapter: Any = raw.dbapi_connection
+        if adapter.autocommit and not _has_begun(raw.driver_connection):
+            part = transaction_by_hand(connection, "BEGIN ISOLATION LEVEL READ COMMITTED")
+        else:
+            part = super().savepoint(connection)
+        async with part:
+            yield
 
     async def _execute_through(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
         driver, facts = await driver_of(connection)
