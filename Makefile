@@ -13,7 +13,7 @@ BIN := .venv/bin
 
 pytest = python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test test-long test-lowest test-bench lint format bench lock clean
+.PHONY: help demo test test-long test-lowest test-bench torture lint format bench lock clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -33,6 +33,9 @@ test-lowest: .venv-lowest/.test ## run the tests on the oldest supported depende
 
 test-bench: .venv-bench/.bench ## test the benchmarks with all peers installed
 	@.venv-bench/bin/python -m pytest tests/test_benchmarks.py tests/test_benchmark_results.py $(ARGS)
+
+torture: .venv/.dev ## kills, cuts, clocks, full disks, locks, forks, and a check of every promise
+	@$(BIN)/python -m tests.torture $(ARGS)
 
 lint: .venv/.dev ## check style, types and the direction of imports
 	@$(BIN)/ruff check --quiet

@@ -1,23 +1,23 @@
-"""Projections in plain Python put to use: calling them, and telling whose failure it was."""
+"""Projections in plain Python: calling them, and telling whose failure it was."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from sqlalchemy import Table
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
+from eventmeta.apply_connection import REMEDY, lent
 from eventmeta.database_errors import DatabaseFailure
-from eventmeta.dialects import Dialect, Failure
+from eventmeta.dialects import OF_THE_STATEMENT, Dialect, Failure
+from eventmeta.dialects.statement import Program, Statement
+from eventmeta.errors import StoreClosed
 from eventmeta.events import RecordedEvent
 from eventmeta.projection_errors import ProjectionFailed
 from projections import AppliedProjection
-
-_WATCH = "eventmeta_apply"
-"""A savepoint that is gone when a transaction has ended, or failed and is only waiting for that."""
-
-_OF_THE_DATABASE = frozenset({Failure.CONFLICT, Failure.DISCONNECTED, Failure.TABLE_MISSING})
 
 
 async def apply_events(
@@ -30,6 +30,9 @@ async def apply_events(
     alone: bool = True,
 ) -> None:
     """Have ``projection`` bring ``tables`` up to date, inside the transaction of ``connection``.
+
+    It runs in a savepoint, which is gone if the transaction was ended or broken. So what is done
+    after this is part of the same transaction as what was done before.
 
     Args:
         projection: Which.
@@ -45,18 +48,25 @@ async def apply_events(
     """
     if not events:
         return
-    passing = _OF_THE_DATABASE if alone else _OF_THE_DATABASE | {Failure.DUPLICATE}
+
+    def refuse(call: str) -> NoReturn:
+        raise ProjectionFailed(projection.name, f"failed {_where(events)}: {call} {REMEDY}")
+
+    savepoint = await connection.begin_nested()
     try:
-        if dialect.is_shared:  # others may end the transaction, which is noticed at its end
-            await projection.apply(connection, events, tables)
-        else:
-            await connection.exec_driver_sql(f"SAVEPOINT {_WATCH}")
-            await projection.apply(connection, events, tables)
-            await _still_open(connection)
-    except DatabaseFailure:
-        raise
-    except Exception as error:
-        if isinstance(error, DBAPIError) and dialect.diagnose(error)[0] in passing:
+        with lent(connection, dialect, refuse) as given:
+            await projection.apply(given, events, tables)
+        await _release(connection, savepoint, dialect)
+    except BaseException as error:
+        broken = await _undo(connection, savepoint, dialect)
+        if not isinstance(error, Exception):
+            raise
+        found = _of_the_database(error, dialect, alone) or _of_the_database(broken, dialect, alone)
+        if found is None and broken is None:
+            found = await _own_table_missing(error, dialect, connection, tables)
+        if found is not None:
+            raise found from found.__cause__
+        if isinstance(error, ProjectionFailed):
             raise
         raise failure_of(projection, events, error) from getattr(error, "orig", error)
 
@@ -65,30 +75,94 @@ class TransactionLost(Exception):
     """What `apply` left behind is not what it was given."""
 
 
-async def _still_open(connection: AsyncConnection) -> None:
-    """Make sure that what comes next is part of the same transaction, and can be committed.
+async def _release(
+    connection: AsyncConnection, savepoint: AsyncTransaction, dialect: Dialect
+) -> None:
+    """End ``savepoint``, which fails unless what comes next is part of the same transaction.
 
     A database may have undone all of it after an error that `apply` caught, and say so only now.
     """
+    if savepoint.is_active and connection.get_nested_transaction() != savepoint:
+        raise TransactionLost("it left a savepoint open: commit() that, or roll it back")
     try:
-        await connection.exec_driver_sql(f"RELEASE SAVEPOINT {_WATCH}")
+        await savepoint.commit()
     except Exception as error:
         raise TransactionLost(
-            "it went on after an error of the database that undid the transaction, or ended the "
-            "transaction itself. To go on after an error, have the statement that may fail in "
-            "`async with connection.begin_nested():`"
-        ) from getattr(error, "orig", error)
+            "it went on after an error of the database that undid the transaction, or what it did "
+            f"{REMEDY}"
+        ) from dialect.explain_lost_savepoint(error)
+
+
+async def _undo(
+    connection: AsyncConnection, savepoint: AsyncTransaction, dialect: Dialect
+) -> Exception | None:
+    """Roll back to ``savepoint``. Return the error if that is not possible."""
+    try:
+        while (inner := connection.get_nested_transaction()) is not None:
+            await inner.rollback()
+            if inner == savepoint:
+                return None
+        if not dialect.is_shared:
+            # SQLAlchemy believes that the transaction has ended, so nothing else would undo it.
+            await connection.invalidate()
+    except Exception as error:
+        return dialect.explain_lost_savepoint(error)
+    return None
+
+
+def _of_the_database(
+    error: BaseException | None, dialect: Dialect, alone: bool
+) -> BaseException | None:
+    """Return what says, among ``error`` and its causes, that the database is to blame."""
+    for each in _causes(error):
+        if isinstance(each, DatabaseFailure | StoreClosed | PoolTimeout):
+            return each
+        failure, code = dialect.diagnose(each)
+        if code is None and not isinstance(each, DBAPIError):
+            continue  # not of this database's driver: `apply` may use the network
+        if failure not in OF_THE_STATEMENT or (failure is Failure.DUPLICATE and not alone):
+            return each
+    return None
+
+
+async def _own_table_missing(
+    error: Exception, dialect: Dialect, connection: AsyncConnection, tables: Sequence[Table]
+) -> BaseException | None:
+    """Return what says that a table is missing, if one of ``tables`` is."""
+    names = {table.name.lower() for table in tables}
+
+    def program() -> Program[set[str]]:
+        rows = yield Statement(dialect.list_parts(sorted(names)), ())()
+        return {relation.lower() for kind, relation, _ in rows if kind == "table"}
+
+    for each in _causes(error):
+        if dialect.diagnose(each)[0] is Failure.TABLE_MISSING:
+            missing = names - await dialect.write_within(connection, program())
+            return each if missing else None
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield ``error``, and what it was raised from or while handling."""
+    while error is not None:
+        yield error
+        context = None if error.__suppress_context__ else error.__context__
+        error = error.__cause__ or context
+
+
+def _where(events: Sequence[RecordedEvent]) -> str:
+    first, last = events[0].position, events[-1].position
+    return f"at position {first}" if first == last else f"at positions {first} to {last}"
 
 
 def failure_of(
     projection: AppliedProjection, events: Sequence[RecordedEvent], error: Exception
 ) -> ProjectionFailed:
-    """What to say of ``error``, without the values that SQLAlchemy's would show."""
+    """Return what to say of ``error``, without the values that SQLAlchemy's would show."""
     cause = getattr(error, "orig", None) or error
-    first, last = events[0].position, events[-1].position
-    where = f"position {first}" if first == last else f"positions {first} to {last}"
+    where = _where(events)
     if isinstance(error, TransactionLost):
-        return ProjectionFailed(projection.name, f"failed at {where}: {error}")
+        return ProjectionFailed(projection.name, f"failed {where}: {error}")
     return ProjectionFailed(
-        projection.name, f"failed at {where}: {type(cause).__name__}: {cause}. Nothing was changed"
+        projection.name, f"failed {where}: {type(cause).__name__}: {cause}. Nothing was changed"
     )

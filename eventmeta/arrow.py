@@ -128,10 +128,10 @@ class ArrowExport:
         log, dialect = self.log.tables.events.c, self.log.dialect
         columns = [dialect.plain(log[name]).label(name) for name in EVENT_COLUMNS]
         query = dialect.compile(self._query(*columns).order_by(log.position))(**bounds)
-        text = await self.log.run(lambda: self.log.dialect.export(query))
+        text = await self.log.run(lambda: self.log.dialect.export(query), self.log.limits.long)
         if text is not None:
             return await asyncio.to_thread(_parsed, text) if text else None
-        (rows,) = await self.log.run(lambda: self.log.dialect.read([query]))
+        (rows,) = await self.log.run(lambda: self.log.dialect.read([query]), self.log.limits.long)
         return await asyncio.to_thread(_built, rows) if rows else None
 
     def _query(self, *columns: ColumnElement[Any]) -> Select[Any]:

@@ -50,7 +50,8 @@ async def backfill_conversations(
     a transaction, so after a crash one can start again, or go on.
 
     Args:
-        store: A store with ``structured_metadata=True``, whose tables are created.
+        store: A store with ``structured_metadata=True``, whose tables are created. In a database
+            that did not keep them, `MetadataStore.create_tables` turns that on first.
         after: Go on after this session, the ``last_session_id`` of an earlier call.
         batch_size: How many sessions are locked and done at a time.
         progress: Called after each batch.

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from eventmeta.commands import (
     AddItems,
     Append,
     Command,
-    DeleteUser,
     Fact,
     StreamKey,
     TransferSession,
+    insert_items,
 )
+from eventmeta.database_errors import DatabaseBusy
 from eventmeta.dialects.statement import Program, Row, recordset, steps
 from eventmeta.drafts import Draft, Outcome, item_rows
 from eventmeta.errors import AppendRejected, EventMetaError, InvalidInput, VersionConflict
 from eventmeta.events import RecordedEvent, read_event
 from eventmeta.folding import can_remove
-from eventmeta.heads import Head, Heads, events_before, users_of, within_reach
+from eventmeta.heads import Head, Heads, events_before, is_held, within_reach
 from eventmeta.identifiers import new_event_id
+from eventmeta.owning import own_heads
 from eventmeta.structure import follow
 from eventmeta.write_statements import AppendStatements
 from projections import EVENT_COLUMNS, USER_ASSIGNED
@@ -45,7 +46,7 @@ def append_in_steps(
         recorded: Takes every event that this records, those on behalf of others included.
     """
     batch = _Batch(sql)
-    yield from batch.lock(commands)
+    batch.heads = yield from own_heads(commands, sql)
     yield from batch.find_recorded(command for command in commands if command.may_be_recorded)
     outcomes: list[Draft | RecordedEvent | EventMetaError | None] = []
     for command in commands:
@@ -53,6 +54,7 @@ def append_in_steps(
         outcomes.append(outcome)
     yield from batch.flush()
     yield from batch.save_heads()
+    yield from batch.drop_unused()
     if recorded is not None:
         recorded += [draft.event() for draft in batch.written]
     return [item.event() if isinstance(item, Draft) else item for item in outcomes]
@@ -69,37 +71,6 @@ class _Batch:
     )
     pending: list[Draft] = field(default_factory=list[Draft])
     written: list[Draft] = field(default_factory=list[Draft])
-
-    def lock(self, commands: Sequence[Command]) -> Program[None]:
-        """Own the heads of all streams that the commands may append to.
-
-        First those of sessions, then those of users, which are needed only where a session changes
-        hands: in this order nobody waits for someone who waits for him.
-        """
-        streams = {command.stream for command in commands}
-        sessions = {stream for stream in streams if stream.stream_type == "session"}
-        for command in commands:
-            if isinstance(command, DeleteUser):
-                rows = yield self.sql.commands.owned_sessions(user_id=command.stream.stream_id)
-                sessions |= {StreamKey(row[0]) for row in rows}
-        if sessions:
-            yield from self._lock(sessions)
-        users = streams - sessions
-        for command in commands:
-            users.update(users_of(command, self.heads))
-        if users:
-            yield from self._lock(users)
-
-    def _lock(self, streams: Iterable[StreamKey]) -> Program[None]:
-        """Own the heads. No event is recorded before its stream's last one, whatever the clock."""
-        rows = yield from steps(
-            self.sql.lock_streams,
-            streams=recordset([key._asdict() for key in sorted(streams)]),
-            now=datetime.now(UTC),
-        )
-        for stream_id, stream_type, version, recorded_at, user_id, now in rows:
-            at = max(now, recorded_at) if recorded_at else now
-            self.heads[StreamKey(stream_id, stream_type)] = Head(version or 0, at, user_id)
 
     def find_recorded(self, commands: Iterable[Command]) -> Program[None]:
         """Learn which of the commands have been carried out before."""
@@ -121,12 +92,14 @@ class _Batch:
             yield from self.flush()  # so that it is complete
         event = earlier.event() if isinstance(earlier, Draft) else earlier
         there = within_reach(command, head)
+        if there and is_held(command, self.heads):
+            return DatabaseBusy("held by a transaction that stays open", held=True)
         if event is not None and (there or _gave_away(command, event)):
             return command.repetition(event) or earlier
         expected, version = command.expected_version, head.version if there else 0
         if expected is not None and expected != version:
             return VersionConflict(command.stream.stream_id, expected, version)
-        if not there:
+        if not (there and head.owned):
             return command.beyond_reach()
         if command.looks:
             yield from self.flush()
@@ -165,6 +138,7 @@ class _Batch:
         yield self.sql.insert_events(rows)
         yield from self._project(drafts, rows)
         yield from self._assign(drafts)
+        yield from self._put_items_last(drafts)
         if self.sql.structure:
             yield from follow(self.sql.structure, [draft.change() for draft in drafts])
 
@@ -192,12 +166,13 @@ class _Batch:
             yield self.sql.commands.create_sessions(sessions=_session_rows(created))
         if not touched:
             return
-        yield self.sql.commands.touch_sessions(sessions=_session_rows(touched))
+        touch = self.sql.commands.touch_sessions(sessions=_session_rows(touched))
+        yield touch.affecting(len(touched)) if self.sql.dialect.counts_upserts else touch
         items = item_rows(enumerate(command for _, command in adding))
         times = [self.sql.dialect.time_text(draft.recorded_at) for draft, _ in adding]
         for item in items:
             item["recorded_at"] = times[item["event"]]
-        rows = yield from steps(self.sql.commands.insert_items, items=recordset(items))
+        rows = yield from insert_items(self.sql.commands, recordset(items), len(items))
         ids: dict[str, list[int]] = {}
         for session_id, item_id in sorted(map(tuple, rows), reverse=True):
             ids.setdefault(session_id, []).append(item_id)
@@ -205,6 +180,27 @@ class _Batch:
             own = ids[command.stream.stream_id]
             item_ids = [own.pop() for _ in command.items]
             draft.fact = Fact(draft.fact.type, {"item_ids": item_ids})
+
+    def _put_items_last(self, drafts: Sequence[Draft]) -> Program[None]:
+        """Give new items no earlier time than older ones, where the INSERT could not.
+
+        The positions are drawn by now: on MySQL, what others change after the first plain SELECT
+        could not be locked any more, such as the counter.
+        """
+        ahead, move = self.sql.commands.items_ahead, self.sql.commands.move_items
+        added: dict[str, list[int]] = {}
+        for draft in drafts:
+            if isinstance(draft.command, AddItems):
+                item_ids = added.setdefault(draft.command.stream.stream_id, [])
+                item_ids += draft.fact.data["item_ids"]
+        if ahead is None or move is None or not added:
+            return
+        first = {min(item_ids): session_id for session_id, item_ids in added.items()}
+        sessions = [{"session_id": name, "first": item_id} for item_id, name in first.items()]
+        places = yield ahead(sessions=recordset(sessions))
+        items = [{"id": each, "at": at} for at, new in places for each in added[first[new]]]
+        if items:
+            yield move(items=recordset(items))
 
     def _project(self, drafts: Sequence[Draft], rows: Sequence[Row]) -> Program[None]:
         time_text = self.sql.dialect.time_text
@@ -242,6 +238,14 @@ class _Batch:
             )
         for _, head in moved:
             head.moved = False
+
+    def drop_unused(self) -> Program[None]:
+        """Leave nothing behind where nothing was recorded."""
+        unused = [
+            key for key, head in sorted(self.heads.items()) if head.added and not head.version
+        ]
+        if unused:
+            yield self.sql.drop_streams(streams=recordset([key._asdict() for key in unused]))
 
 
 def _gave_away(command: Command, recorded: RecordedEvent) -> bool:

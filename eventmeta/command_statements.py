@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Executable,
     Integer,
@@ -25,7 +26,7 @@ from eventmeta.dialects import Dialect
 from eventmeta.dialects.statement import Statement
 from eventmeta.tables import Tables
 from projections import NOBODY, AnySelect
-from projections.types import LongText, SessionId, UtcDateTime
+from projections.types import BigInt, LongText, SessionId, UtcDateTime
 
 _SESSION: Mapping[str, TypeEngine[Any]] = {"session_id": SessionId}
 _NUMBER: Mapping[str, TypeEngine[Any]] = {"n": Integer()}
@@ -39,10 +40,17 @@ _ITEM: Mapping[str, TypeEngine[Any]] = {
 
 @dataclass(frozen=True)
 class CommandStatements:
-    """The statements of single commands. Compiled at first use."""
+    """The statements of single commands. Compiled at first use.
+
+    Attributes:
+        tables: The store's tables.
+        dialect: Its database.
+        waits: Whether they wait for rows that an open transaction holds; see `AppendStatements`.
+    """
 
     tables: Tables
     dialect: Dialect
+    waits: bool = True
 
     # --- Sessions and their items ---------------------------------------------------------------
 
@@ -58,12 +66,14 @@ class CommandStatements:
 
     def _sessions(self, *, touch: bool) -> Statement:
         rows = self.dialect.recordset("sessions", _SESSION)
-        now = func.current_timestamp()
         owner = self._owner(rows.c.session_id)
-        source = select(rows.c.session_id, now, owner).order_by(rows.c.session_id)
-        columns = ["session_id", "updated_at", "user_id"]
+        values = {"session_id": rows.c.session_id, "user_id": owner}
+        now = self.dialect.utc_now
+        if now is not None:
+            values |= {"created_at": now, "updated_at": now}
+        source = select(*values.values()).order_by(rows.c.session_id)
         update = ("updated_at", "user_id") if touch else ()
-        return self._one(self.dialect.upsert(self.tables.sessions, columns, source, update))
+        return self._one(self.dialect.upsert(self.tables.sessions, [*values], source, update))
 
     @cached_property
     def assign_sessions(self) -> Statement:
@@ -91,7 +101,7 @@ class CommandStatements:
         query = select(sessions.c.session_id).where(
             sessions.c.session_id == bindparam("session_id")
         )
-        return self._one(query.with_for_update())
+        return self._one(self.dialect.locked(query, waits=self.waits))
 
     @cached_property
     def lock_sessions(self) -> Statement:
@@ -103,12 +113,29 @@ class CommandStatements:
 
     @cached_property
     def insert_items(self) -> list[Statement]:
-        """``items`` in the order of ``n`` → ``session_id, id``."""
+        """``items`` in the order of ``n`` → ``session_id, id``, after all that the sessions have.
+
+        Items are read, here as by upstream, in the order of ``created_at`` and ``id``.
+        """
         items = self.dialect.recordset("items", _ITEM)
         return self._compile(self.dialect.insert_items(self.tables.messages, items))
 
     @cached_property
-    def insert_items_at(self) -> list[Statement]:
+    def items_ahead(self) -> Statement | None:
+        """``sessions``, each with its ``first`` new item → ``id, first``: see `ItemTimes`."""
+        sessions = self.dialect.recordset("sessions", {**_SESSION, "first": BigInt})
+        query = self.dialect.items_ahead(self.tables.messages, sessions)
+        return None if query is None else self._one(query)
+
+    @cached_property
+    def move_items(self) -> Statement | None:
+        """``items``: each gets, by its ``id``, the time of the item ``at``."""
+        moved = self.dialect.recordset("items", {"id": BigInt, "at": BigInt})
+        update = self.dialect.move_items(self.tables.messages, moved)
+        return None if update is None else self._one(update)
+
+    @cached_property
+    def insert_items_at(self) -> Statement:
         """``items``, with the time of the item ``at``, so that they take its place."""
         messages = self.tables.messages
         items = self.dialect.recordset("items", _ITEM)
@@ -119,14 +146,24 @@ class CommandStatements:
             .order_by(items.c.n)
         )
         columns = ["session_id", "message_data", "created_at"]
-        return [self._one(insert(messages).from_select(columns, source))]
+        return self._one(insert(messages).from_select(columns, source))
 
     @cached_property
     def item_ids(self) -> Statement:
         """``session_id`` → the ids of its items, in order."""
+        main = self.dialect.in_main_branch(self.tables.messages)
+        return self._one(self._current(self._item_ids.where(*main)))
+
+    @cached_property
+    def item_ids_of_all_branches(self) -> Statement:
+        """The same with those of branches that upstream's class has made."""
+        return self._one(self._current(self._item_ids))
+
+    @property
+    def _item_ids(self) -> AnySelect:
         messages = self.tables.messages
         query = select(messages.c.id).where(messages.c.session_id == bindparam("session_id"))
-        return self._one(self.dialect.current(query.order_by(messages.c.id)))
+        return query.order_by(messages.c.id)
 
     @cached_property
     def last_items(self) -> Statement:
@@ -135,15 +172,16 @@ class CommandStatements:
         query = (
             select(messages.c.id, messages.c.message_data)
             .where(messages.c.session_id == bindparam("session_id"))
+            .where(*self.dialect.in_main_branch(messages))
             .order_by(messages.c.created_at.desc(), messages.c.id.desc())
             .limit(bindparam("count"))
         )
-        return self._one(query.with_for_update())
+        return self._one(self.dialect.locked(query, waits=self.waits))
 
     @cached_property
     def delete_items(self) -> Statement:
         """``items``, by their ``id``."""
-        gone = self.dialect.recordset("items", {"id": Integer()})
+        gone = self.dialect.recordset("items", {"id": BigInteger()})
         ids = select(gone.c.id).subquery("gone")
         return self._one(self.dialect.delete_matching(self.tables.messages, ids))
 
@@ -160,7 +198,7 @@ class CommandStatements:
         """``session_id`` → the keys it has."""
         metadata = self.tables.session_metadata.table
         query = select(metadata.c.key).where(metadata.c.session_id == bindparam("session_id"))
-        return self._one(self.dialect.current(query))
+        return self._one(self._current(query))
 
     @cached_property
     def present_keys(self) -> Statement:
@@ -172,7 +210,7 @@ class CommandStatements:
             metadata.c.session_id == bindparam("session_id"),
             metadata.c.key.in_(select(wanted.c.key)),
         )
-        return self._one(self.dialect.current(query))
+        return self._one(self._current(query))
 
     # --- Users ----------------------------------------------------------------------------------
 
@@ -184,7 +222,7 @@ class CommandStatements:
     @cached_property
     def owned_sessions_now(self) -> Statement:
         """The same, however long ago the transaction began."""
-        return self._one(self.dialect.current(self._owned_sessions()))
+        return self._one(self._current(self._owned_sessions()))
 
     def _owned_sessions(self) -> AnySelect:
         heads = self.tables.streams
@@ -201,7 +239,10 @@ class CommandStatements:
             users.c.user_id == bindparam("user_id", type_=SessionId)
         )
         # Before a position is drawn, lest someone who waits for that holds the row on MySQL.
-        return self._one(query.with_for_update(key_share=True))
+        return self._one(self.dialect.locked(query, waits=self.waits, key_share=True))
+
+    def _current(self, query: AnySelect) -> AnySelect:
+        return self.dialect.current(query, waits=self.waits)
 
     def _one(self, executable: Executable) -> Statement:
         return self.dialect.compile(executable)

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
     Table,
@@ -30,6 +31,7 @@ from projections.types import BigInt
 
 _NO: ColumnElement[int] = literal_column("0")
 _YES: ColumnElement[int] = literal_column("1")
+_AFTER: ColumnElement[int] = bindparam("after", type_=BigInt)
 
 
 @dataclass(frozen=True)
@@ -46,44 +48,58 @@ class ConversationStatements:
     def turns(self) -> Statement:
         """``session_id``, ``after``, ``limit`` → the turns after that one, in order.
 
-        ``turn, id, content, created_at`` of the user message and ``run_id, messages, tool_calls``:
-        a row for each run that took part.
+        For each turn first ``turn, id, content, created_at`` of the user message; then its ``turn``
+        with ``run_id, messages, tool_calls``: a row for each run that took part.
+
+        The two are not joined, for SQLite would try all pairs of them.
         """
         said = self.conversation.c
         page = (
             self.ownership.within(
                 select(said.turn, said.id, said.content, said.created_at), said.session_id
             )
-            .where(said.role == "user", said.turn > bindparam("after", type_=BigInt))
+            .where(said.role == "user", said.turn > _AFTER)
             .order_by(said.turn)
             .limit(bindparam("limit", type_=BigInteger()))
-            .subquery("page")
+            .cte("page")
         )
-        run = self._runs.subquery("run")
-        return self.dialect.compile(
-            select(*page.c, run.c.run_id, run.c.messages, run.c.tool_calls)
-            .select_from(page.join(run, run.c.turn == page.c.turn))
-            .order_by(page.c.turn, run.c.first_id)
-        )
+        run = self._runs(page).subquery("run").c
+        no_run = (null().label("run_id"), _NO.label("messages"), _NO.label("tool_calls"))
+        rows = union_all(
+            select(*page.c, *no_run, _NO.label("first_id")),
+            select(
+                run.turn,
+                null(),
+                null(),
+                null(),
+                *run["run_id", "messages", "tool_calls"],
+                run.first_id,
+            ),
+        ).subquery("rows")
+        columns = [column for column in rows.c if column.name != "first_id"]
+        return self.dialect.compile(select(*columns).order_by(rows.c.turn, rows.c.first_id))
 
-    @property
-    def _runs(self) -> AnySelect:
-        """How many messages and tool calls each run added to each turn."""
+    def _runs(self, page: CTE) -> AnySelect:
+        """How many messages and tool calls each run added to each turn of the page."""
         said, calls = self.conversation.c, self.tool_calls.c
+        last = select(func.max(page.c.turn)).scalar_subquery()
+
+        def within(query: AnySelect, row: Any) -> AnySelect:
+            of_page = (row.turn > _AFTER, row.turn <= last)
+            return self.ownership.within(query, row.session_id).where(*of_page)
+
         message = case((said.role.is_not(None), 1), else_=0)
         use = case((_is_call(calls.type), 1), else_=0)
         added = union_all(
-            self.ownership.within(
+            within(
                 select(
                     *(said.turn, said.run_id, said.id),
                     message.label("messages"),
                     _NO.label("tool_calls"),
                 ),
-                said.session_id,
+                said,
             ),
-            self.ownership.within(
-                select(calls.turn, calls.run_id, calls.id, _NO, use), calls.session_id
-            ),
+            within(select(calls.turn, calls.run_id, calls.id, _NO, use), calls),
         ).subquery("added")
         return select(
             added.c.turn,

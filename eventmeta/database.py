@@ -5,27 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 import weakref
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from eventmeta.access import Reach
 from eventmeta.commands import Command
+from eventmeta.database_errors import DatabaseBusy, DatabaseUnavailable
+from eventmeta.deadline import AGAIN, Deadline, Limits
 from eventmeta.dialects import dialect_of
+from eventmeta.dialects.pool import connections_to_spare
 from eventmeta.dialects.statement import Query, Row
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError, StoreClosed
 from eventmeta.events import RecordedEvent
+from eventmeta.lanes import MAX_IN_LINE
 from eventmeta.log import EventLog
 from eventmeta.reach import Ownership
 from eventmeta.read_statements import ReadStatements
 from eventmeta.reader import Lookup, Reader, query_for
 from eventmeta.registry import Registry
-from eventmeta.schema import create_tables, schema_sql
+from eventmeta.schema import check_tables_within, create_tables, open_tables, schema_sql
 from eventmeta.settle import settle, take_notice
 from eventmeta.signals import Signals
 from eventmeta.table_names import TableNames
@@ -90,11 +96,12 @@ class Database:
             self.log.maintain(self.tables, self.registry.inline_applied)
             self._created = False
 
-    async def connect(self, *, create: bool) -> None:
+    async def connect(self, *, create: bool, limits: Limits | None = None) -> None:
         """Make the first connection, from which the statements learn what server this is.
 
         Args:
             create: Create missing tables as well.
+            limits: How long to wait for it.
 
         Raises:
             DatabaseFailure: The database cannot be reached, or does not let us create tables.
@@ -102,44 +109,75 @@ class Database:
         if create and not self._created:
             await self.create_tables(unless_done=True)
         elif not self._connected:
-            await self._first_connection()
+            await self._first_connection(limits or self.log.limits)
 
-    async def _first_connection(self) -> None:
-        """Once for all callers, who go on in the order in which they came."""
+    async def _first_connection(self, limits: Limits) -> None:
+        """Connect once for all callers, who go on in the order in which they came.
+
+        Where it fails for one who waits less long than this caller, it is tried once more.
+        """
         loop = asyncio.get_running_loop()
-        if self._connecting is None or self._connecting.get_loop() is not loop:
-            self._connecting = loop.create_task(self._connect(), name="eventmeta-connect")
-            self._connecting.add_done_callback(take_notice)
-        connecting = self._connecting
-        try:
-            await asyncio.shield(connecting)
-        finally:
-            if connecting.done():
-                self._connecting = None
+        end = loop.time() + limits.timeout
+        while not self._connected:
+            if self._connecting is None or self._connecting.get_loop() is not loop:
+                left = limits._replace(timeout=max(end - loop.time(), 0))
+                self._connecting = loop.create_task(self._connect(left), name="eventmeta-connect")
+                self._connecting.add_done_callback(take_notice)
+                tried = left
+            else:
+                tried = None
+            connecting = self._connecting
+            try:
+                await asyncio.wait([connecting], timeout=max(end - loop.time(), 0) + AGAIN)
+            finally:
+                if connecting.done() and self._connecting is connecting:
+                    self._connecting = None
+            if not connecting.done():
+                raise self.log.expired(limits)
+            failure = None if connecting.cancelled() else connecting.exception()
+            impatient = isinstance(failure, DatabaseUnavailable | DatabaseBusy)
+            if failure is not None and (tried or not impatient or loop.time() >= end):
+                raise failure
 
-    async def _connect(self) -> None:
-        await self.log.run(lambda: self.dialect.first_connection(self.tables))
+    async def _connect(self, limits: Limits) -> None:
+        await self.log.run(lambda: open_tables(self.dialect, self.tables), limits)
         self._connected = True
 
-    async def create_tables(self, *, unless_done: bool = False) -> None:
+    async def create_tables(self, *, unless_done: bool = False, turn_on: bool = False) -> None:
         """Add what is missing of the tables, columns, indexes, triggers and the view."""
         lock = vars(self.engine.sync_engine).setdefault(_SCHEMA_LOCK, threading.Lock())
+        end = time.monotonic() + self.log.limits.long.timeout
         while not lock.acquire(blocking=False):  # polls, as callers may be in several event loops
+            if time.monotonic() > end:
+                raise DatabaseBusy("another call creates tables on this engine, and does not end")
             await asyncio.sleep(0.01)
         try:
             if not (unless_done and self._created):
                 # Drivers leave connections behind that are cancelled as they are made.
-                await settle(self.log.run(lambda: create_tables(self.dialect, self.tables)))
+                create = partial(create_tables, self.dialect, self.tables, turn_on=turn_on)
+                await settle(self.log.run(create, self.log.limits.long))
+                if turn_on:
+                    self._check_others_again()
                 self._connected = self._created = True
         finally:
             lock.release()
 
-    async def schema_sql(self) -> str:
+    def _check_others_again(self) -> None:
+        """Let those on this engine that are opened already see what has changed."""
+        found: dict[TableNames, Database] = vars(self.engine.sync_engine).get(_ATTRIBUTE, {})
+        for other in found.values():
+            other._connected = other._created = False
+
+    async def schema_sql(self, *, turn_on: bool = False) -> str:
         """The script of what `create_tables` would do."""
-        return await settle(self.log.run(lambda: schema_sql(self.dialect, self.tables)))
+        script = partial(schema_sql, self.dialect, self.tables, turn_on=turn_on)
+        return await settle(self.log.run(script))
 
     async def submit(
-        self, command: Command, connection: AsyncConnection | AsyncSession | None = None
+        self,
+        command: Command,
+        connection: AsyncConnection | AsyncSession | None = None,
+        limits: Limits | None = None,
     ) -> RecordedEvent | None:
         """Carry out ``command``: its event, or None if there was nothing to do.
 
@@ -147,28 +185,37 @@ class Database:
             command: What to do.
             connection: Do it in this transaction of the caller's. It becomes durable and visible
                 with the caller's commit, and vanishes with a rollback.
+            limits: How long the caller waits.
 
         Raises:
             EventMetaError: It was rejected or failed; nothing was changed.
         """
         self.check_open()
+        limits = limits or self.log.limits
         if isinstance(connection, AsyncSession):
             connection = await connection.connection()
         if connection is not None:
             self.dialect.check_connection(connection)
-            outcome = await self.log.commit_within(connection, command)
+            if not self._connected:
+                check = partial(check_tables_within, self.dialect, self.tables, connection)
+                await self.log.run(check, limits)
+                self._connected = True
+            outcome = await self.log.commit_within(connection, command, limits)
         else:
-            outcome = await self._writer().submit(command)
+            outcome = await self._writer().submit(command, limits)
         if isinstance(outcome, EventMetaError):
             raise outcome
         return outcome
 
-    async def fetch(self, read: Query | Lookup, **request: Any) -> Sequence[Row]:
+    async def fetch(
+        self, read: Query | Lookup, limits: Limits | None = None, /, **request: Any
+    ) -> Sequence[Row]:
         """The rows of ``read``, for ``request``; it sees every write acknowledged before."""
         self.check_open()
+        limits = limits or self.log.limits
         if self.dialect.is_within:  # those in the reader may have to wait for the end of it
-            return await self.log.fetch(query_for(read, [request]))
-        return await self._reader().fetch(read, **request)
+            return await self.log.fetch(query_for(read, [request]), limits)
+        return await self._reader().fetch(read, limits, **request)
 
     def check_open(self) -> None:
         """Raise `StoreClosed` once it is closed."""
@@ -197,8 +244,10 @@ class Database:
         self.appended.give()  # to whoever waits for events, and is to end
         await self.log.gate.settled()
 
-    async def _commit(self, commands: Sequence[Command]) -> list[Outcome | EventMetaError]:
-        outcomes = await self.log.commit(commands)
+    async def _commit(
+        self, commands: Sequence[Command], limits: Limits, *, waits: bool = False
+    ) -> list[Outcome | EventMetaError]:
+        outcomes = await self.log.commit(commands, limits, waits=waits)
         self.appended.give()
         if self.gives_hints and self._hint is None:
             self._hint = asyncio.create_task(self._give_hint(), name="eventmeta-hint")
@@ -207,7 +256,8 @@ class Database:
     async def _give_hint(self) -> None:
         """To other processes, which look at the log by themselves after a while if it is lost."""
         try:
-            await self.dialect.hint(self.tables)
+            with Deadline(self.log.limits.timeout):
+                await self.dialect.hint(self.tables)
         except Exception as error:
             logger.debug("could not hint at new events: %s", error)
         finally:
@@ -215,18 +265,25 @@ class Database:
 
     @asynccontextmanager
     async def hints(self) -> AsyncGenerator[None]:
-        """Be told of what other processes append, until the end of the block."""
+        """Hear of what other processes append until the end of the block, if that is possible."""
         if not self.gives_hints:
             yield
             return
-        async with self.dialect.hints(self.tables, self.appended.give):
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.dialect.hints(self.tables, self.appended.give))
+            except Exception as error:
+                logger.warning("looks at the log without hints from other processes: %s", error)
             yield
 
     def _writer(self) -> Writer:
         loop = asyncio.get_running_loop()
         writer = self._writers.get(loop)
         if writer is None:
-            writer = self._writers[loop] = Writer(self._commit, self._is_for_one)
+            in_line = connections_to_spare(self.engine, MAX_IN_LINE)
+            writer = self._writers[loop] = Writer(
+                self._commit, self.log.expired, in_line=in_line, is_for_one=self._is_for_one
+            )
         return writer
 
     def _reader(self) -> Reader:
@@ -235,7 +292,9 @@ class Database:
         if reader is None:
             log = self.log
             reader = self._readers[loop] = Reader(
-                lambda queries: log.run(lambda: log.dialect.read(queries)), self._is_for_one
+                lambda queries, limits: log.run(lambda: log.dialect.read(queries), limits),
+                log.expired,
+                self._is_for_one,
             )
         return reader
 

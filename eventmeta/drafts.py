@@ -37,6 +37,7 @@ class Draft:
             self.fact.type,
             self.fact.data,
             command.context,
+            command.items if isinstance(command, AddItems) else (),
             may_add_tools(command),
         )
 

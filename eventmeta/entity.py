@@ -155,4 +155,4 @@ class Entity(ABC):
         connection = options.get("connection")
         if connection is None:
             await self._connected()
-        return await self._view.database.submit(command, connection)
+        return await self._view.submit(command, connection)

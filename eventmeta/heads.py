@@ -17,16 +17,23 @@ class Head:
 
     Attributes:
         version: Of its last event.
-        recorded_at: When its next event is recorded, at the earliest.
+        recorded_at: When its next event is recorded: see `eventmeta.clocks`.
         user_id: Of a session, the owner: None if it never had one, ``NOBODY`` if that one was
             deleted. Of a user, the user's own id while there is such a user.
         moved: Whether it is yet to be written.
+        owned: Whether it is this transaction's, until its end. What is out of reach is not, nor
+            what is missing, unless something is to be recorded there.
+        held: Whether it is an open transaction's of somebody else, so that this one passes it over.
+        added: Whether this transaction has made it.
     """
 
     version: int
     recorded_at: datetime
     user_id: str | None
     moved: bool = False
+    owned: bool = True
+    held: bool = False
+    added: bool = False
 
     def record(self, stream: StreamKey, fact: Fact) -> None:
         """Go on to the version of an event that holds ``fact``."""
@@ -44,8 +51,25 @@ Heads = dict[StreamKey, Head]
 def within_reach(command: Command, head: Head) -> bool:
     """Whether whoever is behind ``command`` reaches its stream."""
     if command.stream.stream_type == "user":
-        return command.access.user_id in (None, command.stream.stream_id)
+        return reaches_user(command)
     return command.access.reaches(head.user_id)
+
+
+def reaches_user(command: Command) -> bool:
+    """Whether the stream of a user is within reach of ``command``: nobody else's is."""
+    return command.access.user_id in (None, command.stream.stream_id)
+
+
+def is_held(command: Command, heads: Heads) -> bool:
+    """Whether something that ``command`` may write to is held; then all after it waits as well."""
+    needed = [heads[command.stream]]
+    if isinstance(command, DeleteUser):
+        needed += (head for head in heads.values() if head.user_id == command.stream.stream_id)
+    needed += (heads[user] for user in users_of(command, heads) if user in heads)
+    if not any(head.held for head in needed):
+        return False
+    heads[command.stream].held = True
+    return True
 
 
 def users_of(command: Command, heads: Heads) -> Iterator[StreamKey]:

@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 from typing import cast
 
 from eventmeta.codec import check_key, text_problem
+from eventmeta.deadline import Limits
 from eventmeta.errors import InvalidIdentifier, InvalidInput, InvalidPoint
 
 MAX_BYTES = 255
-_TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,44}")
+MAX_TABLE_NAME = 45
+_TABLE_NAME = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{MAX_TABLE_NAME - 1}}}")
 _EVENT_TYPE = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 
 
@@ -45,7 +47,8 @@ def check_table_name(value: object) -> str:
         raise InvalidIdentifier(
             "table name",
             value,
-            "is not usable: take up to 45 ASCII letters, digits and underscores, no digit first "
+            f"is not usable: take up to {MAX_TABLE_NAME} ASCII letters, digits and underscores, no "
+            "digit first "
             "(names of indexes are made of it, and may have 63)",
         )
     return value
@@ -126,6 +129,14 @@ def check_seconds(what: str, value: object) -> float:
 def check_timeout(value: object) -> float:
     """``value``, if one can wait for so long, or not at all."""
     return 0.0 if value == 0 else check_seconds("timeout", value)
+
+
+def check_limits(timeout: object, retry_for: object) -> Limits:
+    """Return how long a caller waits for the database, if one can wait for so long."""
+    return Limits(
+        check_seconds("timeout", timeout),
+        0.0 if retry_for == 0 else check_seconds("retry_for", retry_for),
+    )
 
 
 def check_keys(keys: object) -> list[str]:

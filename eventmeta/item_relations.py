@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     CompoundSelect,
     FromClause,
-    Integer,
     String,
     and_,
     case,
@@ -27,6 +27,7 @@ from sqlalchemy import (
 from eventmeta.dialects import Dialect
 from eventmeta.dialects.items import MessageRelation
 from eventmeta.events import ITEMS_ADDED, ITEMS_REPLACED
+from eventmeta.spelling import readable
 from eventmeta.tables import Tables
 from projections import MESSAGE_COLUMNS, AnySelect
 from projections.items import MAX_NAME, classified, in_turns, is_one_of, name_of
@@ -47,11 +48,11 @@ class ItemRelations:
 
     def of_sessions(self, given: FromClause | None = None) -> MessageRelation:
         """All items of the sessions ``given`` by ``session_id``, or of all there are."""
-        stored = self._stored(given)
+        stored = readable(self.dialect, self.stored(given))
         added = self._provenance_by_event(given)
         same = and_(added.c.session_id == stored.c.session_id, added.c.item_id == stored.c.id)
         provenance = [added.c[name] for name in PROVENANCE]
-        rows = self._rows(stored, provenance, literal_column("0"), cast(null(), Integer))
+        rows = self._rows(stored, provenance, literal_column("0"), cast(null(), BigInteger))
         return self._in_turns(rows.select_from(stored.outerjoin(added, same)))
 
     def added(self, source: FromClause) -> MessageRelation:
@@ -73,6 +74,14 @@ class ItemRelations:
             removed: ``session_id, id`` of outputs that are gone, whose calls come along as well.
         """
         new = self._added(source)
+        return self._in_turns(union_all(new, self._linked(self._links(new, removed))))
+
+    def linked(self, source: FromClause, removed: FromClause) -> FromClause:
+        """The stored items that these are linked with."""
+        return self._linked_items(self._links(self._added(source), removed))
+
+    def _links(self, new: AnySelect, removed: FromClause | None) -> FromClause:
+        """``session_id, call_id`` of what ``new`` items complete, or ``removed`` ones did."""
         arrived = MessageRelation(classified(self._relation(new, "arrived")), self.dialect)
         links = [completed_calls(arrived)]
         row = self._tool_calls
@@ -81,7 +90,7 @@ class ItemRelations:
                 row.session_id == removed.c.session_id, row.output_raw_event_id == removed.c.id
             )
             links.append(self.dialect.look_up(removed, [row.session_id, row.call_id], lost))
-        return self._in_turns(union_all(new, self._linked(union(*links).cte("links"))))
+        return union(*links).cte("links")
 
     def _in_turns(self, rows: Any) -> MessageRelation:
         turned = in_turns(self._relation(rows, "items"))
@@ -89,6 +98,15 @@ class ItemRelations:
 
     def _linked(self, links: FromClause) -> AnySelect:
         """The stored calls and outputs with these ``call_id``, with what is known of their rows."""
+        stored = readable(self.dialect, self._linked_items(links))
+        return self._rows(
+            stored,
+            [stored.c[name] for name in PROVENANCE],
+            stored.c.turn,
+            stored.c.parent_raw_event_id,
+        )
+
+    def _linked_items(self, links: FromClause) -> FromClause:
         row = self._tool_calls
         same = and_(row.session_id == links.c.session_id, row.call_id == links.c.call_id)
         known = (row.id, row.output_raw_event_id, row.turn, row.parent_raw_event_id)
@@ -105,18 +123,12 @@ class ItemRelations:
             .subquery("linked")
         )
         message = self.tables.messages.c
-        stored = self.dialect.look_up(
+        return self.dialect.look_up(
             both,
             [message[name] for name in STORED],
             message.id == both.c.item_id,
             *(both.c[name] for name in (*PROVENANCE, "turn", "parent_raw_event_id")),
         ).subquery("linked_items")
-        return self._rows(
-            stored,
-            [stored.c[name] for name in PROVENANCE],
-            stored.c.turn,
-            stored.c.parent_raw_event_id,
-        )
 
     @property
     def _conversation(self) -> Any:
@@ -129,6 +141,7 @@ class ItemRelations:
         return self.tables.tool_calls.table.c
 
     def _added(self, source: FromClause) -> AnySelect:
+        source = readable(self.dialect, source)
         provenance = [self._named_in(source.c.context, name) for name in PROVENANCE]
         return self._rows(source, provenance, source.c.turn_before, source.c.parent_before)
 
@@ -157,12 +170,14 @@ class ItemRelations:
             rows = select(rows.cte(f"all_{name}"))
         return MessageRelation(rows.offset(0).cte(name), self.dialect)
 
-    def _stored(self, given: FromClause | None) -> FromClause:
+    def stored(self, given: FromClause | None = None) -> FromClause:
+        """Return ``STORED`` of all items of the sessions ``given``, or of all there are."""
         message = self.tables.messages.c
         columns = [message[name] for name in STORED]
+        main = self.dialect.in_main_branch(self.tables.messages)
         if given is None:
-            return select(*columns).subquery("stored")
-        same = message.session_id == given.c.session_id
+            return select(*columns).where(*main).subquery("stored")
+        same = and_(message.session_id == given.c.session_id, *main)
         return self.dialect.look_up(given, columns, same).subquery("stored")
 
     def _provenance_by_event(self, given: FromClause | None) -> FromClause:
@@ -221,6 +236,7 @@ class ItemRelations:
                 message.session_id == times.session_id,
                 message.created_at == times.item_at,
                 *self._before(times),
+                *self.dialect.in_main_branch(self.tables.messages),
             )
             .scalar_subquery()
         )
@@ -253,9 +269,10 @@ class ItemRelations:
             return values.order_by(row[column].desc()).limit(1).scalar_subquery()
 
         output = call.output_raw_event_id
+        before = [*self._before(given), *self.dialect.in_main_branch(self.tables.messages)]
         return select(
             *given,
-            last(self.tables.messages.c, "created_at", *self._before(given)).label("item_at"),
+            last(self.tables.messages.c, "created_at", *before).label("item_at"),
             last(call, "output_raw_event_id", output.is_not(None)).label("last_output"),
             last(said, "turn").label("turn"),
         )

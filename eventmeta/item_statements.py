@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sqlalchemy import Delete, FromClause, Insert, Integer, column, select, table
+from sqlalchemy import BigInteger, Delete, FromClause, Insert, Integer, column, select, table
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects import Dialect
 from eventmeta.dialects.items import MessageRelation, Structure
 from eventmeta.dialects.statement import Statement
 from eventmeta.item_relations import STORED, ItemRelations
+from eventmeta.spelling import unreadable
 from eventmeta.tables import Tables
 from projections import AnySelect, ItemProjection
 from projections.items import TURN_COLUMNS
@@ -21,12 +22,12 @@ from projections.types import LongText, SessionId
 
 _SESSION: Mapping[str, TypeEngine[Any]] = {"session_id": SessionId}
 _ADDED: Mapping[str, TypeEngine[Any]] = {
-    "id": Integer(),
+    "id": BigInteger(),
     "context": LongText,
     "turn_before": Integer(),
-    "parent_before": Integer(),
+    "parent_before": BigInteger(),
 }
-_REMOVED: Mapping[str, TypeEngine[Any]] = {**_SESSION, "id": Integer()}
+_REMOVED: Mapping[str, TypeEngine[Any]] = {**_SESSION, "id": BigInteger()}
 
 
 class RebuildStatements(NamedTuple):
@@ -55,15 +56,38 @@ class ItemStatements:
     @cached_property
     def states(self) -> Statement:
         """``sessions``, each with its ``first`` new item → ``session_id, turn, parent, stale``."""
-        given = self.dialect.recordset("sessions", {**_SESSION, "first": Integer()})
+        given = self.dialect.recordset("sessions", {**_SESSION, "first": BigInteger()})
         message = self.tables.messages.c
         at = select(message.created_at).where(message.id == given.c.first).scalar_subquery()
         sessions = select(given.c.session_id, given.c.first, at.label("at")).subquery("sessions")
         return self.dialect.compile(self.dialect.current(self._relations.states(sessions)))
 
     @cached_property
+    def unreadable_linked(self) -> Statement | None:
+        """``added`` items, ``removed`` items → ``id, message_data`` of what they are linked with.
+
+        Only of what is to be ``spelled`` for this database; None if it needs nothing of the kind.
+        """
+        removed = self.dialect.recordset("removed", _REMOVED)
+        return self._unreadable(self._relations.linked(self._added, removed))
+
+    @cached_property
+    def unreadable(self) -> Statement | None:
+        """``sessions`` → the same of their items."""
+        return self._unreadable(
+            self._relations.stored(self.dialect.recordset("sessions", _SESSION))
+        )
+
+    def _unreadable(self, stored: FromClause) -> Statement | None:
+        query = unreadable(self.dialect, stored)
+        return None if query is None else self.dialect.compile(self.dialect.current(query))
+
+    @cached_property
     def write_tool_calls(self) -> Statement:
-        """``added`` items, ``removed`` items → their tool calls, complete or open again."""
+        """``added`` items, ``removed`` items → their tool calls, complete or open again.
+
+        This statement and those after it take ``spelled`` as well: see `spelled_out`.
+        """
         removed = self.dialect.recordset("removed", _REMOVED)
         items = self._relations.added_and_linked(self._added, removed)
         return self.dialect.compile(write_items(self.tool_calls, self.dialect, items))
@@ -98,7 +122,7 @@ class ItemStatements:
         return select(others.c.id)
 
     def _removal(self, projection: ItemProjection) -> Delete:
-        gone = self.dialect.recordset("items", {"id": Integer()})
+        gone = self.dialect.recordset("items", {"id": BigInteger()})
         return self.dialect.delete_matching(projection.table, select(gone.c.id).subquery("gone"))
 
     def at_once(self, *, with_tools: bool) -> Structure:

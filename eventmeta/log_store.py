@@ -47,6 +47,7 @@ class LogStore(OpenedStore):
 
         Raises:
             InvalidPoint: ``until`` names no point in the log.
+            StandbyServer: The log is to be replayed on the primary.
         """
         replay = self._replay(projection, until)
         await self._connected()
@@ -117,12 +118,14 @@ class LogStore(OpenedStore):
             InvalidInput: An argument cannot be used.
             StoreClosed: This handle was closed meanwhile.
             LeaseLost: Another reader has taken over, as handling an event took too long.
+            StandbyServer: The feed is to be followed on the primary.
         """
         check_event_type(name, "subscription")
         check_count("after", after)
         kinds = check_types(types)
         check_seconds("max_poll", max_poll)
         await self._connected()
+        await self._database.log.horizon()  # refuses a standby, before it is written to
         following = Subscription(self._database, name, after, kinds, max_poll).follow()
         try:
             async for event in following:

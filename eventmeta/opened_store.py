@@ -14,6 +14,7 @@ from eventmeta.access import Access
 from eventmeta.codec import canonical, parse
 from eventmeta.commands import Append, Fact, StreamKey
 from eventmeta.database import Database
+from eventmeta.deadline import Limits
 from eventmeta.errors import InvalidIdentifier, InvalidInput, StoreClosed, ValueTooLarge
 from eventmeta.events import BUILT_IN_TYPES, NewEvent, Position, RecordedEvent
 from eventmeta.identifiers import check_count, check_event_type, check_session_id, check_types
@@ -33,10 +34,13 @@ from eventmeta.view import View
 class OpenedStore:
     """A store, opened on behalf of the administrator or of a user."""
 
-    def __init__(self, database: Database, access: Access, max_value_bytes: int) -> None:
+    def __init__(
+        self, database: Database, access: Access, max_value_bytes: int, limits: Limits
+    ) -> None:
         self._database = database
-        self._view = View(database, access)
+        self._view = View(database, access, limits)
         self._max_value_bytes = max_value_bytes
+        self._limits = limits
         self._closed = False
 
     @property
@@ -46,6 +50,7 @@ class OpenedStore:
         return {
             "engine": self._database.engine,
             "max_value_bytes": self._max_value_bytes,
+            **self._limits._asdict(),
             **asdict(self._database.tables.names),
         }
 
@@ -156,7 +161,7 @@ class OpenedStore:
         self._check_open()
         if connection is None:
             await self._connected()
-        recorded = await self._database.submit(command, connection)
+        recorded = await self._view.submit(command, connection)
         assert recorded is not None
         return recorded
 
@@ -183,6 +188,8 @@ class OpenedStore:
         Raises:
             InvalidInput: An argument cannot be used.
             StoreClosed: This handle was closed meanwhile.
+            StandbyServer: The feed is to be read on the primary; one session's events are not
+                refused.
         """
         key = None if stream is None else StreamKey(check_session_id(stream))
         kinds = check_types(types)
@@ -206,6 +213,9 @@ class OpenedStore:
         """The highest position below which no event can appear any more.
 
         Reading events up to it and going on from it, as `events` does, never skips one.
+
+        Raises:
+            StandbyServer: Only the primary can tell.
         """
         await self._connected()
         return await self._database.log.horizon()
@@ -235,7 +245,7 @@ class OpenedStore:
 
     async def _connected(self) -> None:
         self._check_open()
-        await self._database.connect(create=False)
+        await self._database.connect(create=False, limits=self._limits)
 
 
 def _object(data: object) -> dict[str, Any]:

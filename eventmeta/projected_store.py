@@ -72,6 +72,7 @@ class ProjectedStore(LogStore):
         Raises:
             UnknownProjection: There is none of this name.
             ProjectionBehind: Whoever is at it did not come to the end in time.
+            StandbyServer: Projections are to be kept on the primary.
         """
         chosen = self._chosen(projection)
         check_timeout(timeout)
@@ -191,9 +192,11 @@ class ProjectedStore(LogStore):
             UnknownProjection: There is none of this name.
             RebuildUnderWay: Another process does it.
             RebuildFailed: The new table is not what the log says.
+            StandbyServer: Projections are to be kept on the primary.
         """
         registered = self._database.registry[projection]
         await self._connected()
+        await self._database.log.horizon()  # refuses a standby, before it is written to
         rebuild = Rebuild(self._database, registered, new_holder(), compare, progress)
         return await rebuild.run()
 

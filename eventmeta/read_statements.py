@@ -22,6 +22,7 @@ from eventmeta.conversation_statements import ConversationStatements
 from eventmeta.dialects import Dialect
 from eventmeta.dialects.statement import Statement
 from eventmeta.folding import rows_of
+from eventmeta.moments import recorded_by
 from eventmeta.reach import OWNER, Ownership
 from eventmeta.reader import Lookup
 from eventmeta.stream_statements import LIMIT, StreamStatements
@@ -112,11 +113,20 @@ class ReadStatements:
         log = self.tables.events
         statements: dict[str, Statement] = {}
         for name in ("position", "recorded_at"):
-            events = select(*(log.c[column] for column in EVENT_COLUMNS)).where(
-                log.c.stream_type == "session",
-                or_(*(log.c.type == kind for kind in sorted(METADATA_EVENTS))),
-                log.c[name] <= bindparam("bound", type_=log.c[name].type),
-                log.c.data.like(bindparam("pattern"), escape=LIKE_ESCAPE),
+            bound = bindparam("bound", type_=log.c[name].type)
+            source: FromClause = log
+            past = log.c[name] <= bound
+            if name == "recorded_at":
+                source, past = recorded_by(log, bound)
+            events = (
+                select(*(log.c[column] for column in EVENT_COLUMNS))
+                .select_from(source)
+                .where(
+                    log.c.stream_type == "session",
+                    or_(*(log.c.type == kind for kind in sorted(METADATA_EVENTS))),
+                    past,
+                    log.c.data.like(bindparam("pattern"), escape=LIKE_ESCAPE),
+                )
             )
             fold = rows_of(
                 self.tables.session_metadata, self.dialect.relation(events.subquery("events"))
@@ -171,6 +181,7 @@ class ReadStatements:
         """``session_id`` → ``message_data`` of its items, in order."""
         messages = self.tables.messages
         query = self.ownership.within(select(messages.c.message_data), messages.c.session_id)
+        query = query.where(*self.dialect.in_main_branch(messages))
         return self.dialect.compile(query.order_by(messages.c.created_at, messages.c.id))
 
     @cached_property
@@ -180,12 +191,14 @@ class ReadStatements:
         columns, order = (message.message_data, message.id), (message.created_at, message.id)
         request = {**self._request, "limit": BigInteger()}
         requests = self.dialect.recordset("requests", request)
+        main = self.dialect.in_main_branch(self.tables.messages)
         same = and_(
             message.session_id == requests.c.session_id,
+            *main,
             *self.ownership.of_session(requests.c.session_id, requests.c.get(OWNER)),
         )
         together = self.dialect.look_up_last(requests, columns, same, order, requests.c.n)
-        query = select(bindparam("n", type_=Integer()), *columns)
+        query = select(bindparam("n", type_=Integer()), *columns).where(*main)
         alone = self.ownership.within(query, message.session_id).order_by(
             *(column.desc() for column in order)
         )

@@ -10,16 +10,21 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from eventmeta.contexts import alike, run_in
+from eventmeta.database_errors import DatabaseUnavailable
+from eventmeta.deadline import Limits
 from eventmeta.dialects.statement import Query, Row, Statement, recordset
+from eventmeta.errors import EventMetaError
+from eventmeta.settle import fail, give
 
 MAX_BATCH = 64
 MAX_LANES = 2
 
-Read = Callable[[Sequence[Query]], Awaitable[list[Sequence[Row]]]]
+Read = Callable[[Sequence[Query], Limits], Awaitable[list[Sequence[Row]]]]
+ExpiredError = Callable[[Limits], EventMetaError]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +53,10 @@ class Lookup:
 class _Entry:
     read: Query | Lookup
     request: dict[str, Any]
+    limits: Limits
+    end: float
     rows: asyncio.Future[Sequence[Row]]
-    context: Context = field(default_factory=copy_context)
+    context: Context | None
 
     @property
     def kind(self) -> Lookup | _Entry:
@@ -61,29 +68,49 @@ class _Entry:
 class Reader:
     """The reader of an engine in an event loop; a slow read does not hold up all others."""
 
-    def __init__(self, read: Read, is_for_one: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, read: Read, expired: ExpiredError, is_for_one: Callable[[], bool] = lambda: False
+    ) -> None:
         """Read by ``read``, batches of one context each, in that, if ``is_for_one`` says so."""
         self._read = read
+        self._expired = expired
         self._is_for_one = is_for_one
         self._waiting: deque[_Entry] = deque()
         self._lanes = 0
         self._is_calm = True
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def fetch(self, read: Query | Lookup, **request: Any) -> Sequence[Row]:
-        """The rows of ``read``; those of a lookup, for ``request``, begin with a number."""
+    async def fetch(self, read: Query | Lookup, limits: Limits, /, **request: Any) -> Sequence[Row]:
+        """Return the rows of ``read``; those of a lookup, for ``request``, begin with a number.
+
+        Raises:
+            DatabaseUnavailable: They did not come within ``limits``.
+        """
         if self._is_calm and not self._lanes:
-            return await self._read_at_once(read, request)
-        entry = _Entry(read, request, asyncio.get_running_loop().create_future())
+            return await self._read_at_once(read, request, limits)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limits.timeout
+        context = copy_context() if self._is_for_one() else None
+        entry = _Entry(read, request, limits, end, loop.create_future(), context)
         self._waiting.append(entry)
         self._open_lane()
-        return await entry.rows
+        timer = loop.call_at(end, self._give_up, entry)
+        try:
+            return await entry.rows
+        finally:
+            timer.cancel()
 
-    async def _read_at_once(self, read: Query | Lookup, request: dict[str, Any]) -> Sequence[Row]:
+    def _give_up(self, entry: _Entry) -> None:
+        """Let the caller go; what is being read is read for the sake of others."""
+        fail(entry.rows, self._expired(entry.limits))
+
+    async def _read_at_once(
+        self, read: Query | Lookup, request: dict[str, Any], limits: Limits
+    ) -> Sequence[Row]:
         """Without a task of its own, while nobody else is reading."""
         self._lanes += 1
         try:
-            (rows,) = await self._read([query_for(read, [request])])
+            (rows,) = await self._read([query_for(read, [request])], limits)
             return rows
         finally:
             self._lanes -= 1
@@ -100,35 +127,47 @@ class Reader:
     async def _work(self) -> None:
         try:
             while self._waiting:
-                for_one = self._is_for_one()
-                batch = self._take_batch(for_one=for_one)
+                batch = self._take_batch()
                 self._is_calm = len(batch) == 1 and not self._waiting
-                work = self._carry_out(batch)
-                await (run_in(batch[0].context, work) if for_one else work)
+                batch = [entry for entry in batch if not entry.rows.done()]
+                if batch:
+                    context, work = batch[0].context, self._carry_out(batch)
+                    await (work if context is None else run_in(context, work))
+        except asyncio.CancelledError:  # the loop is shutting down
+            for entry in self._waiting:
+                entry.rows.cancel()
+            raise
         finally:
             self._lanes -= 1
 
-    def _take_batch(self, *, for_one: bool) -> list[_Entry]:
+    def _take_batch(self) -> list[_Entry]:
         batch: list[_Entry] = []
         while self._waiting and len(batch) < MAX_BATCH:
-            if batch and for_one and not alike(batch[0].context, self._waiting[0].context):
+            if batch and not alike(batch[0].context, self._waiting[0].context):
                 break
             batch.append(self._waiting.popleft())
         return batch
 
     async def _carry_out(self, batch: Sequence[_Entry]) -> None:
+        """Read for ``batch`` within the limits of its most patient caller."""
         groups: dict[Lookup | _Entry, list[_Entry]] = {}
         for entry in batch:
             groups.setdefault(entry.kind, []).append(entry)
+        limits = Limits(
+            max(entry.end for entry in batch) - asyncio.get_running_loop().time(),
+            max(entry.limits.retry_for for entry in batch),
+        )
         try:
-            results = await self._read([_query_of(entries) for entries in groups.values()])
+            queries = [_query_of(entries) for entries in groups.values()]
+            results = await self._read(queries, limits)
             for entries, rows in zip(groups.values(), results, strict=True):
                 _deliver(entries, rows)
         except Exception as error:
-            if len(batch) == 1:
-                batch[0].rows.set_exception(error)
+            if len(batch) == 1 or isinstance(error, DatabaseUnavailable):
+                for entry in batch:
+                    fail(entry.rows, error)
             # One of them may be bad: let each stand for itself.
-            for entry in batch if len(batch) > 1 else ():
+            for entry in batch:
                 if not entry.rows.done():
                     await self._carry_out([entry])
         finally:
@@ -153,5 +192,4 @@ def _deliver(entries: Sequence[_Entry], rows: Sequence[Row]) -> None:
             dealt[row[0]].append(row)
         shares = list(dealt.values())
     for entry, share in zip(entries, shares, strict=True):
-        if not entry.rows.done():
-            entry.rows.set_result(share)
+        give(entry.rows, share)

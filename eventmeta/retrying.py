@@ -1,94 +1,199 @@
-"""Failures of the database: which pass if one tries again, and what the others mean."""
+"""Attempts: which failures of the database pass if one tries again, and for how long."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
-from eventmeta.database_errors import DatabaseBusy, DatabaseFailure, OutcomeUnknown, TablesMissing
+from eventmeta.database_errors import DatabaseBusy, UnexpectedRowCount
+from eventmeta.deadline import Deadline, Expired, Limits
 from eventmeta.dialects import Dialect, Failure
 from eventmeta.errors import EventMetaError
+from eventmeta.failures import UNANSWERED, UNREACHABLE, Failures
 from eventmeta.gate import Gate
 
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
 T = TypeVar("T")
+
+ORPHANS = 5
+"""How often a row that another refers to may turn out to have been deleted meanwhile."""
+
+MISMATCHES = 3
+"""How often a statement may change another number of rows than it must."""
+
+_BARELY = 0.05
+"""Seconds that are too few for another attempt."""
 
 
 @dataclass(frozen=True)
 class Retrying:
-    """Work on one database, as long as the gate lets it in."""
+    """Work on one database, as long as the gate lets it in.
+
+    Attributes:
+        dialect: The database.
+        gate: The gate.
+        references: The foreign keys of the store's own: which table refers to which.
+    """
 
     dialect: Dialect
     gate: Gate
+    references: frozenset[tuple[str, str]] = frozenset()
 
-    async def retried(self, work: Callable[[], Awaitable[T]], *, commit: bool, seconds: float) -> T:
-        """``work``, twice at least if it fails in a way that passes, and for ``seconds``."""
+    @property
+    def failures(self) -> Failures:
+        """What the failures of this database mean to its callers."""
+        return Failures(self.dialect)
+
+    async def retried(
+        self,
+        work: Callable[[], Awaitable[T]],
+        *,
+        commit: bool,
+        seconds: float,
+        limits: Limits,
+        changes: bool = True,
+        unless_held: bool = False,
+    ) -> T:
+        """Run ``work``, and again while it fails in a way that passes.
+
+        Args:
+            work: What to do. It may be done twice.
+            commit: It is an append, whose event ids tell whether it has been done before.
+            seconds: How long a conflict with others is retried.
+            limits: How long all of it may take, and how long a connection is tried to be had.
+            changes: It may change something, so that its outcome may be unknown.
+            unless_held: It is not retried if a transaction that stays open holds a row.
+
+        Raises:
+            EventMetaError: It failed for good, or the time was up.
+        """
         passage = self.gate.enter()
+        deadline = Deadline(limits.timeout)
+        attempts = _Attempts(self, work, commit, changes, unless_held, seconds, limits, deadline)
         try:
-            return await self._retried(work, commit=commit, seconds=seconds)
+            with deadline:
+                return await attempts.run()
+        except Expired:
+            failure = attempts.expired()
         finally:
             self.gate.leave(passage)
+        raise failure from failure.__cause__
 
-    async def _retried(
-        self, work: Callable[[], Awaitable[T]], *, commit: bool, seconds: float
-    ) -> T:
-        repeatable = {Failure.CONFLICT, Failure.DISCONNECTED}
-        if commit:
-            repeatable.add(Failure.DUPLICATE)
 
-        def is_repeatable(error: BaseException) -> bool:
-            if isinstance(error, EventMetaError):
-                return commit and isinstance(error, DatabaseBusy)
-            return self.dialect.diagnose(error)[0] in repeatable
+@dataclass
+class _Attempts(Generic[T]):
+    """One call's attempts.
 
+    Attributes:
+        unknown: An attempt ended without an answer, so it may have been recorded.
+        failure: How the last one ended; None while one goes on.
+        orphans: How many ended at a foreign key between tables of ours.
+        mismatches: How many ended at an unexpected number of rows.
+    """
+
+    retrying: Retrying
+    work: Callable[[], Awaitable[T]]
+    commit: bool
+    changes: bool
+    unless_held: bool
+    seconds: float
+    limits: Limits
+    deadline: Deadline
+    unknown: bool = False
+    failure: Exception | None = None
+    orphans: int = 0
+    mismatches: int = 0
+
+    async def run(self) -> T:
+        """Make them."""
         try:
-            try:
-                return await work()
-            except Exception as error:
-                if not is_repeatable(error):
-                    raise
-            # Imported only when something fails, for it takes a while.
-            from tenacity import (
-                AsyncRetrying,
-                retry_if_exception,
-                stop_after_delay,
-                wait_random_exponential,
-            )
-
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception(is_repeatable),
-                stop=stop_after_delay(seconds),
-                wait=wait_random_exponential(multiplier=0.01, max=0.5),
-                reraise=True,
-            ):
-                with attempt:
-                    return await work()
-            raise AssertionError("the last attempt raises")
+            return await self._run()
         except Exception as error:
-            translated = self.translated(error)
+            translated = self._translated(error)
         raise translated from translated.__cause__
 
-    def translated(self, error: Exception) -> EventMetaError:
-        """Our own error for ``error``, without the values that SQLAlchemy's would show."""
+    async def _run(self) -> T:
+        try:
+            return await self._attempt()
+        except Exception as error:
+            if not self._is_repeatable(error):
+                raise
+        # Imported only when something fails, for it takes a while.
+        from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
+
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception(self._is_repeatable),
+            stop=self._is_enough,
+            wait=wait_random_exponential(multiplier=0.01, max=0.5),
+            reraise=True,
+        ):
+            with attempt:
+                return await self._attempt()
+        raise AssertionError("the last attempt raises")
+
+    async def _attempt(self) -> T:
+        self.failure, self.deadline.was_lent = None, False
+        try:
+            return await self.work()
+        except Exception as error:
+            self.failure = error
+            if self._may_be_recorded and self._diagnose(error) in UNANSWERED:
+                self.unknown = True
+            raise
+
+    def expired(self) -> EventMetaError:
+        """Return the error for what had not ended in time."""
+        if self.failure is not None:  # it was waiting for the next attempt
+            return self._translated(self.failure)
+        return self.retrying.failures.expired(
+            self.limits.timeout,
+            unknown=self.unknown or self._may_be_recorded,
+            was_lent=self.deadline.was_lent,
+        )
+
+    @property
+    def _may_be_recorded(self) -> bool:
+        """Whether the attempt has got so far that something may have been sent."""
+        return self.changes and self.deadline.was_lent
+
+    def _translated(self, error: Exception) -> EventMetaError:
+        return self.retrying.failures.translated(
+            error, unknown=self.unknown, was_lent=self.deadline.was_lent
+        )
+
+    def _diagnose(self, error: BaseException) -> Failure:
+        return self.retrying.dialect.diagnose(error)[0]
+
+    def _is_repeatable(self, error: BaseException) -> bool:
+        if isinstance(error, UnexpectedRowCount):  # what others deleted may have come between
+            self.mismatches += 1
+            return self.commit and self.mismatches < MISMATCHES
         if isinstance(error, EventMetaError):
-            return error
-        failure, code = self.dialect.diagnose(error)
-        cause = getattr(error, "orig", None) or error
-        summary = f"{type(cause).__name__}: {cause}"
-        translated: DatabaseFailure
-        if failure is Failure.TABLE_MISSING:
-            translated = TablesMissing(str(cause).splitlines()[0], code)
-        elif failure is Failure.CONFLICT:
-            translated = DatabaseBusy(f"in conflict with other writers: {summary}", code)
-        elif failure is Failure.CANCELLED:
-            translated = DatabaseBusy(f"a statement was cancelled: {summary}", code)
-        elif isinstance(error, PoolTimeout):
-            translated = DatabaseBusy(f"no connection became free in the engine's pool: {error}")
-        elif failure is Failure.DISCONNECTED:
-            translated = OutcomeUnknown(f"the connection was lost: {summary}", code)
-        else:
-            translated = DatabaseFailure(summary, code)
-        translated.__cause__ = cause
-        return translated
+            return self.commit and isinstance(error, DatabaseBusy)
+        failure = self._diagnose(error)
+        if failure is Failure.TIMED_OUT:  # a slow read would be slow again
+            return self.commit or not self.deadline.was_lent
+        if failure is Failure.ORPHANED:
+            return self.commit and self._is_a_race(error)
+        if failure is Failure.DUPLICATE:
+            return self.commit
+        if failure is Failure.HELD:
+            return not self.unless_held
+        return failure is Failure.CONFLICT or failure in UNREACHABLE
+
+    def _is_a_race(self, error: BaseException) -> bool:
+        """Return whether a row of ours that another refers to was deleted meanwhile."""
+        self.orphans += 1
+        rule = self.retrying.dialect.rule_of(error)
+        own = (rule.table, rule.refers_to) in self.retrying.references
+        return own and self.orphans <= ORPHANS
+
+    def _is_enough(self, state: RetryCallState) -> bool:
+        """Return whether there is no time for another attempt."""
+        assert self.failure is not None
+        unreachable = self._diagnose(self.failure) in UNREACHABLE
+        seconds = self.limits.retry_for if unreachable else self.seconds
+        return (state.seconds_since_start or 0) >= seconds or self.deadline.left < _BARELY

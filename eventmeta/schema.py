@@ -6,14 +6,30 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
-from sqlalchemy import Table
+from sqlalchemy import Table, literal_column, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from eventmeta.dialects import Dialect
 from eventmeta.dialects.executing import afterwards, execute
 from eventmeta.dialects.schema import Part, foreign_keys
 from eventmeta.dialects.statement import Row, Statement
+from eventmeta.existing import (
+    SCHEMA_VERSION,
+    STRUCTURED,
+    VERSION,
+    Existing,
+    Fetch,
+    check_opened,
+    check_settings,
+    find_faults,
+    folded,
+    look,
+    mending,
+    unsupported,
+)
 from eventmeta.tables import VERSIONED, Tables
+from projections import AnySelect
 
 
 class SchemaChange(NamedTuple):
@@ -28,23 +44,42 @@ class SchemaChange(NamedTuple):
     alone: bool
 
 
-async def create_tables(dialect: Dialect, tables: Tables) -> None:
+async def open_tables(dialect: Dialect, tables: Tables) -> None:
+    """Connect for the first time, and refuse a database that cannot be used as it is."""
+    await dialect.first_connection()
+    check_opened(dialect, tables, await look(dialect, tables, _reading(dialect)))
+
+
+async def check_tables_within(
+    dialect: Dialect, tables: Tables, connection: AsyncConnection
+) -> None:
+    """Refuse such a database by what can be seen in the caller's transaction."""
+    check_opened(dialect, tables, await look(dialect, tables, _on(connection)))
+
+
+async def create_tables(dialect: Dialect, tables: Tables, *, turn_on: bool = False) -> None:
     """Add the tables, columns, foreign keys, indexes, triggers and the view that are missing.
 
-    Safe beside other processes that do the same, and beside writers. No row is touched. It may be
-    broken off anywhere, and goes on from there when it is called again. A database in which
-    nothing is missing is only read, once.
+    Columns that are too narrow are widened. Safe beside other processes that do the same, and
+    beside writers. No row is touched. It may be broken off anywhere, and goes on from there when
+    it is called again. A database in which nothing is missing is only read.
+
+    Args:
+        dialect: The database.
+        tables: The tables.
+        turn_on: Keep structured tables from now on, in a database that does not.
     """
-    await dialect.first_connection(tables)
-    if not await missing_changes(dialect, tables):
+    await dialect.first_connection()
+    if not await missing_changes(dialect, tables, turn_on=turn_on):
         return
     done: set[SchemaChange] = set()
     while True:
         async with dialect.transaction() as connection:
             await dialect.begin_schema_change(connection)
             async with afterwards(connection, dialect.finish_schema_change()):
-                rows = await connection.exec_driver_sql(_parts_query(dialect, tables))
-                changes = _changes(dialect, tables, rows.fetchall())
+                parts = _parts_query(dialect, tables)
+                existing = await look(dialect, tables, _on(connection), parts=parts)
+                changes = _changes(dialect, tables, existing, turn_on=turn_on)
                 changes = [change for change in changes if change not in done]
                 step = _next_step(changes)
                 await execute(connection, _statements(step))
@@ -53,45 +88,114 @@ async def create_tables(dialect: Dialect, tables: Tables) -> None:
             return
 
 
-async def missing_changes(dialect: Dialect, tables: Tables) -> list[SchemaChange]:
-    """What `create_tables` would add, in this order, found out by one query."""
-    (rows,) = await dialect.read([Statement(_parts_query(dialect, tables), ())()])
-    return _changes(dialect, tables, rows)
+async def missing_changes(
+    dialect: Dialect, tables: Tables, *, turn_on: bool = False
+) -> list[SchemaChange]:
+    """What `create_tables` would do, in this order."""
+    parts = _parts_query(dialect, tables)
+    existing = await look(dialect, tables, _reading(dialect), parts=parts)
+    return _changes(dialect, tables, existing, turn_on=turn_on)
 
 
-async def schema_sql(dialect: Dialect, tables: Tables) -> str:
+async def schema_sql(dialect: Dialect, tables: Tables, *, turn_on: bool = False) -> str:
     """The statements of `missing_changes` as a script; empty if nothing is missing.
 
     Each statement ends with a semicolon and the end of its line; a blank line comes between two.
     """
-    await dialect.first_connection(tables)
-    changes = await missing_changes(dialect, tables)
+    await dialect.first_connection()
+    changes = await missing_changes(dialect, tables, turn_on=turn_on)
     return "\n".join(f"{statement};\n" for statement in _statements(changes))
+
+
+def _reading(dialect: Dialect) -> Fetch:
+    async def fetch(queries: Sequence[str]) -> Sequence[Sequence[Row]]:
+        return await dialect.read([Statement(query, ())() for query in queries])
+
+    return fetch
+
+
+def _on(connection: AsyncConnection) -> Fetch:
+    async def fetch(queries: Sequence[str]) -> Sequence[Sequence[Row]]:
+        found: list[Sequence[Row]] = []
+        for query in queries:
+            rows = await connection.exec_driver_sql(query)
+            found.append([tuple(row) for row in rows.fetchall()])
+        return found
+
+    return fetch
 
 
 def _parts_query(dialect: Dialect, tables: Tables) -> str:
     guarding = (part.relation for part in dialect.guards(tables))
     names = [*tables.metadata.tables, tables.names.metadata_changes_view, *guarding]
+    if dialect.branches_table:
+        names.append(dialect.branches_table)
     return dialect.list_parts(dict.fromkeys(names))
 
 
-def _changes(dialect: Dialect, tables: Tables, rows: Iterable[Row]) -> list[SchemaChange]:
-    """What is missing where the parts in ``rows`` exist: new tables first."""
-    found = {_folded(Part(*row)) for row in rows}
+def _changes(
+    dialect: Dialect, tables: Tables, existing: Existing, *, turn_on: bool
+) -> list[SchemaChange]:
+    """What is missing beside what exists: new tables first.
 
+    Before all others comes what the database says of itself, and its version when all is done.
+    """
+    check_settings(tables.names, existing, turn_on=turn_on)
+    faults = list(find_faults(dialect, tables, existing))
+    if refused := [each for each in faults if not each.fault.mend.widens]:
+        raise unsupported(refused)
+    first, last = _settings(dialect, tables, existing)
+    mends = mending([each.fault.mend for each in faults])
+    widening = [SchemaChange((statement,), alone=True) for statement in mends]
+    parts = _missing_parts(dialect, tables, existing)
+    return [*first, *widening, *parts, *last]
+
+
+def _settings(
+    dialect: Dialect, tables: Tables, existing: Existing
+) -> tuple[list[SchemaChange], list[SchemaChange]]:
+    """What to do before all else, so that processes agree on it, and what to do last."""
+    first: list[SchemaChange] = []
+    last: list[SchemaChange] = []
+    kept, wanted = existing.is_structured(tables.names), tables.names.structured_metadata
+    if not existing.has(tables.settings.name):
+        first += [
+            SchemaChange((each,), alone=False) for each in _creation(dialect, tables.settings)
+        ]
+    if STRUCTURED not in existing.settings:
+        now = wanted if kept is None else kept
+        first.append(_setting(dialect, tables, STRUCTURED, str(now).lower()))
+    if kept is False and wanted:
+        last.append(_setting(dialect, tables, STRUCTURED, "true", update=True))
+    if existing.version < SCHEMA_VERSION:
+        last.append(_setting(dialect, tables, VERSION, str(SCHEMA_VERSION), update=True))
+    return first, last
+
+
+def _setting(
+    dialect: Dialect, tables: Tables, name: str, value: str, *, update: bool = False
+) -> SchemaChange:
+    row: AnySelect = select(*(literal_column(f"'{text}'") for text in (name, value)))
+    names = ("value",) if update else ()
+    statement = dialect.upsert(tables.settings, ["name", "value"], row, names)
+    return SchemaChange((dialect.literal(statement),), alone=False)
+
+
+def _missing_parts(dialect: Dialect, tables: Tables, existing: Existing) -> list[SchemaChange]:
     def missing(kind: str, relation: str, name: str = "") -> bool:
-        return _folded(Part(kind, relation, name)) not in found
+        return folded(Part(kind, relation, name)) not in existing.parts
 
-    ordered = tables.metadata.sorted_tables
-    dialect.prepare_tables(ordered)
+    ordered = [table for table in tables.metadata.sorted_tables if table is not tables.settings]
+    dialect.prepare_tables([*ordered, tables.settings])
     new = [table for table in ordered if missing("table", table.name)]
+    older = {table.name for table in ordered if table not in new}
     changes = [
         SchemaChange((statement,), alone=False)
         for table in new
         for statement in _creation(dialect, table)
     ]
     changes += [
-        SchemaChange(tuple(statements), alone=tables.events not in new)
+        SchemaChange(tuple(statements), alone=bool(older & {tables.events.name, part.relation}))
         for part, statements in dialect.guards(tables).items()
         if missing(*part)
     ]
@@ -106,11 +210,6 @@ def _changes(dialect: Dialect, tables: Tables, rows: Iterable[Row]) -> list[Sche
         view = dialect.literal(dialect.relation(tables.events).select_changes())
         changes.append(SchemaChange((dialect.create_view(name, view),), alone=False))
     return changes
-
-
-def _folded(part: Part) -> Part:
-    """Most databases do not tell names apart by their case."""
-    return Part(part.kind, part.relation.lower(), part.name.lower())
 
 
 def _creation(dialect: Dialect, table: Table) -> Iterator[str]:

@@ -10,8 +10,9 @@ from eventmeta.access import ADMINISTRATOR, Access
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
 from eventmeta.commands import DeleteUser, StreamKey
 from eventmeta.database import Database
+from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT, Limits
 from eventmeta.events import RecordedEvent
-from eventmeta.identifiers import check_user_id
+from eventmeta.identifiers import check_limits, check_user_id
 from eventmeta.options import WriteOptions, command_fields
 from eventmeta.projected_store import ProjectedStore
 from eventmeta.search import SessionEntry, latest_sessions, list_sessions
@@ -35,6 +36,8 @@ class MetadataStore(ProjectedStore):
         engine: AsyncEngine,
         *,
         max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
+        timeout: float = DEFAULT_TIMEOUT,
+        retry_for: float = DEFAULT_RETRY_FOR,
         hints: bool = False,
         **table_names: Unpack[TableOptions],
     ) -> None:
@@ -44,16 +47,28 @@ class MetadataStore(ProjectedStore):
             engine: See `MetadataSession`.
             max_value_bytes: The largest metadata value, and the largest data of an event of the
                 app's own, in bytes of JSON.
+            timeout: How many seconds a call waits for the database, connecting and retries
+                included. Then the connection is closed, and the call ends with `OutcomeUnknown` (a
+                write) or `DatabaseUnavailable`. A transaction of a projector or a
+                subscription may take as long, and a statement that goes through the log or builds
+                tables 20 times as long; for these the store counts that was opened last with this
+                option on the engine.
+            retry_for: How many seconds to look for a server that refuses connections, or has none
+                left.
             hints: On PostgreSQL, notify projectors and subscriptions of other processes after each
                 commit, and listen for that, on a connection more. They look by themselves anyway.
             **table_names: See `TableOptions`.
 
         Raises:
             InvalidIdentifier: A table name cannot be used.
+            InvalidInput: ``timeout`` or ``retry_for`` is no number of seconds.
             UnsupportedEngine: There is no dialect for the engine.
         """
-        database = Database.of(engine, TableNames(**table_names))
-        super().__init__(database, ADMINISTRATOR, max_value_bytes)
+        limits = check_limits(timeout, retry_for)
+        database = Database.of(engine, TableNames.of(table_names))
+        super().__init__(database, ADMINISTRATOR, max_value_bytes, limits)
+        if limits != Limits():
+            database.log.limits = limits
         database.gives_hints = database.gives_hints or hints
         self._owns_engine = False
 
@@ -86,29 +101,48 @@ class MetadataStore(ProjectedStore):
         """What this store shares with its sessions: for the library's own use, not for apps."""
         return self._database
 
-    async def create_tables(self) -> None:
+    async def create_tables(self, *, turn_on_structured_metadata: bool = False) -> None:
         """Create the tables, columns, indexes, triggers and the view that are missing.
 
         So it also migrates a database that upstream's SQLAlchemySession or an older eventmeta made.
-        Safe to repeat, and beside writers and other processes; no row is touched.
+        Columns that are too narrow for what the store writes are widened. Safe to repeat, and
+        beside writers and other processes; no row is touched.
+
+        Args:
+            turn_on_structured_metadata: Keep the tables of conversations, tool calls and tokens
+                from now on, in a database of the store's that did not: for a store with
+                ``structured_metadata=True``. Processes that write must be stopped before, for those
+                that are running would go on without.
+
+        Raises:
+            SettingsConflict: The options of the store contradict what the database is.
+            UnsupportedSchema: An existing table cannot hold exactly what the store writes.
         """
         self._check_open()
-        await self._database.create_tables()
+        await self._database.create_tables(turn_on=turn_on_structured_metadata)
 
-    async def schema_sql(self) -> str:
-        """The SQL that `create_tables` would execute now, as a script; nothing is changed.
+    async def schema_sql(self, *, turn_on_structured_metadata: bool = False) -> str:
+        """Return the SQL that `create_tables` would execute now, as a script; change nothing.
 
-        For whoever changes the schema by hand: each statement ends with ``;`` and a blank line
-        comes between two. Empty if nothing is missing. See docs/migration.md.
+        It is for those who change the schema by hand: each statement ends with ``;`` and a blank
+        line comes between two. It is empty if nothing is missing. See docs/migration.md.
+
+        Args:
+            turn_on_structured_metadata: As for `create_tables`.
+
+        Raises:
+            SettingsConflict: As for `create_tables`.
+            UnsupportedSchema: As for `create_tables`.
         """
         self._check_open()
-        return await self._database.schema_sql()
+        return await self._database.schema_sql(turn_on=turn_on_structured_metadata)
 
     # --- Sessions -------------------------------------------------------------------------------
 
     def session(self, session_id: str, **kwargs: Any) -> MetadataSession:
         """The session ``session_id``; ``kwargs`` as for `MetadataSession`."""
-        return MetadataSession(session_id, **self._session_arguments, **kwargs)
+        arguments = {**self._session_arguments, **kwargs}
+        return MetadataSession(session_id, **arguments)
 
     async def create_session(self, user_id: str, **kwargs: Any) -> MetadataSession:
         """Make a session of ``user_id``: see `MetadataSession.create_session`."""
@@ -157,14 +191,15 @@ class MetadataStore(ProjectedStore):
         )
 
     def _of(self, user_id: str) -> View:
-        return View(self._database, Access(check_user_id(user_id)))
+        return self._view._replace(access=Access(check_user_id(user_id)))
 
     # --- Users ----------------------------------------------------------------------------------
 
     def as_user(self, user_id: str) -> UserStore:
         """The store as ``user_id`` sees it: nothing of anyone else can be reached through it."""
         self._check_open()
-        return UserStore(self._database, check_user_id(user_id), self._max_value_bytes)
+        user = check_user_id(user_id)
+        return UserStore(self._database, user, self._max_value_bytes, self._limits)
 
     def user(self, user_id: str) -> User:
         """The user ``user_id``, who need not exist yet."""
@@ -198,7 +233,7 @@ class MetadataStore(ProjectedStore):
         connection = options.get("connection")
         if connection is None:
             await self._connected()
-        return await self._database.submit(command, connection)
+        return await self._view.submit(command, connection)
 
     async def close(self) -> None:
         """Wait until what was submitted is carried out; this handle takes no more.
@@ -215,4 +250,4 @@ class MetadataStore(ProjectedStore):
 
     async def _dispose(self) -> None:
         await self._database.close()
-        await self.engine.dispose()
+        await self._database.dialect.dispose()

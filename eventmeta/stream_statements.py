@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, bindparam, or_, select
 
@@ -11,6 +12,7 @@ from eventmeta.dialects import Dialect
 from eventmeta.dialects.statement import Statement
 from eventmeta.events import StreamType
 from eventmeta.folding import rows_of
+from eventmeta.moments import last_version
 from eventmeta.reach import Ownership
 from eventmeta.tables import Tables
 from projections import EVENT_COLUMNS, METADATA_EVENTS, USER_DELETED, AnySelect, Projection
@@ -42,12 +44,20 @@ class StreamStatements:
         projection, columns = self._metadata
         statements: dict[str, Statement] = {}
         for name in ("version", "position", "recorded_at"):
-            events = self._events(log.c[name] <= bindparam("bound", type_=log.c[name].type))
+            bound = bindparam("bound", type_=log.c[name].type)
+            end = log.c.version <= self._last_version(bound)
+            events = self._events(end if name == "recorded_at" else log.c[name] <= bound)
             fold = rows_of(projection, self.dialect.relation(events.subquery("events"))).subquery(
                 "state"
             )
             statements[name] = self.dialect.compile(select(*(fold.c[name] for name in columns)))
         return statements
+
+    def _last_version(self, moment: ColumnElement[Any]) -> ColumnElement[int]:
+        stream_id = bindparam("stream_id", type_=SessionId)
+        return last_version(
+            self.tables.events, moment, stream_id=stream_id, stream_type=self.stream_type
+        )
 
     @property
     def _metadata(self) -> tuple[Projection, tuple[str, ...]]:

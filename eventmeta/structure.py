@@ -9,19 +9,21 @@ from typing import Any
 from eventmeta.dialects.statement import Program, recordset
 from eventmeta.events import ITEM_POPPED, ITEMS_ADDED, ITEMS_REPLACED, SESSION_CLEARED
 from eventmeta.item_statements import ItemStatements
+from eventmeta.spelling import spelled_out
 
 
 @dataclass(frozen=True)
 class ItemChange:
     """An event of a session, as far as its items are concerned.
 
-    ``tools``: there may be tool items among those that were added.
+    ``items``: the texts of those that were added. ``tools``: there may be tool items among them.
     """
 
     session_id: str
     type: str
     data: dict[str, Any]
     context: str | None
+    items: Sequence[str]
     tools: bool
 
 
@@ -49,19 +51,28 @@ def follow(sql: ItemStatements, changes: Sequence[ItemChange]) -> Program[None]:
         for change in _of_type(rest, ITEM_POPPED)
     ]
     if rest:
+        texts = list(_texts(rest)) if sql.unreadable else []
+        spelled = spelled_out(texts)
         if removed or any(change.tools for change in rest):
-            yield sql.write_tool_calls(added=added, removed=recordset(removed))
-        yield sql.write_conversation(added=added)
+            items = {"added": added, "removed": recordset(removed)}
+            if sql.unreadable_linked:
+                linked = yield sql.unreadable_linked(**items, spelled=spelled)
+                spelled = spelled_out([*texts, *linked])
+            yield sql.write_tool_calls(**items, spelled=spelled)
+        yield sql.write_conversation(added=added, spelled=spelled)
 
 
 def rebuild(sql: ItemStatements, session_ids: Iterable[str]) -> Program[None]:
     """Bring all rows of the sessions to what their items say."""
     sessions = recordset([{"session_id": session_id} for session_id in sorted(session_ids)])
+    rows = (yield sql.unreadable(sessions=sessions)) if sql.unreadable else ()
+    spelled = spelled_out(rows)
     for table in sql.rebuild:
-        others = yield table.others(sessions=sessions)
+        others = yield table.others(sessions=sessions, spelled=spelled)
         if others:
-            yield table.remove(items=recordset([{"id": item_id} for (item_id,) in others]))
-        yield table.write(sessions=sessions)
+            gone = recordset([{"id": item_id} for (item_id,) in others])
+            yield table.remove(items=gone).affecting(len(others))
+        yield table.write(sessions=sessions, spelled=spelled)
 
 
 _TYPES = frozenset({ITEMS_ADDED, ITEM_POPPED, ITEMS_REPLACED, SESSION_CLEARED})
@@ -69,6 +80,12 @@ _TYPES = frozenset({ITEMS_ADDED, ITEM_POPPED, ITEMS_REPLACED, SESSION_CLEARED})
 
 def _of_type(changes: Iterable[ItemChange], kind: str) -> Iterable[ItemChange]:
     return (change for change in changes if change.type == kind)
+
+
+def _texts(changes: Iterable[ItemChange]) -> Iterable[tuple[int, str]]:
+    """Return the ids and the texts of the items that were added."""
+    for change in _of_type(changes, ITEMS_ADDED):
+        yield from zip(change.data["item_ids"], change.items, strict=True)
 
 
 def _added(

@@ -54,6 +54,7 @@ class Tables:
     events: Table
     checkpoints: Table
     parked_streams: Table
+    settings: Table
     session_metadata: Projection
     users: Projection
     usage: Projection | None
@@ -66,6 +67,15 @@ class Tables:
         """The read models of the log that are always there."""
         always = (self.session_metadata, self.users)
         return always if self.usage is None else (*always, self.usage)
+
+    @property
+    def references(self) -> frozenset[tuple[str, str]]:
+        """Which table of these refers to which by a foreign key."""
+        return frozenset(
+            (table.name, key.column.table.name)
+            for table in self.metadata.tables.values()
+            for key in table.foreign_keys
+        )
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -93,6 +103,7 @@ def define_tables(names: TableNames, dialect: Dialect) -> Tables:
         events=_events(metadata, names, dialect.event_keys),
         checkpoints=_checkpoints(metadata, names),
         parked_streams=_parked_streams(metadata, names),
+        settings=_settings(metadata, names),
         session_metadata=metadata_projection(metadata, names.session_metadata_table),
         users=users_projection(metadata, names.users_table),
         usage=usage_projection(metadata, names.usage_table) if structured else None,
@@ -220,4 +231,14 @@ def _parked_streams(metadata: MetaData, names: TableNames) -> Table:
         Column("attempts", Integer, nullable=False),
         Column("parked_at", UtcDateTime, nullable=False),
         Index(f"idx_{names.parked_streams_table}_projection", "projection", "state"),
+    )
+
+
+def _settings(metadata: MetaData, names: TableNames) -> Table:
+    """``schema_version``, and ``structured_metadata``: ``true`` or ``false``."""
+    return Table(
+        names.settings_table,
+        metadata,
+        Column("name", String(64), primary_key=True),
+        Column("value", String(255), nullable=False),
     )

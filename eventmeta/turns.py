@@ -6,7 +6,7 @@ counts as a turn, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, TypeVar, cast
 
@@ -49,14 +49,26 @@ def last_turns(items: Sequence[Item], count: int, *, complete: bool) -> list[Ite
     if count <= 0 or (complete and not items):
         return []
     numbers = list(accumulate(int(is_user_message(item)) for item in items))
-    links = list(_links(items, numbers, complete=complete))
     last = numbers[-1] if numbers else 0
     kept = set(range(max(last - count + 1, 0), last + 1))
-    while more := {turn for link in links if kept & link for turn in link} - kept:
-        kept |= more
+    _add_linked(kept, _links(items, numbers, complete=complete))
     if 0 in kept and not complete:
         return None
     return [item for turn, item in zip(numbers, items, strict=True) if turn in kept]
+
+
+def _add_linked(turns: set[int], links: Iterable[tuple[int, int]]) -> None:
+    """Add to ``turns`` all that are linked with one of them, directly or by way of others."""
+    linked: dict[int, list[int]] = {}
+    for a, b in links:
+        linked.setdefault(a, []).append(b)
+        linked.setdefault(b, []).append(a)
+    found = list(turns)
+    while found:
+        for turn in linked.pop(found.pop(), ()):
+            if turn not in turns:
+                turns.add(turn)
+                found.append(turn)
 
 
 def is_user_message(item: object) -> bool:
@@ -70,7 +82,7 @@ def is_user_message(item: object) -> bool:
 
 def _links(
     items: Sequence[object], numbers: Sequence[int], *, complete: bool
-) -> Iterator[set[int]]:
+) -> Iterator[tuple[int, int]]:
     """The pairs of turns of which one holds a call and the other what refers to it.
 
     An id that was used again means its latest call. A call that is not among ``items`` is in the
@@ -84,7 +96,7 @@ def _links(
         for call_id in _references(fields):
             called = turn_of_call.get(call_id, None if complete else 0)
             if called is not None:
-                yield {called, turn}
+                yield called, turn
         turn_of_call.update(dict.fromkeys(_names(fields), turn))
 
 

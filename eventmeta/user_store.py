@@ -6,6 +6,7 @@ from typing import Any
 
 from eventmeta.access import Access
 from eventmeta.database import Database
+from eventmeta.deadline import Limits
 from eventmeta.errors import UserMismatch, UserNotFound
 from eventmeta.opened_store import OpenedStore
 from eventmeta.search import SessionEntry, list_sessions
@@ -19,8 +20,10 @@ class UserStore(OpenedStore):
     Made by `MetadataStore.as_user`. A session of someone else is as if it did not exist.
     """
 
-    def __init__(self, database: Database, user_id: str, max_value_bytes: int) -> None:
-        super().__init__(database, Access(user_id), max_value_bytes)
+    def __init__(
+        self, database: Database, user_id: str, max_value_bytes: int, limits: Limits
+    ) -> None:
+        super().__init__(database, Access(user_id), max_value_bytes, limits)
         self._user_id = user_id
 
     @property

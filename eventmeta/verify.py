@@ -10,6 +10,7 @@ from eventmeta.comparison import Comparison, Difference, comparisons
 from eventmeta.database import Database
 from eventmeta.item_relations import ItemRelations
 from eventmeta.projector.target import live_target
+from eventmeta.spelling import spelled_out, unreadable
 from eventmeta.store import MetadataStore
 
 
@@ -27,6 +28,8 @@ async def verify_projection(store: MetadataStore) -> list[Difference]:
     await database.connect(create=False)
     log, tables = database.log, database.tables
     items = ItemRelations(tables, database.dialect)
+    query = unreadable(database.dialect, items.stored()) if tables.item_projections else None
+    spelled = spelled_out(() if query is None else await log.scan(query))
     compared = [
         *comparisons(tables, log.events()),
         *(
@@ -37,7 +40,7 @@ async def verify_projection(store: MetadataStore) -> list[Difference]:
     ]
     found: list[Difference] = []
     for comparison in compared:
-        found += comparison.named(await log.scan(comparison.differences()))
+        found += comparison.named(await log.scan(comparison.differences(), spelled=spelled))
     return found
 
 

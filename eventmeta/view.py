@@ -5,19 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
 from eventmeta.access import Access
+from eventmeta.commands import Command
 from eventmeta.database import Database
+from eventmeta.deadline import Limits
 from eventmeta.dialects.statement import Row, Statement
+from eventmeta.events import RecordedEvent
 from eventmeta.reach import OWNER
 from eventmeta.read_statements import ReadStatements
 from eventmeta.reader import Lookup
 
 
 class View(NamedTuple):
-    """What there is for ``access``: its statements, and the user as a parameter of each."""
+    """What there is for ``access``: its statements, and the user as a parameter of each.
+
+    Attributes:
+        database: The database.
+        access: On whose behalf it is read and written.
+        limits: How long a call waits for it; as the engine's stores do if None.
+    """
 
     database: Database
     access: Access
+    limits: Limits | None = None
 
     @property
     def reads(self) -> ReadStatements:
@@ -27,15 +39,22 @@ class View(NamedTuple):
     @property
     def own(self) -> View:
         """The same without the sessions that nobody owns."""
-        return View(self.database, self.access.own)
+        return self._replace(access=self.access.own)
 
     async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
         """The rows of one of the ``reads``."""
-        return await self.database.fetch(statement(**values, **self.owner))
+        query = statement(**values, **self.owner)
+        return await self.database.fetch(query, self.limits)
 
     async def look_up(self, lookup: Lookup, **request: Any) -> Sequence[Row]:
         """The rows of one of the ``reads`` for ``request``, each after a number."""
-        return await self.database.fetch(lookup, **request, **self.owner)
+        return await self.database.fetch(lookup, self.limits, **request, **self.owner)
+
+    async def submit(
+        self, command: Command, connection: AsyncConnection | AsyncSession | None = None
+    ) -> RecordedEvent | None:
+        """Carry out ``command``: see `Database.submit`."""
+        return await self.database.submit(command, connection, self.limits)
 
     @property
     def owner(self) -> dict[str, Any]:

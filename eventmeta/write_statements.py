@@ -15,6 +15,7 @@ from sqlalchemy import (
     Integer,
     String,
     and_,
+    select,
 )
 from sqlalchemy.types import TypeEngine
 
@@ -29,6 +30,12 @@ from projections import EVENT_COLUMNS, Projection
 from projections.types import SessionId
 
 _KEY: Mapping[str, TypeEngine[Any]] = {"stream_id": SessionId, "stream_type": String(16)}
+_WANTED: Mapping[str, TypeEngine[Any]] = {
+    **_KEY,
+    "user_id": SessionId,
+    "claims": Integer(),
+    "locks_row": Integer(),
+}
 _NUMBER: Mapping[str, TypeEngine[Any]] = {"n": Integer()}
 
 
@@ -51,23 +58,47 @@ class ReadModel:
 
 @dataclass(frozen=True)
 class AppendStatements:
-    """The statements of a batch: heads, events and read models. Compiled at first use."""
+    """The statements of a batch: heads, events and read models. Compiled at first use.
+
+    Attributes:
+        tables: The store's tables.
+        dialect: Its database.
+        waits: Whether they wait for heads that an open transaction holds. Otherwise they pass over
+            them, and over the rows of sessions and users that are held.
+        waits_within: Whether single commands wait for other rows, such as those of items, or fail
+            at once where the database can. Whoever waits there keeps the rows around for himself.
+    """
 
     tables: Tables
     dialect: Dialect
+    waits: bool = True
+    waits_within: bool = True
 
     @cached_property
     def commands(self) -> CommandStatements:
         """The statements that single commands run."""
-        return CommandStatements(self.tables, self.dialect)
+        return CommandStatements(self.tables, self.dialect, self.waits_within)
 
     # --- Streams --------------------------------------------------------------------------------
 
     @cached_property
     def lock_streams(self) -> list[Statement]:
-        """``streams``, ``now`` → the heads, which the transaction owns from then on."""
+        """``streams``, ``now`` → the heads, owned from then on if within reach: see `Dialect`."""
+        keys = self.dialect.recordset("streams", _WANTED)
+        return self._compile([self.dialect.lock_streams(self.tables, keys, waits=self.waits)])
+
+    @cached_property
+    def add_streams(self) -> list[Statement]:
+        """``streams`` without heads → new ones, owned by the transaction; none where all is."""
         keys = self.dialect.recordset("streams", _KEY)
-        return self._compile(self.dialect.lock_streams(self.tables.streams, keys))
+        return self._compile(self.dialect.add_streams(self.tables.streams, keys))
+
+    @cached_property
+    def drop_streams(self) -> Statement:
+        """``streams``: the heads of those in which nothing was recorded after all."""
+        streams, keys = self.tables.streams, self.dialect.recordset("streams", _KEY)
+        listed = select(keys.c.stream_id, keys.c.stream_type).subquery("unused")
+        return self._one(self.dialect.delete_matching(streams, listed))
 
     @cached_property
     def save_streams(self) -> PutRows:
@@ -82,7 +113,7 @@ class AppendStatements:
         wanted = self.dialect.recordset("events", {**_KEY, "event_id": log.c.event_id.type})
         same = and_(*(log.c[name] == wanted.c[name] for name in wanted.c.keys()))  # noqa: SIM118
         found = self.dialect.look_up(wanted, [log.c[name] for name in EVENT_COLUMNS], same)
-        return self._one(self.dialect.current(found))
+        return self._one(self.dialect.current(found, waits=self.waits_within))
 
     # --- Events ---------------------------------------------------------------------------------
 

@@ -8,89 +8,171 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from contextvars import Context, copy_context
-from dataclasses import dataclass, field
+from contextvars import copy_context
+from typing import Protocol
 
 from eventmeta.commands import Command
-from eventmeta.contexts import alike, run_in
+from eventmeta.contexts import alike
+from eventmeta.deadline import Limits
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError
-from eventmeta.settle import settle
+from eventmeta.lanes import MAX_IN_LINE, Commit, Entry, Lanes, carry_out
+from eventmeta.settle import fail, give, settle
 
 MAX_BATCH = 512
 MAX_BATCH_BYTES = 2 * 2**20
 MAX_WAITING = 4_096
 
-Commit = Callable[[Sequence[Command]], Awaitable[list[Outcome | EventMetaError]]]
+_KNOWN_SOON = 0.25
+"""Seconds in which a batch ends whose time is up."""
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A command, what became of it, and the end of the batch that it is part of."""
+class ExpiredError(Protocol):
+    """Makes the error of a call that has waited for as long as its limits let it."""
 
-    command: Command
-    outcome: asyncio.Future[Outcome | EventMetaError]
-    batch_ended: asyncio.Future[None] | None = None
-    context: Context = field(default_factory=copy_context)
+    def __call__(self, limits: Limits, *, unknown: bool) -> EventMetaError:
+        """Return it; ``unknown`` where a change may have been recorded."""
+        ...
 
 
 class Writer:
     """The one writer of an engine in an event loop.
 
-    Commands are carried out in the order in which they were submitted. There is a task only while
-    there is work, so that a program may end without closing anything.
+    Commands of one session or user are carried out in the order in which they were submitted. There
+    is a task only while there is work, so that a program may end without closing anything.
     """
 
-    def __init__(self, commit: Commit, is_for_one: Callable[[], bool] = lambda: False) -> None:
-        """Write by ``commit``, batches of one context each, in that, if ``is_for_one`` says so."""
-        self._commit = commit
+    def __init__(
+        self,
+        commit: Commit,
+        expired: ExpiredError,
+        *,
+        in_line: int = MAX_IN_LINE,
+        is_for_one: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Make the writer.
+
+        Args:
+            commit: Carries out a batch.
+            expired: Makes the error of a caller whose time is up.
+            in_line: How many connections may wait for what somebody else holds.
+            is_for_one: Whether a batch must be of one context, and carried out in it.
+        """
         self._is_for_one = is_for_one
-        self._waiting: deque[_Entry] = deque()
+        self._commit = commit
+        self._expired = expired
+        self._waiting: deque[Entry] = deque()
         self._places = asyncio.Semaphore(MAX_WAITING)
+        self._lanes = Lanes(commit, _take_batch, in_line)
         self._task: asyncio.Task[None] | None = None
 
-    async def submit(self, command: Command) -> Outcome | EventMetaError:
-        """Carry out ``command`` with whatever else is waiting.
+    async def submit(self, command: Command, limits: Limits) -> Outcome | EventMetaError:
+        """Carry out ``command`` with whatever else is waiting, within ``limits``.
 
         Waits for a place while too many commands are waiting. The caller of a cancelled call gets
         its CancelledError only when the outcome is settled: the command was either withdrawn
-        before it began, or has been carried out to the end.
+        before it began, or has been carried out to the end, or its time is up.
         """
-        async with self._places:
-            entry = _Entry(command, asyncio.get_running_loop().create_future())
-            self._waiting.append(entry)
-            if self._task is None:
-                self._task = asyncio.create_task(self._work(), name="eventmeta-writer")
-                self._task.add_done_callback(self._ended)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limits.timeout
+        context = copy_context() if self._is_for_one() else None
+        entry = Entry(command, limits, end, loop.create_future(), self._waiting, context)
+        try:
+            await self._take_place(entry)
+            entry.timer = loop.call_at(end, self._time_is_up, entry)
             return await self._settled(entry)
+        finally:
+            entry.leave()
 
-    async def _settled(self, entry: _Entry) -> Outcome | EventMetaError:
+    async def _take_place(self, entry: Entry) -> None:
+        if not (self._places.locked() or entry.command.stream in self._lanes):
+            await self._places.acquire()
+            entry.place = self._places
+            self._queue(entry)
+            return
+        try:
+            async with asyncio.timeout_at(entry.end):
+                if await self._lanes.place(entry):
+                    return
+                await self._places.acquire()
+        except TimeoutError:
+            raise self._expired(entry.limits, unknown=False) from None
+        entry.place = self._places
+        self._queue(entry)
+
+    def _time_is_up(self, entry: Entry) -> None:
+        """Withdraw the command, unless it is being carried out."""
+        if entry.outcome.done():
+            return
+        if entry.batch_ended is not None:  # it may know better what has become of the command
+            loop = asyncio.get_running_loop()
+            entry.timer = loop.call_later(_KNOWN_SOON, self._give_up, entry)
+            return
+        with suppress(ValueError):  # its lane has just let it go
+            entry.queue.remove(entry)
+        if entry.busy is not None:
+            give(entry.outcome, entry.busy)
+        else:
+            fail(entry.outcome, self._expired(entry.limits, unknown=False))
+
+    def _give_up(self, entry: Entry) -> None:
+        """Let the caller go, whose batch goes on for the sake of others."""
+        fail(entry.outcome, self._expired(entry.limits, unknown=True))
+
+    def _queue(self, entry: Entry) -> None:
+        if entry.command.stream in self._lanes:  # opened since it has waited for a place
+            self._step_out(entry)
+            return
+        self._waiting.append(entry)
+        if self._task is None:
+            self._task = asyncio.create_task(self._work(), name="eventmeta-writer")
+            self._task.add_done_callback(self._ended)
+
+    def _step_out(self, entry: Entry) -> None:
+        entry.leave_place()
+        self._lanes.add(entry)
+
+    async def _settled(self, entry: Entry) -> Outcome | EventMetaError:
         try:
             return await entry.outcome
         except asyncio.CancelledError:
             if entry.batch_ended is None:
-                self._waiting.remove(entry)
+                with suppress(ValueError):  # its lane has just let it go
+                    entry.queue.remove(entry)
                 raise
+            left = entry.end - asyncio.get_running_loop().time()
             with suppress(asyncio.CancelledError):  # another one
-                await settle(entry.batch_ended)
+                await settle(asyncio.shield(entry.batch_ended), seconds=left)
             raise
 
     async def drain(self) -> None:
         """Wait until all that was submitted is carried out."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
+        while tasks := [*self._lanes.tasks, *([self._task] if self._task else [])]:
+            await asyncio.wait(tasks)
 
     async def _work(self) -> None:
         try:
             while self._waiting:
-                for_one = self._is_for_one()
-                batch = self._take_batch(for_one=for_one)
-                work = self._carry_out(batch)
-                await (run_in(batch[0].context, work) if for_one else work)
+                held = await carry_out(_take_batch(self._waiting), self._commit)
+                if held:
+                    self._open_lanes(held)
         finally:
             self._end()
+
+    def _open_lanes(self, held: list[Entry]) -> None:
+        """Have ``held`` step out of the way of others, and behind them what waits for the same."""
+        for entry in held:
+            self._step_out(entry)
+        staying: list[Entry] = []
+        for entry in self._waiting:
+            if entry.command.stream in self._lanes:
+                self._step_out(entry)
+            else:
+                staying.append(entry)
+        self._waiting.clear()
+        self._waiting.extend(staying)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if self._task is task:  # cancelled before it could begin
@@ -102,32 +184,15 @@ class Writer:
         for entry in self._waiting:
             entry.outcome.cancel()
 
-    def _take_batch(self, *, for_one: bool) -> list[_Entry]:
-        batch: list[_Entry] = []
-        size = 0
-        while self._waiting and len(batch) < MAX_BATCH:
-            if batch and for_one and not alike(batch[0].context, self._waiting[0].context):
-                break
-            size += self._waiting[0].command.size
-            if batch and size > MAX_BATCH_BYTES:
-                break
-            batch.append(self._waiting.popleft())
-        return batch
 
-    async def _carry_out(self, batch: list[_Entry]) -> None:
-        ended = asyncio.get_running_loop().create_future()
-        for entry in batch:
-            entry.batch_ended = ended
-        try:
-            outcomes = await self._commit([entry.command for entry in batch])
-            for entry, outcome in zip(batch, outcomes, strict=True):
-                if not entry.outcome.done():
-                    entry.outcome.set_result(outcome)
-        except Exception as error:
-            for entry in batch:
-                if not entry.outcome.done():
-                    entry.outcome.set_exception(error)
-        finally:
-            ended.set_result(None)
-            for entry in batch:
-                entry.outcome.cancel()
+def _take_batch(waiting: deque[Entry]) -> list[Entry]:
+    batch: list[Entry] = []
+    size = 0
+    while waiting and len(batch) < MAX_BATCH:
+        if batch and not alike(batch[0].context, waiting[0].context):
+            break
+        size += waiting[0].command.size
+        if batch and size > MAX_BATCH_BYTES:
+            break
+        batch.append(waiting.popleft())
+    return batch

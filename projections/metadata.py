@@ -69,9 +69,9 @@ def _table(metadata: MetaData, name: str) -> Table:
 def fold_metadata(events: Events) -> AnySelect:
     """The last value of every key; ``created_at`` is of the first one since its last removal.
 
-    That is the latest of those that follow upon nothing, or upon a removal, for the times of a
-    stream never go back. Each change is compared with its neighbours only: aggregates over a whole
-    window take MariaDB as many steps as the square of its rows.
+    That is the last of those that follow upon nothing, or upon a removal. Each change is compared
+    with its neighbours only: aggregates over a whole window take MariaDB as many steps as the
+    square of its rows.
     """
     change = events.changes()
 
@@ -81,7 +81,7 @@ def fold_metadata(events: Events) -> AnySelect:
 
     row = (
         select(
-            *(change.c[name] for name in (*_KEY, *_VALUE, "recorded_at")),
+            *(change.c[name] for name in (*_KEY, *_VALUE, "version", "recorded_at")),
             beside(func.lag(change.c.value)).label("value_before"),
             beside(func.lead(change.c.version)).label("next_version"),
         )
@@ -102,8 +102,8 @@ def fold_metadata(events: Events) -> AnySelect:
             row.key,
             last(row.value).label("value"),
             last(row.indexed_value).label("indexed_value"),
-            func.max(case((begins, row.recorded_at)), type_=UtcDateTime()).label("created_at"),
-            func.max(row.recorded_at, type_=UtcDateTime()).label("updated_at"),
+            events.time_of_last(row.recorded_at, row.version, begins).label("created_at"),
+            func.max(case((is_last, row.recorded_at)), type_=UtcDateTime()).label("updated_at"),
             last(row.value).is_not(None).label("present"),
             (func.count(case((is_removal, 1))) > 0).label("restarted"),
         )

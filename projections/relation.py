@@ -51,6 +51,16 @@ class Events(Protocol):
         """The day of a ``recorded_at``, in UTC, as a text such as ``2026-01-31``."""
         ...
 
+    def time_of_last(
+        self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
+    ) -> ColumnElement[datetime]:
+        """Of each group, the ``time`` of the row with the greatest ``version``; an aggregate.
+
+        Only rows that meet ``among`` count; NULL where none does. The greatest time would not do:
+        where a clock was wrong, the times of a stream go back.
+        """
+        ...
+
 
 class Event(Protocol):
     """One event, as a projection in plain Python is given it: a row of the log."""

@@ -57,6 +57,7 @@ def fold_users(events: Events) -> AnySelect:
         select(
             user.label("user_id"),
             events.c.type,
+            events.c.version,
             events.c.recorded_at,
             events.field("metadata").label("metadata"),
             beside(func.lag(events.c.type)).label("type_before"),
@@ -73,14 +74,16 @@ def fold_users(events: Events) -> AnySelect:
     follows_nothing = or_(row.type_before.is_(None), row.type_before == USER_DELETED)
     begins = and_(row.type != USER_DELETED, follows_nothing)
 
+    is_last = row.next_version.is_(None)
+
     def last(column: Any) -> Any:
-        return func.max(case((row.next_version.is_(None), column)))
+        return func.max(case((is_last, column)))
 
     return select(
         row.user_id,
         last(row.metadata).label("metadata"),
-        func.max(case((begins, row.recorded_at)), type_=UtcDateTime()).label("created_at"),
-        func.max(row.recorded_at, type_=UtcDateTime()).label("updated_at"),
+        events.time_of_last(row.recorded_at, row.version, begins).label("created_at"),
+        func.max(case((is_last, row.recorded_at)), type_=UtcDateTime()).label("updated_at"),
         (last(row.type) != USER_DELETED).label("present"),
         (func.count(case((is_deletion, 1))) > 0).label("restarted"),
     ).group_by(row.user_id)

@@ -36,7 +36,7 @@ async def old(engine: AsyncEngine) -> AsyncIterator[MetadataStore]:
         session = SQLAlchemySession(session_id, engine=engine)
         await session.add_items([user("1"), call("1"), output("1"), assistant("a"), user("2")])
     store = MetadataStore(engine, structured_metadata=True)
-    await store.create_tables()
+    await store.create_tables(turn_on_structured_metadata=True)
     yield store
     await store.close()
 
@@ -105,7 +105,7 @@ async def test_it_keeps_what_events_tell_of_items(engine: AsyncEngine) -> None:
     with acting_as("me", run_id="r2", trace_id="t"):
         await session.add_items([assistant("b")])
     store = MetadataStore(engine, structured_metadata=True)
-    await store.create_tables()
+    await store.create_tables(turn_on_structured_metadata=True)
     await backfill_conversations(store)
     assert await select(store, "run_id, trace_id", SAID) == [("r1", None), ("r2", "t")]
 

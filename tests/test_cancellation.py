@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -233,9 +233,10 @@ async def cancelled_commits(
     commit, running = log.commit, dict[str, asyncio.Task[Any] | None]()
     steps: list[_CancelledMeanwhile] = []
 
-    async def disturbed(commands: Sequence[Any]) -> Any:
+    async def disturbed(*given: Any, **options: Any) -> Any:
         running["writer"] = asyncio.current_task()
-        steps.append(_CancelledMeanwhile(commit(commands), len(steps) + 1, lambda: running[whom]))
+        call = commit(*given, **options)
+        steps.append(_CancelledMeanwhile(call, len(steps) + 1, lambda: running[whom]))
         return await steps[-1]
 
     while not steps or steps[-1].reached:

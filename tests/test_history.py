@@ -355,20 +355,6 @@ async def test_times_are_aware_utc_of_now_and_never_go_back(store: MetadataStore
     assert any(time.microsecond % 1000 for time in times)
 
 
-async def test_time_stands_still_rather_than_going_back_with_the_clock(
-    store: MetadataStore, session: MetadataSession
-) -> None:
-    await session.set_metadata({"a": 1})
-    ahead = datetime(2100, 1, 1, 12, 30, 0, 123456, tzinfo=UTC)
-    async with store.engine.begin() as connection:  # as if the clock had been wrong so far
-        await connection.execute(store._database.tables.streams.update().values(recorded_at=ahead))
-    await session.set_metadata({"a": 2})
-    await session.add_items([user("x")])
-    await session.delete_metadata(["a"])
-    events = await recorded(store)
-    assert [event.recorded_at for event in events[1:]] == [ahead] * 3
-
-
 async def test_clear_removes_items_and_metadata_and_keeps_the_past(
     session: MetadataSession,
 ) -> None:

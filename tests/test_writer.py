@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import (
-    DatabaseFailure,
+    DatabaseRefused,
     EventIdReused,
     MetadataStore,
     NewEvent,
@@ -21,6 +21,7 @@ from eventmeta import (
     writer,
 )
 from eventmeta.commands import Command
+from eventmeta.deadline import Limits
 from tests.backends import Backend
 from tests.helpers import count_transactions, refuse, user, versions
 
@@ -35,11 +36,13 @@ class Batches:
         self._commit = store._database.log.commit
         monkeypatch.setattr(store._database.log, "commit", self._pass)
 
-    async def _pass(self, commands: Sequence[Command]) -> list[Any]:
+    async def _pass(
+        self, commands: Sequence[Command], limits: Limits, *, waits: bool = False
+    ) -> list[Any]:
         self.sizes.append(len(commands))
         self.waiting.set()
         await self.gate.wait()
-        return await self._commit(commands)
+        return await self._commit(commands, limits, waits=waits)
 
     async def hold(self, store: MetadataStore) -> asyncio.Task[Any]:
         """Have one write wait at the gate, so that those that come next gather behind it."""
@@ -191,7 +194,7 @@ async def test_a_bad_command_harms_no_other(
     kinds = [type(result) for result in results]
     assert kinds[1:3] == [VersionConflict, EventIdReused]
     assert (results[1].expected, results[1].actual) == (7, 1)
-    assert (kinds[4], kinds[7]) == (DatabaseFailure, DatabaseFailure)
+    assert (kinds[4], kinds[7]) == (DatabaseRefused, DatabaseRefused)
     assert "not in this database" in str(results[4])
     assert await session.get_metadata() == {"before": 1, "after": 1}
     assert await session.get_items() == [user("kept")]

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from eventmeta import (
-    DatabaseFailure,
+    DatabaseRefused,
     MetadataSession,
     MetadataStore,
     NewEvent,
@@ -122,7 +122,7 @@ async def test_a_rejected_write_leaves_the_transaction_usable(
         await session.set_metadata({"before": 1}, connection=connection)
         with pytest.raises(VersionConflict):
             await session.set_metadata({"k": 5}, expected_version=9, connection=connection)
-        with pytest.raises(DatabaseFailure, match="not in this database"):
+        with pytest.raises(DatabaseRefused, match="not in this database"):
             await store.append("s", NewEvent("refused"), connection=connection)
         await session.set_metadata({"after": 1}, expected_version=3, connection=connection)
         await order(connection)
@@ -138,7 +138,7 @@ async def test_a_write_that_fails_midway_leaves_nothing_in_the_transaction(
     """The items are there already when the database refuses their event."""
     await refuse(engine, backend, "items_added")
     async with engine.begin() as connection:
-        with pytest.raises(DatabaseFailure, match="not in this database"):
+        with pytest.raises(DatabaseRefused, match="not in this database"):
             await session.add_items([user("c")], connection=connection)
         await order(connection)
     assert await state(session) == (["a", "b"], {"k": 1})

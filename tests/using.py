@@ -75,8 +75,7 @@ async def use(store: MetadataStore, word: str = "hello") -> None:
     assert (await session.get_metadata())["within"] is True
     await session.clear_session()
     assert await session.get_items() == []
-    found = await verify_projection(store); print(found) if found else None
-    assert found == []
+    assert await verify_projection(store) == []
 
 
 def begin_by_events(engine: AsyncEngine, begin: str = "BEGIN") -> None:

@@ -5,7 +5,14 @@ of the stream, so a whole batch of them is set-based; the others look before the
 """
 
 from eventmeta.commands.base import Append, Command, Fact, StreamKey
-from eventmeta.commands.items import AddItems, ClearSession, PopItem, ReplaceItems, may_add_tools
+from eventmeta.commands.items import (
+    AddItems,
+    ClearSession,
+    PopItem,
+    ReplaceItems,
+    insert_items,
+    may_add_tools,
+)
 from eventmeta.commands.metadata import DeleteMetadata, SetMetadata
 from eventmeta.commands.users import (
     CreateSession,
@@ -33,5 +40,6 @@ __all__ = [
     "StreamKey",
     "TransferSession",
     "assignment",
+    "insert_items",
     "may_add_tools",
 ]

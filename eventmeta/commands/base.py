@@ -59,6 +59,8 @@ class Command:
     creates_session: ClassVar[bool] = False
     looks: ClassVar[bool] = True
     """Whether what was recorded before it must be written first."""
+    locks_row: ClassVar[bool] = False
+    """Whether it may have to wait for the row of the session or user, besides the head."""
     type: ClassVar[str]
 
     def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
@@ -68,6 +70,11 @@ class Command:
             AppendRejected: It cannot be; nothing was done yet.
         """
         raise NotImplementedError
+
+    @property
+    def begins(self) -> bool:
+        """Whether it records something where there is nothing yet."""
+        return False
 
     def beyond_reach(self) -> AppendRejected | None:
         """What becomes of it where the session is not there for whoever asks: nothing to do."""
@@ -98,6 +105,11 @@ class Append(Command):
         """Record it."""
         yield from ()
         return self.fact
+
+    @property
+    def begins(self) -> bool:
+        """An event may be the first one."""
+        return True
 
     def beyond_reach(self) -> AppendRejected | None:
         """There is nothing to append to."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 from eventmeta.command_statements import CommandStatements
 from eventmeta.commands.base import Append, Command, Fact
 from eventmeta.commands.metadata import keys_of, removals
-from eventmeta.dialects.statement import Program, recordset
+from eventmeta.dialects.statement import Program, Row, recordset
 from eventmeta.errors import AppendRejected, EventIdReused, ItemAlreadyPopped, SessionNotFound
 from eventmeta.events import (
     ITEM_POPPED,
@@ -34,6 +34,7 @@ class AddItems(Append):
     fact: Fact = _ITEMS_ADDED
 
     creates_session: ClassVar[bool] = True
+    locks_row: ClassVar[bool] = True
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
         """As many items must have been added."""
@@ -52,6 +53,20 @@ def may_add_tools(command: Command) -> bool:
     return isinstance(command, AddItems) and any(map(may_be_tool_item, command.items))
 
 
+def insert_items(sql: CommandStatements, items: str, count: int) -> Program[Sequence[Row]]:
+    """Insert the record set ``items``: ``session_id, id`` of each, which must be ``count``."""
+    *before, last = sql.insert_items
+    for statement in before:
+        yield statement(items=items)
+    return (yield last(items=items).affecting(count))
+
+
+def _delete(sql: CommandStatements, item_ids: Sequence[int]) -> Program[None]:
+    if item_ids:
+        gone = recordset([{"id": item_id} for item_id in item_ids])
+        yield sql.delete_items(items=gone).affecting(len(item_ids))
+
+
 @dataclass(kw_only=True)
 class PopItem(Command):
     """Remove the latest item of a session.
@@ -63,6 +78,7 @@ class PopItem(Command):
     popped: tuple[int, str] | None = field(default=None, init=False)
 
     type: ClassVar[str] = ITEM_POPPED
+    locks_row: ClassVar[bool] = True
 
     def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Upstream's own writers keep out while the session's row is locked."""
@@ -73,7 +89,7 @@ class PopItem(Command):
         if not rows:
             return None
         item_id, text = rows[0]
-        yield sql.delete_items(items=recordset([{"id": item_id}]))
+        yield sql.delete_items(items=recordset([{"id": item_id}])).affecting(1)
         self.popped = item_id, text
         return Fact(ITEM_POPPED, {"item_id": item_id})
 
@@ -98,20 +114,20 @@ class ClearSession(Command):
     keep_metadata: bool
 
     type: ClassVar[str] = SESSION_CLEARED
+    locks_row: ClassVar[bool] = True
 
     def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Name in the event every item and key that was there."""
         session_id = self.stream.stream_id
         exists = yield sql.lock_session(session_id=session_id)
-        rows = yield sql.item_ids(session_id=session_id)
+        rows = yield sql.item_ids_of_all_branches(session_id=session_id)
         item_ids = [row[0] for row in rows]
         keys: list[str] = []
         if not self.keep_metadata:
             keys = yield from keys_of(sql, session_id, None)
-        if item_ids:
-            yield sql.delete_items(items=recordset([{"id": item_id} for item_id in item_ids]))
+        yield from _delete(sql, item_ids)
         if not self.keep_metadata:
-            yield sql.delete_session(session_id=session_id)
+            yield sql.delete_session(session_id=session_id).affecting(len(exists))
         if not item_ids and not keys and (self.keep_metadata or not exists):
             return None
         return Fact(SESSION_CLEARED, {"item_ids": item_ids, "changes": removals(keys)})
@@ -141,6 +157,7 @@ class ReplaceItems(Command):
     replaced: bool = field(default=False, init=False)
 
     type: ClassVar[str] = ITEMS_REPLACED
+    locks_row: ClassVar[bool] = True
 
     def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Compare under the lock of the session's row, then replace."""
@@ -154,14 +171,18 @@ class ReplaceItems(Command):
             rows = yield sql.last_items(session_id=session_id, count=len(self.expected))
             if [tuple(row) for row in reversed(rows)] != [tuple(item) for item in self.expected]:
                 return None
-            gone = [*self.expired, *(item_id for item_id, _ in self.expected)]
+            gone = yield from self._still_there(sql)
         if gone or self.items:
             yield sql.touch_sessions(sessions=recordset([{"session_id": session_id}]))
         added = yield from self._insert(sql, at=gone[-1] if self.expected else None)
-        if gone:
-            yield sql.delete_items(items=recordset([{"id": item_id} for item_id in gone]))
+        yield from _delete(sql, gone)
         self.replaced = True
         return Fact(ITEMS_REPLACED, {"removed_item_ids": gone, "item_ids": added})
+
+    @property
+    def begins(self) -> bool:
+        """All there are, which may be none, are replaced."""
+        return self.expected is None
 
     def beyond_reach(self) -> AppendRejected | None:
         """There are no items but new ones."""
@@ -182,11 +203,22 @@ class ReplaceItems(Command):
         rows = recordset(
             [{"n": n, "message_data": text, **about} for n, text in enumerate(self.items)]
         )
-        for statement in sql.insert_items if at is None else sql.insert_items_at:
-            yield statement(items=rows, at=at)
+        if at is None:
+            yield from insert_items(sql, rows, len(self.items))
+        else:
+            yield sql.insert_items_at(items=rows, at=at).affecting(len(self.items))
         after = yield sql.item_ids(session_id=session_id)
         known = {row[0] for row in before}
         return [row[0] for row in after if row[0] not in known]
+
+    def _still_there(self, sql: CommandStatements) -> Program[list[int]]:
+        """Return which ids are to go. Of the expired items some may have gone meanwhile."""
+        expired = list(self.expired)
+        if expired:
+            rows = yield sql.item_ids(session_id=self.stream.stream_id)
+            present = {row[0] for row in rows}
+            expired = [item_id for item_id in expired if item_id in present]
+        return [*expired, *(item_id for item_id, _ in self.expected or ())]
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
         """It was done."""

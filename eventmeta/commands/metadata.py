@@ -19,6 +19,7 @@ class SetMetadata(Append):
     """Merge metadata into a session, which is created if need be."""
 
     creates_session: ClassVar[bool] = True
+    locks_row: ClassVar[bool] = True
 
     @classmethod
     def fact_of(cls, changes: list[Change]) -> Fact:

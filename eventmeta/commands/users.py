@@ -33,7 +33,13 @@ class CreateSession(Command):
 
     creates_session: ClassVar[bool] = True
     looks: ClassVar[bool] = False
+    locks_row: ClassVar[bool] = True
     type: ClassVar[str] = USER_ASSIGNED
+
+    @property
+    def begins(self) -> bool:
+        """The session may be new."""
+        return True
 
     def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """The claim itself is the event, unless the session is the user's already."""
@@ -63,6 +69,7 @@ class TransferSession(Command):
     to_user: str
 
     type: ClassVar[str] = USER_ASSIGNED
+    locks_row: ClassVar[bool] = True
 
     def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Only what is one's own can be given away; the administrator gives what there is."""
@@ -98,6 +105,8 @@ def _unless_assigned_to(
 class _UserCommand(Command):
     """A command to the stream of a user."""
 
+    locks_row: ClassVar[bool] = True
+
     def _document(self, sql: CommandStatements) -> Program[dict[str, Any]]:
         """What is known about the user, who is locked."""
         if self.owner is None:
@@ -121,6 +130,11 @@ class SetUserMetadata(_UserCommand):
     max_value_bytes: int
 
     type: ClassVar[str] = METADATA_SET
+
+    @property
+    def begins(self) -> bool:
+        """The user may be new."""
+        return True
 
     def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
         """Record the document as a whole besides what changes in it."""

@@ -7,11 +7,19 @@ from sqlalchemy.pool import StaticPool
 
 from eventmeta.database_errors import UnsupportedEngine
 from eventmeta.dialects.base import Dialect
-from eventmeta.dialects.failure import Failure
+from eventmeta.dialects.failure import OF_THE_STATEMENT, Failure, Rule
 from eventmeta.dialects.relation import EventRelation, concerns
 from eventmeta.dialects.statement import translated_schema
 
-__all__ = ["Dialect", "EventRelation", "Failure", "concerns", "dialect_of"]
+__all__ = [
+    "OF_THE_STATEMENT",
+    "Dialect",
+    "EventRelation",
+    "Failure",
+    "Rule",
+    "concerns",
+    "dialect_of",
+]
 
 
 _ATTRIBUTE = "eventmeta_dialect"

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -25,10 +25,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
+from eventmeta.dialects.item_times import ItemTimes
 from eventmeta.dialects.items import ItemSQL, Structure
 from eventmeta.dialects.relation import EventRelation
 from eventmeta.dialects.running import RunningDialect
 from eventmeta.dialects.statement import PutRows, Query, Row, Statement, recordset
+from eventmeta.dialects.streams import StreamSQL
 from projections import AnySelect, Projection
 from projections.types import UtcDateTime
 
@@ -36,12 +38,11 @@ if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
-LOCK_TIMEOUT_MS = 5_000
-"""How long a write waits for a lock that another transaction holds, at each attempt."""
-
-
-class Dialect(ItemSQL, RunningDialect):
+class Dialect(ItemSQL, ItemTimes, StreamSQL, RunningDialect):
     """One kind of database, behind one engine."""
+
+    counts_upserts: ClassVar[bool] = True
+    """Whether a row counts once, whether an upsert inserts or updates it."""
 
     def compile(self, executable: Executable) -> Statement:
         """``executable`` as text for this database's driver."""
@@ -95,6 +96,20 @@ class Dialect(ItemSQL, RunningDialect):
         """The day of ``time``, in UTC."""
         return func.date(time)
 
+    def in_main_branch(self, messages: Any) -> list[ColumnElement[bool]]:
+        """Return the condition that an item belongs to the main branch of its conversation.
+
+        Args:
+            messages: The table of items, or an alias of it.
+        """
+        return []
+
+    @abstractmethod
+    def time_of_last(
+        self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
+    ) -> ColumnElement[datetime]:
+        """Of a group, the ``time`` of the row with the greatest ``version`` of those ``among``."""
+
     @abstractmethod
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         """``about`` and ``key``, ``value``, ``indexed_value`` of each change in ``events.data``."""
@@ -120,6 +135,7 @@ class Dialect(ItemSQL, RunningDialect):
         # Names that need quotes are of a type of their own, which is no key of JSON.
         names = [str(name) for name in table.columns.keys()]  # noqa: SIM118
         source = select(*given.c).order_by(*list(given.c)[:2])
+        counted = update is None or self.counts_upserts
         statement = self.compile(
             insert(table).from_select(names, source)
             if update is None
@@ -127,7 +143,8 @@ class Dialect(ItemSQL, RunningDialect):
         )
 
         def put(rows: Sequence[Row]) -> Query:
-            return statement(rows=recordset([dict(zip(names, row, strict=True)) for row in rows]))
+            query = statement(rows=recordset([dict(zip(names, row, strict=True)) for row in rows]))
+            return query.affecting(len(rows)) if counted else query
 
         return put
 
@@ -171,19 +188,6 @@ class Dialect(ItemSQL, RunningDialect):
         same = [column == keys.c[column.name] for column in table.primary_key]
         return update(table).where(*same).values(values)
 
-    def current(self, query: AnySelect) -> AnySelect:
-        """``query``, reading what is committed now even where the transaction began earlier."""
-        return query
-
-    @abstractmethod
-    def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
-        """Own the heads named by ``keys``, in their order, until the transaction ends.
-
-        The last statement yields ``stream_id, stream_type, version, recorded_at, user_id, now``; a
-        stream without events has version 0 or NULL. The parameter ``now`` is the client's clock,
-        for a database that has none of its own with microseconds.
-        """
-
     @abstractmethod
     def allocate(self, tables: Tables, numbers: FromClause) -> Sequence[Executable]:
         """Draw a position for each of ``numbers`` (``n`` = 1, 2, …), fenced for the horizon."""
@@ -201,12 +205,6 @@ class Dialect(ItemSQL, RunningDialect):
     def fenced(self, events: AnySelect, position: ColumnElement[int]) -> FromClause:
         """A part of the log that is found by ``position``, whatever is then done with it."""
         return events.subquery("events")
-
-    def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
-        """Insert ``items`` in the order of ``n``; the last statement yields their ids."""
-        source = select(items.c.session_id, items.c.message_data).order_by(items.c.n)
-        added = insert(messages).from_select(["session_id", "message_data"], source)
-        return (added.returning(messages.c.session_id, messages.c.id),)
 
     def append_at_once(
         self,
@@ -236,5 +234,5 @@ class Dialect(ItemSQL, RunningDialect):
         """The highest position below which nothing can still appear, by the last statement.
 
         Each statement's result is the parameter ``previous`` of the next. They must be run as
-        separate transactions.
+        separate transactions. NULL: the server is a standby, which cannot tell.
         """

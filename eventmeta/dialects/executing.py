@@ -16,10 +16,13 @@ async def execute_query(connection: AsyncConnection, query: Query) -> Sequence[R
     sql, values = query.statement.sql, query.values
     if query.each:
         if values:
-            await connection.exec_driver_sql(sql, [tuple(row) for row in values])
+            result = await connection.exec_driver_sql(sql, [tuple(row) for row in values])
+            query.check_affected(result.rowcount)
         return ()
     result = await connection.exec_driver_sql(sql, tuple(values))
-    return query.statement.decode(result.fetchall()) if result.returns_rows else ()
+    rows = result.fetchall() if result.returns_rows else ()
+    query.check_affected(len(rows) if result.returns_rows else result.rowcount)
+    return query.statement.decode(rows)
 
 
 async def execute(connection: AsyncConnection, statements: Iterable[str]) -> None:

@@ -57,6 +57,13 @@ class ItemSQL(ABC):
     def item(self, messages: Table, text: ColumnElement[str]) -> ColumnElement[Any]:
         """The JSON object in ``text``, in the database's own form; NULL if there is none."""
 
+    def is_unreadable(self, text: ColumnElement[str]) -> ColumnElement[bool] | None:
+        """That `item` may fail for ``text`` unless `spell_out` was applied to it.
+
+        None where `item` applies it by itself.
+        """
+        return None
+
     @abstractmethod
     def item_string(self, item: ColumnElement[Any], name: str) -> ColumnElement[Any]:
         """The field ``name`` if it holds a string, else NULL."""

@@ -13,9 +13,10 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine.events import ConnectionEvents
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from eventmeta.dialects.terminating import abandon, terminate, watch
 from eventmeta.settle import settle
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ Work = Callable[[Any, Any], Awaitable[T]]
 _KEY = "eventmeta"
 _PREPARE = "eventmeta_prepare"
 _CONNECTIONS = "eventmeta_connections"
-_LISTENERS = 1
+_LISTENERS = 2
 """How many listeners of ours a pool has for "checkout"."""
 
 
@@ -75,7 +76,7 @@ def configure(engine: AsyncEngine, prepare: Prepare, *, loop_bound: bool) -> Non
             entry.dbapi_connection = proxy.dbapi_connection = None  # type: ignore[misc]
             raise DisconnectionError("opened in another process")
         elif loop_bound and opened.loop() is not loop:
-            _abandon(entry.driver_connection)
+            abandon(entry.driver_connection)
             raise DisconnectionError("opened in another event loop")
 
     def closing(dbapi: Any, entry: ConnectionPoolEntry) -> None:
@@ -84,10 +85,11 @@ def configure(engine: AsyncEngine, prepare: Prepare, *, loop_bound: bool) -> Non
         if opened is None or opened.process != os.getpid():
             return
         if loop_bound and opened.loop() is not _running_loop():
-            _abandon(dbapi.driver_connection)
+            abandon(dbapi.driver_connection)
 
     event.listen(engine.sync_engine, "checkout", checked_out)
     event.listen(engine.sync_engine, "close", closing)
+    watch(engine)
 
 
 def keep_inherited(engine: AsyncEngine) -> None:
@@ -108,10 +110,10 @@ def _close(connections: dict[Any, _Opened]) -> None:
         if opened.process != os.getpid():
             _inherited.append(dbapi)
         elif loop is None or not loop.is_running():
-            _abandon(dbapi.driver_connection)
+            abandon(dbapi.driver_connection)
         else:
             with suppress(RuntimeError):  # it has ended this moment
-                loop.call_soon_threadsafe(_terminate, dbapi.driver_connection)
+                loop.call_soon_threadsafe(terminate, dbapi.driver_connection)
     connections.clear()
 
 
@@ -183,26 +185,6 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _abandon(driver_connection: Any) -> None:
-    """Close the socket of a connection whose event loop is gone."""
-    transport = getattr(driver_connection, "_transport", None)
-    writer = getattr(driver_connection, "_writer", None)
-    transport = transport or getattr(writer, "transport", None)
-    with suppress(RuntimeError):  # the loop is closed, so the transport cannot say farewell
-        _terminate(driver_connection)
-    # What the loop would have done soon after: tell the protocol, and close the socket.
-    if transport is not None and getattr(transport, "_sock", None) is not None:
-        with suppress(RuntimeError):
-            transport._call_connection_lost(None)
-
-
-def _terminate(driver_connection: Any) -> None:
-    for name in ("terminate", "stop", "close"):  # of asyncpg, aiosqlite, asyncmy
-        if hasattr(driver_connection, name):
-            getattr(driver_connection, name)()
-            return
-
-
 class StepAside(Exception):
     """The app has begun a transaction on a connection as it was checked out."""
 
@@ -220,7 +202,8 @@ async def lend(
     After a failure the connection is reset as the pool does it; after a cancellation, or when
     ``is_lost`` says that the connection is gone, it is thrown away. But one that is shared, because
     it is all that holds an in-memory database, is left as it is: what its thread has begun, it
-    carries out or rolls back by itself before the next work.
+    carries out or rolls back by itself before the next work. All of it ends soon after the
+    `Deadline` that it is done within.
 
     Raises:
         StepAside: ``has_begun`` says that there is a transaction already; nothing was done.
@@ -260,3 +243,12 @@ def _give_back(connection: PoolProxiedConnection, *, lost: bool, shared: bool) -
     if lost:
         connection.invalidate()
     connection._close_special(transaction_reset=True)
+
+
+def connections_to_spare(engine: AsyncEngine, most: int) -> int:
+    """Return how many connections may wait for locks: up to a third of the pool, at ``most``."""
+    pool = engine.pool
+    overflow: int = getattr(pool, "_max_overflow", -1)
+    if not isinstance(pool, QueuePool) or pool.size() == 0 or overflow < 0:
+        return most  # it has no bound
+    return min(most, (pool.size() + overflow) // 3)

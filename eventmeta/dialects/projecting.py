@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -11,14 +12,28 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import ColumnElement, Executable, Table, func, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlalchemy.pool import StaticPool
 from sqlalchemy.types import NullType
 
+from eventmeta.dialects.connecting import ConnectingDialect
 from eventmeta.dialects.executing import execute
 from eventmeta.dialects.statement import Program, Query, T
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
+
+
+_BEFORE_WORDS = r"(?:\s|;|--[^\n]*\n|/\*.*?\*/)*"
+
+
+def begins_with(words: str) -> re.Pattern[str]:
+    """Return the pattern of a statement that begins, after comments, with one of ``words``."""
+    return re.compile(rf"{_BEFORE_WORDS}(?:{words})\b", re.IGNORECASE | re.DOTALL)
+
+
+TRANSACTION_WORDS = (
+    r"BEGIN|START\s+TRANSACTION|COMMIT|END|ABORT|PREPARE\s+TRANSACTION"
+    r"|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO\b)"
+)
 
 
 @dataclass(frozen=True)
@@ -36,11 +51,8 @@ class Swap:
     retired: str
 
 
-class ProjectingDialect(ABC):
+class ProjectingDialect(ConnectingDialect, ABC):
     """Projections on one kind of database, behind one engine."""
-
-    engine: AsyncEngine
-    own_engine: AsyncEngine
 
     events_per_fill: ClassVar[int] = 200_000
     """About how many events one transaction folds into a shadow table."""
@@ -54,15 +66,21 @@ class ProjectingDialect(ABC):
     indexes_first: ClassVar[bool] = False
     """Whether a shadow table gets its indexes before its rows, for making them would block."""
 
+    ending: ClassVar[re.Pattern[str]] = begins_with(TRANSACTION_WORDS)
+    """Matches the statements that end the transaction that they are part of."""
+
+    def ends_transaction(self, statement: str) -> bool:
+        """Return whether ``statement`` would end the transaction that it is part of."""
+        return self.ending.match(statement) is not None
+
+    def explain_lost_savepoint(self, error: Exception) -> Exception:
+        """Return what it means that a savepoint can be neither released nor rolled back to."""
+        return error
+
     @property
     def is_within(self) -> bool:
         """Whether a projection calls this in a transaction that readers wait for."""
         return False
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether all of the process, the app included, has one and the same connection."""
-        return isinstance(self.engine.pool, StaticPool)
 
     @abstractmethod
     def now_ms(self) -> ColumnElement[int]:
@@ -101,7 +119,7 @@ class ProjectingDialect(ABC):
 
     # --- Hints ----------------------------------------------------------------------------------
 
-    async def hint(self, tables: Tables) -> None:  # noqa: B027
+    async def hint(self, tables: Tables) -> None:
         """Tell other processes that there are new events, where the database can."""
 
     @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -51,6 +52,12 @@ class EventRelation:
     def day_of(self, time: ColumnElement[Any]) -> ColumnElement[Any]:
         """The day of ``time``, in UTC, as a text."""
         return cast(self.dialect.utc_day(time), String(10))
+
+    def time_of_last(
+        self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
+    ) -> ColumnElement[datetime]:
+        """Of each group, the ``time`` of the row of greatest ``version`` of those ``among``."""
+        return self.dialect.time_of_last(time, version, among)
 
     def select_changes(self) -> AnySelect:
         """One row per changed key, as a statement of its own."""

@@ -5,20 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.dialects.executing import execute_query
-from eventmeta.dialects.failure import Failure
+from eventmeta.dialects.failure import Failure, Rule
 from eventmeta.dialects.pool import is_watched, runs_code_of_the_app
 from eventmeta.dialects.projecting import ProjectingDialect
 from eventmeta.dialects.schema import SchemaDialect
 from eventmeta.dialects.statement import Program, Query, Row, T, run, translated_schema
 from eventmeta.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
 
 
 class RunningDialect(SchemaDialect, ProjectingDialect):
@@ -90,10 +87,10 @@ class RunningDialect(SchemaDialect, ProjectingDialect):
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         """Run ``program`` inside the caller's transaction; if it fails, it has changed nothing."""
 
-    async def first_connection(self, tables: Tables) -> None:
+    async def first_connection(self) -> None:
         """Connect once, so that it is known what server this is."""
-        async with self.own_engine.connect() as connection:
-            await self.check_tables(connection, tables)
+        async with self.own_engine.connect():
+            pass
 
     # --- Errors ---------------------------------------------------------------------------------
 
@@ -101,6 +98,10 @@ class RunningDialect(SchemaDialect, ProjectingDialect):
     def diagnose(self, error: BaseException) -> tuple[Failure, Any]:
         """What an error of the driver means, and its code."""
 
+    def rule_of(self, error: BaseException) -> Rule:
+        """Return which rule of the database ``error`` tells of."""
+        return Rule()
+
     def is_lost(self, error: BaseException) -> bool:
         """Whether the connection on which ``error`` came up is of no further use."""
-        return self.diagnose(error)[0] is Failure.DISCONNECTED
+        return self.diagnose(error)[0] in (Failure.DISCONNECTED, Failure.TIMED_OUT)

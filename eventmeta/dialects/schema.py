@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -18,7 +18,9 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import AddConstraint, CreateColumn
 
-from eventmeta.dialects.statement import compiled, translated_schema
+from eventmeta.dialects.columns import ColumnDialect
+from eventmeta.dialects.connecting import ConnectingDialect
+from eventmeta.dialects.statement import compiled
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
@@ -38,38 +40,15 @@ class Part(NamedTuple):
     name: str = ""
 
 
-_UNBUFFERED = {"stream_results": False, "yield_per": None, "no_parameters": False}
-"""Options of the app's engine that are not for the store's own statements."""
-
-
-class SchemaDialect(ABC):
+class SchemaDialect(ConnectingDialect, ColumnDialect):
     """The DDL of one kind of database, behind one engine."""
 
     event_id_key: ClassVar[tuple[str, ...]] = ("event_id", "stream_id", "stream_type")
     """In this order those of a batch, which are ordered by time, come to lie on a page or two."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self.engine = engine
-        self.schema = translated_schema(engine.sync_engine.get_execution_options())
-        # What the app says later of its engine is for stores that are opened from then on.
-        self.own_engine = engine.execution_options(
-            schema_translate_map=self.translation, **_UNBUFFERED
-        )
-
-    @property
-    def translation(self) -> dict[str | None, str | None]:
-        """Where the store's tables are, as SQLAlchemy says it."""
-        return {None: self.schema} if self.schema is not None else {}
-
-    def quoted(self, name: str) -> str:
-        """Return ``name`` with its schema, in quotes, for a statement that is written by hand."""
-        quote = self.engine.dialect.identifier_preparer.quote_identifier
-        return quote(name) if self.schema is None else f"{quote(self.schema)}.{quote(name)}"
-
-    def named(self, name: str) -> str:
-        """Return ``name`` with its schema, in quotes where it needs them."""
-        quote = self.engine.dialect.identifier_preparer.quote
-        return quote(name) if self.schema is None else f"{quote(self.schema)}.{quote(name)}"
+        super().__init__(engine)
+        self.branched: set[str] = set()
 
     def event_keys(self, table: str) -> tuple[Constraint | Index, ...]:
         """The keys of the log. Each unique one contains the stream, so that it can be sharded."""
@@ -79,12 +58,7 @@ class SchemaDialect(ABC):
             Index(f"idx_{table}_position", "position"),
         )
 
-    async def check_tables(  # noqa: B027
-        self, connection: AsyncConnection, tables: Tables
-    ) -> None:
-        """Refuse existing tables in which different ids would count as equal."""
-
-    def prepare_tables(self, tables: Iterable[Table]) -> None:  # noqa: B027
+    def prepare_tables(self, tables: Iterable[Table]) -> None:
         """Add to the definitions what only the server can tell, before they are created."""
 
     @abstractmethod

@@ -10,6 +10,8 @@ from sqlalchemy import ClauseElement, Executable
 from sqlalchemy import Dialect as SQLDialect
 from sqlalchemy.sql.compiler import Compiled, SQLCompiler
 
+from eventmeta.database_errors import UnexpectedRowCount
+
 T = TypeVar("T")
 
 Row = Sequence[Any]
@@ -50,6 +52,7 @@ class Statement:
         self._constants = constants or {}
         self._encoders = encoders or {}
         self._decoders = decoders
+        self.yields_rows = bool(decoders)
         self._exact = not any(decoders)
 
     @classmethod
@@ -106,11 +109,22 @@ class Query(NamedTuple):
         statement: The statement.
         values: Of its parameters, or those of each row.
         each: It is to be run for each row, and yields nothing.
+        affects: How many rows it must change or yield, where that is known.
     """
 
     statement: Statement
     values: Sequence[Any]
     each: bool = False
+    affects: int | None = None
+
+    def affecting(self, rows: int) -> Query:
+        """Return the same query, which fails unless it changes or yields this many rows."""
+        return self._replace(affects=rows)
+
+    def check_affected(self, rows: int) -> None:
+        """Raise `UnexpectedRowCount` unless the statement has changed as many rows as it must."""
+        if self.affects is not None and rows != self.affects:
+            raise UnexpectedRowCount(self.statement.sql[:120], self.affects, rows)
 
 
 PutRows = Callable[[Sequence[Row]], Query]

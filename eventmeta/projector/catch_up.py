@@ -1,19 +1,24 @@
 """Catch-up: the events between a checkpoint and the horizon, applied exactly once.
 
 Rows and checkpoint are one transaction, under the lock of the checkpoint's row and only as long as
-the lease is not lost. Where a batch fails, its events are applied one by one, and the stream of the
-one that fails is parked.
+the lease is not lost; the checkpoint is written last. Where events of a batch cannot be applied,
+all are applied one by one, and the stream of the one that fails is parked. A failure of the
+database parks nothing.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.applying import apply_events
-from eventmeta.database_errors import DatabaseFailure
+from eventmeta.database_errors import DatabaseFailure, is_of_statement
+from eventmeta.dialects import Failure
 from eventmeta.dialects.statement import Program
 from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent, read_event
@@ -28,6 +33,8 @@ from eventmeta.projector.checkpoints import (
 from eventmeta.projector.parking import ParkedStream, ParkingStatements, failed_at, stream_of
 from eventmeta.projector.target import Target, live_target
 from projections import AnyProjection
+
+logger = logging.getLogger("eventmeta")
 
 T = TypeVar("T")
 
@@ -46,6 +53,20 @@ class Step(NamedTuple):
     position: int
     events: int
     caught_up: bool
+
+
+class Batch(NamedTuple, Generic[T]):
+    """Events that a transaction has read.
+
+    Attributes:
+        result: The outcome of the transaction.
+        events: Those that Python has to apply.
+        save: Writes how far the log is applied then.
+    """
+
+    result: T
+    events: list[RecordedEvent]
+    save: Callable[[], Program[None]]
 
 
 @dataclass(frozen=True)
@@ -87,12 +108,12 @@ class CatchUp:
             LeaseLost: Someone else moves it on.
             ProjectionOutdated: The table is of another version.
             RebuildUnderWay: Another table takes its place at this moment.
-            DatabaseFailure: The database is out of reach; nothing was applied.
+            DatabaseFailure: The database cannot do it now; nothing was applied.
         """
         try:
             return await self._advance(claim, horizon, self.limit)
         except EventMetaError as failure:
-            if not _is_of_the_event(failure):
+            if not self._is_of_the_event(failure):
                 raise
         return await self._one_by_one(claim, horizon)
 
@@ -102,25 +123,24 @@ class CatchUp:
             try:
                 step = await self._advance(claim, horizon, 1)
             except EventMetaError as failure:
-                if not _is_of_the_event(failure):
+                if not self._is_of_the_event(failure):
                     raise
-                step = await self.log.fold(partial(self._park_next, claim, horizon, failure))
+                parking = partial(self._park_next, claim, horizon, failure)
+                step, parked = await self.log.fold(parking)
+                self._warn(parked)
             done += step.events
             if step.caught_up or done >= self.limit:
                 return step._replace(events=done)
 
     async def _advance(self, claim: Claim, horizon: int, limit: int) -> Step:
-        step, _ = await self._transact(partial(self.advance, claim, horizon, limit))
-        return step
+        return await self._transact(partial(self.advance, claim, horizon, limit))
 
-    def advance(
-        self, claim: Claim, horizon: int, limit: int
-    ) -> Program[tuple[Step, list[RecordedEvent]]]:
-        """The transaction of one step; events that are for Python to apply come back."""
+    def advance(self, claim: Claim, horizon: int, limit: int) -> Program[Batch[Step]]:
+        """Read the events of one step, and apply those that the database can fold."""
         before = yield from self.checkpoints.fenced(claim)
         self._check_version(before)
         if horizon <= before.position:
-            return Step(before.position, 0, True), []
+            return Batch(Step(before.position, 0, True), [], nothing)
         events: list[RecordedEvent] = []
         end, count = yield from self._end(before, horizon, limit)
         bounds = {"after": before.position, "until": end, **key_values(claim.key)}
@@ -131,8 +151,8 @@ class CatchUp:
             else:
                 rows = yield self.target.events_in_range(**bounds)
                 events = [read_event(row) for row in rows]
-        yield from self._save(claim, before, end)
-        return Step(end, count, end == horizon), events
+        save = partial(self._save, claim, before, end)
+        return Batch(Step(end, count, end == horizon), events, save)
 
     def _end(self, before: Checkpoint, horizon: int, limit: int) -> Program[tuple[int, int]]:
         """Where a batch ends, and how many events it has: at the horizon, if those are all."""
@@ -145,14 +165,28 @@ class CatchUp:
         after = self.checkpoints.renewed(before._replace(position=position))
         yield from self.checkpoints.save(claim.key, after)
 
-    def _park_next(self, claim: Claim, horizon: int, failure: EventMetaError) -> Program[Step]:
+    def _park_next(
+        self, claim: Claim, horizon: int, failure: EventMetaError
+    ) -> Program[tuple[Step, list[ParkedStream]]]:
         before = yield from self.checkpoints.fenced(claim)
         end, count = yield from self._end(before, horizon, 1)
         rows = yield self.target.events_in_range(after=before.position, until=end)
-        for row in rows:
-            yield from self.parking.park(claim.key, failed_at(read_event(row), failure))
+        parked = [failed_at(read_event(row), failure) for row in rows]
+        for stream in parked:
+            yield from self.parking.park(claim.key, stream)
         yield from self._save(claim, before, end)
-        return Step(end, count, end == horizon)
+        return Step(end, count, end == horizon), parked
+
+    def _warn(self, parked: Sequence[ParkedStream]) -> None:
+        for stream in parked:
+            logger.warning(
+                "projection %r parked the %s %r at position %d: %s",
+                self.target.projection.name,
+                stream.stream_type,
+                stream.stream_id,
+                stream.position,
+                stream.error,
+            )
 
     # --- Parked streams -------------------------------------------------------------------------
 
@@ -169,27 +203,25 @@ class CatchUp:
         limit = self.limit
         while True:
             try:
-                done, _ = await self._transact(partial(self._resume, parked, limit))
+                done = await self._transact(partial(self._resume, parked, limit))
             except EventMetaError as failure:
-                if not _is_of_the_event(failure):
+                if not self._is_of_the_event(failure):
                     raise
                 if limit == 1:
-                    await self.log.fold(partial(self._park_again, parked, failure))
+                    self._warn(await self.log.fold(partial(self._park_again, parked, failure)))
                     return
                 limit = 1
             else:
                 if done:
                     return
 
-    def _resume(
-        self, parked: ParkedStream, limit: int
-    ) -> Program[tuple[bool, list[RecordedEvent]]]:
+    def _resume(self, parked: ParkedStream, limit: int) -> Program[Batch[bool]]:
         """Under the lock of the checkpoint, so that nobody moves that on meanwhile."""
         key = self.target.key
         checkpoint = yield from self.checkpoints.find(key)
         found = yield self.parking.one(**key_values(key), **stream_of(parked))
         if checkpoint is None or not found:
-            return True, []
+            return Batch(True, [], nothing)
         self._check_version(checkpoint)
         of_stream = {"stream_id": parked.stream_id, "stream_type": parked.stream_type}
         first = _parked(found[0]).position - 1
@@ -203,39 +235,62 @@ class CatchUp:
             for statement in self.target.fold_stream:
                 yield statement(**of_stream, after=first, until=end)
         named = {**key_values(key), **stream_of(parked)}
-        if waiting:
-            yield self.parking.move(**named, new_position=int(waiting[0].position))
-        else:
-            yield self.parking.free(**named)
-        return not waiting, events[:limit] if self.target.applied else []
 
-    def _park_again(self, parked: ParkedStream, failure: EventMetaError) -> Program[None]:
+        def save() -> Program[None]:
+            if waiting:
+                yield self.parking.move(**named, new_position=int(waiting[0].position))
+            else:
+                yield self.parking.free(**named)
+
+        return Batch(not waiting, events[:limit] if self.target.applied else [], save)
+
+    def _park_again(
+        self, parked: ParkedStream, failure: EventMetaError
+    ) -> Program[list[ParkedStream]]:
         named = {**key_values(self.target.key), **stream_of(parked)}
         found = yield self.parking.one(**named)
-        if found:
-            event = _parked(found[0])
-            again = failed_at(event, failure, event.attempts + 1)
-            yield from self.parking.park(self.target.key, again)
+        if not found:
+            return []
+        event = _parked(found[0])
+        again = failed_at(event, failure, event.attempts + 1)
+        yield from self.parking.park(self.target.key, again)
+        return [again]
 
     # --------------------------------------------------------------------------------------------
 
-    async def _transact(
-        self, program: Callable[[], Program[tuple[T, list[RecordedEvent]]]]
-    ) -> tuple[T, list[RecordedEvent]]:
-        """Run ``program``, and apply the events that it gives back, in one transaction."""
+    async def _transact(self, program: Callable[[], Program[Batch[T]]]) -> T:
+        """Carry out ``program`` as a transaction of its own."""
         if self.target.applied is None:
-            return await self.log.fold(program)
-        return await self.log.repeated(partial(self._apply, program))
+            return await self.log.fold(lambda: _saved(program()))
 
-    async def _apply(
-        self, program: Callable[[], Program[tuple[T, list[RecordedEvent]]]]
-    ) -> tuple[T, list[RecordedEvent]]:
+        async def work() -> T:
+            async with self.log.dialect.transaction() as connection:
+                return await self.carry_out(program(), connection)
+
+        return await self.log.repeated(work)
+
+    async def carry_out(self, program: Program[Batch[T]], connection: AsyncConnection) -> T:
+        """Carry out ``program`` in the transaction of ``connection``.
+
+        What it saves comes last: an `apply` that has ended the transaction is found out before.
+        """
         dialect, applied = self.log.dialect, self.target.applied
-        assert applied is not None
-        async with dialect.transaction() as connection:
-            result, events = await dialect.write_within(connection, program())
-            await apply_events(applied, dialect, connection, events, self.target.tables)
-        return result, events
+        batch = await dialect.write_within(connection, program)
+        if applied is not None:
+            await apply_events(applied, dialect, connection, batch.events, self.target.tables)
+        await dialect.write_within(connection, batch.save())
+        return batch.result
+
+    def _is_of_the_event(self, failure: EventMetaError) -> bool:
+        """Return whether ``failure`` comes from what was applied, and not from the database.
+
+        A right that is missing concerns all events, as a table of the projection does.
+        """
+        if not isinstance(failure, DatabaseFailure):
+            return isinstance(failure, ProjectionFailed)
+        cause = failure.__cause__ or failure
+        found, _ = self.log.dialect.diagnose(cause)
+        return is_of_statement(failure) and found is not Failure.FORBIDDEN
 
     def _check_version(self, checkpoint: Checkpoint) -> None:
         name, mine = self.target.projection.name, self.target.projection.version
@@ -258,6 +313,12 @@ def _parked(row: Sequence[object]) -> ParkedStream:
     return ParkedStream(*row)  # type: ignore[arg-type]
 
 
-def _is_of_the_event(failure: EventMetaError) -> bool:
-    """Whether it comes from what was applied, and not from the state of the database."""
-    return type(failure) is DatabaseFailure or isinstance(failure, ProjectionFailed)
+def nothing() -> Program[None]:
+    """Do nothing."""
+    yield from ()
+
+
+def _saved(program: Program[Batch[T]]) -> Program[T]:
+    batch = yield from program
+    yield from batch.save()
+    return batch.result

@@ -28,6 +28,9 @@ SUBSCRIPTION = "subscription"
 LEASE_MS = 10_000
 """How long a lease lasts unless it is renewed."""
 
+_SLACK_MS = 1_000
+"""By how much a clock may be set back without ending a lease."""
+
 
 def renewal_seconds() -> float:
     """After what time whoever has a lease should renew it."""
@@ -59,8 +62,12 @@ class Checkpoint(NamedTuple):
 
     @property
     def held_by(self) -> str | None:
-        """Who has a lease that lasts."""
-        return self.holder if self.expires_at > self.now else None
+        """Who has a lease that lasts.
+
+        One that lasts longer than leases do is of a clock that was ahead, and has ended.
+        """
+        lasts = 0 < self.expires_at - self.now <= LEASE_MS + _SLACK_MS
+        return self.holder if lasts else None
 
 
 class Key(NamedTuple):

@@ -18,7 +18,7 @@ from sqlalchemy import func, literal, select
 
 from eventmeta.comparison import Comparison
 from eventmeta.database import Database
-from eventmeta.database_errors import DatabaseFailure
+from eventmeta.database_errors import DatabaseFailure, is_of_statement
 from eventmeta.dialects.statement import Program
 from eventmeta.projection_errors import RebuildFailed, RebuildUnderWay
 from eventmeta.projector.catch_up import CatchUp
@@ -192,7 +192,7 @@ class Rebuild:
                 await pauses.take()
             await self._fold(self._shadow.finish)
         except DatabaseFailure as failure:
-            if type(failure) is not DatabaseFailure:
+            if not is_of_statement(failure):
                 raise
             await self._fail(
                 claim,
@@ -267,7 +267,7 @@ class Rebuild:
         return await self._fold(partial(self._checkpoints.fenced, claim))
 
     async def _fold(self, program: Callable[[], Program[T]]) -> T:
-        return await self.database.log.fold(program)
+        return await self.database.log.fold(program, long=True)
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         name = self.registered.projection.name

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, insert, literal, select
+from sqlalchemy import ColumnElement, Table, insert, literal, literal_column, or_, select
 
 from eventmeta.applying import apply_events
 from eventmeta.database import Database
@@ -16,6 +16,7 @@ from eventmeta.dialects.statement import Program
 from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent
 from eventmeta.history import Bound
+from eventmeta.moments import overtaken_positions
 from eventmeta.projection_checks import check_projection
 from eventmeta.projector.shadow import Shadow
 from eventmeta.projector.target import Target, live_target
@@ -48,7 +49,7 @@ class Replay:
         log = self.database.log
         if target.folded is not None:
             fold = target.rows(target.relation(*await self._conditions()))
-            return _named(target.tables[0], await log.read(fold))
+            return _named(target.tables[0], await log.read(fold, log.limits.long))
         shadow = self._scratch(f"_replay_{secrets.token_hex(4)}")
         async with self._dropped_on_failure(shadow):
             await self._fill(shadow)
@@ -90,8 +91,8 @@ class Replay:
             def program() -> Program[None]:
                 yield statement()
 
-            await log.fold(program)
-        await log.fold(shadow.finish)
+            await log.fold(program, long=True)
+        await log.fold(shadow.finish, long=True)
 
     async def _apply(self, tables: Sequence[Table]) -> None:
         """A page of the log at a time, in its order."""
@@ -121,12 +122,20 @@ class Replay:
         await self.database.log.repeated(work)
 
     async def _conditions(self) -> list[ColumnElement[bool]]:
-        log = self.database.tables.events.c
+        events = self.database.tables.events
+        log = events.c
         horizon = await self.database.log.horizon()
         conditions = [log.position <= literal(horizon)]
         if self.until is not None:
             column = log[self.until.column]
-            conditions.append(column <= literal(self.until.value, column.type))
+            bound = literal(self.until.value, column.type)
+            past = column <= bound
+            if self.until.column == "recorded_at":
+                rows = await self.database.log.scan(overtaken_positions(events, bound))
+                overtaken: list[ColumnElement[int]]
+                overtaken = [literal_column(str(int(position))) for (position,) in rows]
+                past = or_(past, log.position.in_(overtaken)) if overtaken else past
+            conditions.append(past)
         return conditions
 
     @property

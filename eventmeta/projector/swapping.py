@@ -11,9 +11,8 @@ from functools import partial
 from sqlalchemy import Table, and_, delete, exists, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmeta.applying import apply_events
 from eventmeta.database import Database
-from eventmeta.database_errors import DatabaseFailure
+from eventmeta.database_errors import DatabaseFailure, is_of_statement
 from eventmeta.dialects.statement import Program, Query
 from eventmeta.projection_errors import LeaseLost, ProjectionError, RebuildFailed
 from eventmeta.projector.catch_up import CatchUp
@@ -76,7 +75,7 @@ class Swapping:
         try:
             position = await log.repeated(swap)
         except DatabaseFailure as failure:
-            if type(failure) is not DatabaseFailure:
+            if not is_of_statement(failure):
                 raise
             raise RebuildFailed(
                 self.claim.key.projection,
@@ -124,13 +123,9 @@ class Swapping:
 
     async def _finish(self, horizon: int, connection: AsyncConnection) -> int:
         """Apply the last events; nobody else moves the live tables on meanwhile, or afterwards."""
-        dialect, target = self.database.dialect, self.mover.target
+        dialect = self.database.dialect
         end = await dialect.write_within(connection, self._lock(horizon))
-        step, events = await dialect.write_within(
-            connection, self.mover.advance(self.claim, end, _ALL)
-        )
-        if target.applied is not None:
-            await apply_events(target.applied, dialect, connection, events, target.tables)
+        step = await self.mover.carry_out(self.mover.advance(self.claim, end, _ALL), connection)
         if self._stays:
             await dialect.write_within(connection, self._merge())
         return step.position

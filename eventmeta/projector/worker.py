@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from eventmeta.database import Database
+from eventmeta.database_errors import StandbyServer
 from eventmeta.errors import EventMetaError, StoreClosed
 from eventmeta.projection_errors import LeaseLost, RebuildUnderWay
 from eventmeta.projector.catch_up import BATCH, live_mover
@@ -52,15 +53,33 @@ class Projector:
     async def run(self) -> None:
         """Follow the log until this is cancelled.
 
-        What fails as a whole, as when the database is out of reach, is logged and tried again. It
-        ends, too, when the store is closed that owns the engine.
+        What fails as a whole, as when the database is out of reach or full, is logged and tried
+        again. It ends, too, when the store is closed that owns the engine.
+
+        Raises:
+            StandbyServer: It is to run on the primary.
         """
+        await self._refuse_standby()
+        await self._run()
+
+    async def _refuse_standby(self) -> None:
+        """Raise `StandbyServer` on a standby. What else fails now is tried again later."""
+        try:
+            await self._database.connect(create=False)
+            await self._database.log.horizon()
+        except StandbyServer:
+            raise
+        except EventMetaError as failure:
+            logger.debug("the projector waits: %s", failure)
+
+    async def _run(self) -> None:
         async with self._database.hints(), asyncio.TaskGroup() as group:
             for registered in self._database.registry:
                 group.create_task(self._keep(registered))
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self.run(), name="eventmeta-projector")
+        await self._refuse_standby()
+        self._task = asyncio.create_task(self._run(), name="eventmeta-projector")
         return self
 
     async def __aexit__(
@@ -79,7 +98,7 @@ class Projector:
     # --- One projection -------------------------------------------------------------------------
 
     async def _keep(self, registered: Registered) -> None:
-        pause = MIN_POLL
+        pause, told = MIN_POLL, ""
         while True:
             try:
                 await self._database.connect(create=False)
@@ -87,13 +106,15 @@ class Projector:
                 if registered.inline:
                     return
                 if await self._follow(registered):
-                    pause = MIN_POLL
+                    pause, told = MIN_POLL, ""
             except StoreClosed:
                 return
             except (LeaseLost, RebuildUnderWay) as busy:
                 logger.debug("%s", busy)
             except EventMetaError as failure:
-                logger.warning("projection %r waits: %s", registered.projection.name, failure)
+                level = logging.DEBUG if str(failure) == told else logging.WARNING
+                told = str(failure)
+                logger.log(level, "projection %r waits: %s", registered.projection.name, failure)
             except Exception:  # lest one projection ends all the others
                 logger.exception("projection %r waits", registered.projection.name)
             await asyncio.sleep(pause)

@@ -62,7 +62,7 @@ class SessionConversation(OpenedSession):
         statements = self._statements("get_turns()")
         await self._connected()
         rows = await self._view.fetch(statements.turns, session_id=self.session_id, **page)
-        return [_turn(list(of_turn)) for _, of_turn in groupby(rows, itemgetter(0))]
+        return [_turn(*of_turn) for _, of_turn in groupby(rows, itemgetter(0))]
 
     async def get_conversation_by_turns(self) -> dict[int, list[dict[str, Any]]]:
         """What every turn consists of, by its number; 0 is what came before any user message.
@@ -99,8 +99,9 @@ class SessionConversation(OpenedSession):
         return statements
 
 
-def _turn(runs: list[Row]) -> Turn:
-    number, message_id, content, created_at = runs[0][:4]
+def _turn(message: Row, *runs: Row) -> Turn:
+    """Return the turn that begins with ``message``, of the ``runs`` that took part."""
+    number, message_id, content, created_at = message[:4]
     return Turn(
         turn=number,
         user_message_id=message_id,

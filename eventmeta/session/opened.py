@@ -10,9 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
 from eventmeta.commands import StreamKey
 from eventmeta.database import Database
+from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
 from eventmeta.engines import shared_engine
 from eventmeta.entity import Entity
-from eventmeta.identifiers import check_session_id
+from eventmeta.identifiers import check_limits, check_session_id
 from eventmeta.session.binding import Binding, UserFrom
 from eventmeta.table_names import TableNames, TableOptions
 from eventmeta.view import View
@@ -34,6 +35,8 @@ class OpenedSession(Entity):
         session_settings: SessionSettings | dict[str, Any] | None = None,
         ensure_ascii: bool = True,
         max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
+        timeout: float = DEFAULT_TIMEOUT,
+        retry_for: float = DEFAULT_RETRY_FOR,
         clear_keeps_metadata: bool = False,
         user_id: str | None = None,
         claim: bool = True,
@@ -51,6 +54,9 @@ class OpenedSession(Entity):
             session_settings: Upstream's settings: the default ``limit`` of `get_items`.
             ensure_ascii: Escape non-ASCII text in stored items, as upstream does by default.
             max_value_bytes: The largest metadata value, in bytes of JSON.
+            timeout: How many seconds a call waits for the database: see `MetadataStore`.
+            retry_for: How many seconds to look for a server that refuses connections, or has none
+                left.
             clear_keeps_metadata: What `clear_session` does by default. Say True where a wrapper
                 clears the session only to write it anew, such as a manual compaction by
                 ``OpenAIResponsesCompactionSession`` around an ``EncryptedSession``.
@@ -64,10 +70,12 @@ class OpenedSession(Entity):
 
         Raises:
             InvalidIdentifier: The session id, the user id or a table name cannot be used.
+            InvalidInput: ``timeout`` or ``retry_for`` is no number of seconds.
             UnsupportedEngine: There is no dialect for the engine.
         """
         self.session_id = check_session_id(session_id)
-        self._database = Database.of(engine, TableNames(**table_names))
+        self._limits = check_limits(timeout, retry_for)
+        self._database = Database.of(engine, TableNames.of(table_names))
         self._max_value_bytes = max_value_bytes
         self._binding = Binding(user_id, claim=claim, user_from=user_from)
         self._stream = StreamKey(self.session_id)
@@ -137,10 +145,10 @@ class OpenedSession(Entity):
 
     @property
     def _view(self) -> View:
-        return View(self._database, self._binding.access)
+        return View(self._database, self._binding.access, self._limits)
 
     async def _connected(self) -> None:
-        await self._database.connect(create=self._create_tables)
+        await self._database.connect(create=self._create_tables, limits=self._limits)
 
     async def _last_rows(self, limit: int) -> list[tuple[str, int]]:
         """Text and id of the session's last items, the latest first."""

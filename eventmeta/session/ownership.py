@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta.access import Access
 from eventmeta.commands import CreateSession, TransferSession
 from eventmeta.database import Database
+from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
 from eventmeta.events import RecordedEvent
-from eventmeta.identifiers import check_user_id, new_event_id
+from eventmeta.identifiers import check_limits, check_user_id, new_event_id
 from eventmeta.options import WriteOptions, command_fields
 from eventmeta.search import latest_sessions, session_exists
 from eventmeta.session.opened import OpenedSession
@@ -93,7 +94,11 @@ class SessionOwnership(OpenedSession):
         """
         arguments = _of_user(user_id, kwargs)
         names = {name: kwargs[name] for name in TableOptions.__annotations__ if name in kwargs}
-        view = View(Database.of(engine, TableNames(**names)), Access(user_id))
+        limits = check_limits(
+            kwargs.get("timeout", DEFAULT_TIMEOUT), kwargs.get("retry_for", DEFAULT_RETRY_FOR)
+        )
+        database = Database.of(engine, TableNames.of(cast("TableOptions", names)))
+        view = View(database, Access(user_id), limits)
         found = await latest_sessions(view, limit, offset, create_tables=create_tables)
         return [
             cls(session_id, engine=engine, create_tables=create_tables, **arguments)
@@ -117,7 +122,7 @@ class SessionOwnership(OpenedSession):
         """
         check_user_id(user_id)
         mine = self._view.access.user_id or user_id
-        view = View(self._database, Access(mine))
+        view = self._view._replace(access=Access(mine))
         found = await latest_sessions(view, limit, offset, create_tables=self._create_tables)
         return found if mine == user_id else []
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sqlalchemy import BigInteger, ColumnElement, literal_column
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.dialects.executing import afterwards, execute
-from eventmeta.dialects.mysql.schema import MySQLSchema
 from eventmeta.dialects.mysql.settings import Settings
-from eventmeta.dialects.projecting import ProjectingDialect, Swap
+from eventmeta.dialects.projecting import (
+    TRANSACTION_WORDS,
+    ProjectingDialect,
+    Swap,
+    begins_with,
+)
 from eventmeta.dialects.statement import T
 
 if TYPE_CHECKING:
@@ -20,6 +25,13 @@ if TYPE_CHECKING:
 
 _PATIENCE = Settings.of({"lock_wait_timeout": "1"})
 """Seconds that a swap waits for readers, and they behind it, before it tries again."""
+
+_COMMITTING_WORDS = (
+    r"(?:CREATE(?:\s+OR\s+REPLACE)?|DROP)(?!\s+(?:OR\s+REPLACE\s+)?TEMPORARY\b)"
+    r"|ALTER|RENAME|TRUNCATE|GRANT|REVOKE|LOCK|UNLOCK|ANALYZE|OPTIMIZE|REPAIR|FLUSH|RESET|INSTALL"
+    r"|UNINSTALL|CACHE|LOAD\s+INDEX|CHECK\s+TABLE|XA|SET\s+(?:@@)?(?:SESSION[\s.]+)?AUTOCOMMIT"
+)
+"""Those of DDL and administration, which commit before they begin."""
 
 
 @asynccontextmanager
@@ -34,8 +46,10 @@ async def begun(connection: AsyncConnection) -> AsyncGenerator[None]:
         yield
 
 
-class MySQLProjecting(MySQLSchema, ProjectingDialect):
+class MySQLProjecting(ProjectingDialect):
     """What MySQL is told for the projector."""
+
+    ending: ClassVar[re.Pattern[str]] = begins_with(f"{TRANSACTION_WORDS}|{_COMMITTING_WORDS}")
 
     def now_ms(self) -> ColumnElement[int]:
         """In UTC, for the session's zone may have an hour twice a year."""

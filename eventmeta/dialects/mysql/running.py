@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.database_errors import DatabaseFailure
-from eventmeta.dialects.base import LOCK_TIMEOUT_MS
 from eventmeta.dialects.executing import transaction_by_hand
-from eventmeta.dialects.failure import Failure
+from eventmeta.dialects.failure import Failure, RowHeld, Rule
 from eventmeta.dialects.mysql.projecting import begun
 from eventmeta.dialects.mysql.settings import Facts, Settings, find_out
 from eventmeta.dialects.mysql.statements import MySQLStatements
 from eventmeta.dialects.pool import StepAside, configure, driver_of, is_watched_on, lend
 from eventmeta.dialects.statement import Program, Query, Row, T, run
+from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
 from eventmeta.settle import settle
 
 
@@ -110,7 +112,12 @@ class MySQL(MySQLStatements):
 
     async def _execute_through(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
         _check_packet(query, (await driver_of(connection))[1])
-        return await super()._execute_through(connection, query)
+        try:
+            return await super()._execute_through(connection, query)
+        except DBAPIError as error:
+            if error.orig is not None and _is_held(error.orig, query):
+                raise RowHeld(*error.orig.args) from error
+            raise
 
     @asynccontextmanager
     async def savepoint(self, connection: AsyncConnection) -> AsyncGenerator[None]:
@@ -134,38 +141,80 @@ class MySQL(MySQLStatements):
     # --- Errors ---------------------------------------------------------------------------------
 
     def diagnose(self, error: BaseException) -> tuple[Failure, Any]:
+        if isinstance(error, RowHeld):
+            return Failure.HELD, _number(error)
         if isinstance(error, DBAPIError):
             if error.connection_invalidated:
                 return Failure.DISCONNECTED, _number(error.orig)
             return self.diagnose(error.orig) if error.orig else (Failure.OTHER, None)
+        if isinstance(error, PoolTimeout):
+            return Failure.NO_CONNECTION_LEFT, None
         number = _number(error)
+        if number == _LOST and "read timeout" in str(error):
+            return Failure.TIMED_OUT, number
         if number is None and isinstance(error, OSError | EOFError):
             return Failure.DISCONNECTED, None
         return _FAILURES.get(number or 0, Failure.OTHER), number
 
+    def rule_of(self, error: BaseException) -> Rule:
+        """By its text, for there is nothing else."""
+        told = _FOREIGN_KEY.search(str(error))
+        if told:
+            return Rule(told["constraint"], told["table"], told["other"])
+        told = _CHECK.search(str(error))
+        return Rule(told["constraint"], told["table"]) if told else Rule()
 
+
+_FOREIGN_KEY = re.compile(
+    r"`(?P<table>[^`]+)`, CONSTRAINT `(?P<constraint>[^`]+)` FOREIGN KEY \([^)]*\) "
+    r"REFERENCES (?:`[^`]+`\.)?`(?P<other>[^`]+)`"
+)
+_CHECK = re.compile(
+    r"(?:CONSTRAINT|constraint) [`'](?P<constraint>[^`']+)['`] "
+    r"(?:failed for `[^`]+`\.`(?P<table>[^`]+)`|is violated)"
+)
 _ENCODING = "utf8"
 _COMMIT = "COMMIT AND NO CHAIN NO RELEASE"
 _ESCAPED = "\\\"'\n\r\0\x1a"
 _PACKET_TOO_LARGE = 1153
 _DEADLOCK = 1213
+_LOCK_WAIT = 1205
+_LOST = 2013
 _FAILURES = {
     _DEADLOCK: Failure.CONFLICT,
-    1205: Failure.CONFLICT,  # lock wait timeout
+    _LOCK_WAIT: Failure.CONFLICT,  # in vain: mostly for the counter, which all wait for
     1020: Failure.CONFLICT,  # record has changed since last read
     1412: Failure.CONFLICT,  # so has the table: a new one has taken its place
-    1452: Failure.CONFLICT,  # the session's row was deleted meanwhile
+    1615: Failure.CONFLICT,  # a statement has to be prepared again
+    3572: Failure.HELD,  # NOWAIT
     1062: Failure.DUPLICATE,
+    **dict.fromkeys((1216, 1217, 1451, 1452), Failure.ORPHANED),
+    **dict.fromkeys((1048, 1364), Failure.REFUSED),  # NULL, no default
+    **dict.fromkeys((3819, 4025, 1369), Failure.REFUSED),  # a check, the condition of a view
+    1644: Failure.REFUSED,  # SIGNAL
+    **dict.fromkeys((1142, 1143, 1227, 1370), Failure.FORBIDDEN),
     1146: Failure.TABLE_MISSING,
     1317: Failure.CANCELLED,
     1969: Failure.CANCELLED,
     3024: Failure.CANCELLED,
+    1040: Failure.NO_CONNECTION_LEFT,
+    1203: Failure.NO_CONNECTION_LEFT,  # of the user
+    1226: Failure.NO_CONNECTION_LEFT,  # of the account
+    1044: Failure.NOT_LET_IN,  # not to this database
+    1045: Failure.NOT_LET_IN,  # the user, or the password
+    1049: Failure.NOT_LET_IN,  # no such database
     1053: Failure.DISCONNECTED,  # server shutdown
     1927: Failure.DISCONNECTED,  # connection was killed
     2003: Failure.DISCONNECTED,
     2006: Failure.DISCONNECTED,
-    2013: Failure.DISCONNECTED,
+    _LOST: Failure.DISCONNECTED,
     4031: Failure.DISCONNECTED,  # closed for inactivity
+    **dict.fromkeys((3, 20, 28, 1021, 1026, 1030, 1114, 1180), Failure.RESOURCE),  # disk
+    **dict.fromkeys((5, 1037, 1038, 1041, 1135, 1206), Failure.RESOURCE),  # memory
+    **dict.fromkeys((1290, 1792, 1836), Failure.RESOURCE),  # read-only
+    **dict.fromkeys((1034, 1194, 1195, 1712), Failure.RESOURCE),  # damaged
+    **dict.fromkeys((1129, 1130, 1698), Failure.NOT_LET_IN),  # the host, the way to authenticate
+    1047: Failure.RESOURCE,  # a node of a cluster that is not ready
 }
 
 
@@ -211,8 +260,20 @@ def _has_begun(connection: Any) -> bool:
 async def _execute(connection: Any, facts: Facts, query: Query) -> Sequence[Row]:
     _check_packet(query, facts)
     async with connection.cursor() as cursor:
-        await cursor.execute(query.statement.sql, query.values)
-        return query.statement.decode(await cursor.fetchall()) if cursor.description else ()
+        try:
+            await cursor.execute(query.statement.sql, query.values)
+        except Exception as error:
+            if _is_held(error, query):
+                raise RowHeld(*error.args) from error
+            raise
+        rows = await cursor.fetchall() if cursor.description else ()
+        query.check_affected(len(rows) if cursor.description else cursor.rowcount)
+        return query.statement.decode(rows)
+
+
+def _is_held(error: BaseException | None, query: Query) -> bool:
+    """Return whether a row is held; MariaDB says so as if it had waited."""
+    return _number(error) == _LOCK_WAIT and query.statement.sql.endswith(" NOWAIT")
 
 
 def _check_packet(query: Query, facts: Facts) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import Column, ForeignKeyConstraint, String, Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
-from eventmeta.database_errors import DatabaseBusy, UnsupportedEngine
+from eventmeta.database_errors import DatabaseBusy
 from eventmeta.dialects.mysql.settings import Settings
 from eventmeta.dialects.schema import Part, SchemaDialect
 
@@ -43,15 +43,28 @@ class MySQLSchema(SchemaDialect):
         return bool(getattr(self.engine.dialect, "is_mariadb", False))
 
     @property
-    def _database(self) -> str:
+    def database(self) -> str:
+        """The database of the store's tables, as an expression."""
         if self.schema is None:
             return "DATABASE()"
         return "'" + self.schema.replace("\\", "\\\\").replace("'", "''") + "'"
 
     def quoted(self, name: str) -> str:
-        """In backticks, which mean the same in every ``sql_mode``."""
+        """Return ``name`` in backticks, which mean the same in every ``sql_mode``."""
         parts = [name] if self.schema is None else [self.schema, name]
         return ".".join("`" + part.replace("`", "``") + "`" for part in parts)
+
+    def named_here(self, relations: Iterable[str]) -> str:
+        """Return the condition that a table of the information schema is one of ``relations``."""
+        listed = tuple(relations)
+        exact, folded = (
+            ", ".join(f"'{name}'" for name in names)
+            for names in (listed, [name.lower() for name in listed])
+        )
+        return (
+            f"table_schema = {self.database} AND (BINARY table_name IN ({exact}) "
+            f"OR @@lower_case_table_names > 0 AND lower(table_name) IN ({folded}))"
+        )
 
     def column_type(self, kind: TypeEngine[Any]) -> str:
         """``kind`` as this database spells it, with the collation that tells all texts apart."""
@@ -62,15 +75,7 @@ class MySQLSchema(SchemaDialect):
 
     def list_parts(self, relations: Iterable[str]) -> str:
         """Triggers are left out, as the information schema hides them from most users."""
-        listed = tuple(relations)
-        exact, folded = (
-            ", ".join(f"'{name}'" for name in names)
-            for names in (listed, [name.lower() for name in listed])
-        )
-        here = (
-            f"table_schema = {self._database} AND (BINARY table_name IN ({exact}) "
-            f"OR @@lower_case_table_names > 0 AND lower(table_name) IN ({folded}))"
-        )
+        here = self.named_here(relations)
         table, column, index = (
             f"CONVERT({name} USING utf8mb4)" for name in ("table_name", "column_name", "index_name")
         )
@@ -93,22 +98,6 @@ WHERE referenced_table_name IS NOT NULL AND {here}"""
             _DDL.put_back,
             f"SELECT RELEASE_LOCK('{_SCHEMA_LOCK}')",
         )
-
-    async def check_tables(self, connection: AsyncConnection, tables: Tables) -> None:
-        names = ", ".join(f"'{name}'" for name in tables.metadata.tables)
-        found = await connection.exec_driver_sql(
-            "SELECT table_name, column_name, collation_name FROM information_schema.columns "
-            f"WHERE table_schema = {self._database} AND table_name IN ({names}) "
-            "AND column_name IN ('session_id', 'stream_id', 'user_id', 'key') "
-            "AND collation_name NOT IN ('utf8mb4_nopad_bin', 'utf8mb4_0900_bin', 'utf8mb4_bin')"
-        )
-        for row in found.fetchall():
-            table, column_name, collation = cast("tuple[str, str, str]", tuple(row))
-            raise UnsupportedEngine(
-                f"in column {column_name} of table {table} different texts are equal, by its "
-                f"collation {collation}, so sessions would mix: ALTER TABLE {self.named(table)} "
-                f"CONVERT TO CHARACTER SET utf8mb4 COLLATE {self.collation}"
-            )
 
     def prepare_tables(self, tables: Iterable[Table]) -> None:
         """Give every table the collation that tells all texts apart."""

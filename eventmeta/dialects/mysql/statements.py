@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import (
     BigInteger,
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Insert,
     String,
     Table,
+    Update,
     and_,
     bindparam,
     case,
@@ -21,14 +23,18 @@ from sqlalchemy import (
     func,
     literal,
     literal_column,
+    or_,
     select,
+    update,
 )
 from sqlalchemy.dialects.mysql import insert
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.mysql.columns import MySQLColumns
 from eventmeta.dialects.mysql.items import MySQLItems
 from eventmeta.dialects.mysql.projecting import MySQLProjecting
+from eventmeta.dialects.streams import seen_streams
 from projections import AnySelect
 from projections.types import LongText, UtcDateTime
 
@@ -38,8 +44,10 @@ if TYPE_CHECKING:
 _COUNTER = "$log"
 
 
-class MySQLStatements(MySQLItems, MySQLProjecting, Dialect):
+class MySQLStatements(MySQLColumns, MySQLItems, MySQLProjecting, Dialect):
     """What MySQL is told."""
+
+    counts_upserts: ClassVar[bool] = False
 
     # --- Pieces of SQL --------------------------------------------------------------------------
 
@@ -85,6 +93,16 @@ class MySQLStatements(MySQLItems, MySQLProjecting, Dialect):
         text = collate(func.json_unquote(value, type_=LongText), self.collation)
         return case((func.json_type(value) != "NULL", text))
 
+    def time_of_last(
+        self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
+    ) -> ColumnElement[datetime]:
+        """As the end of a text that begins with the version."""
+        text = func.concat(func.lpad(version, literal_column("19"), literal_column("'0'")), time)
+        last = func.max(case((among, text)))
+        # DATETIME(6), which SQLAlchemy's CAST cannot say.
+        text_of_time = func.substr(last, literal_column("20"))
+        return func.timestamp(text_of_time, type_=UtcDateTime())
+
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         change = self._json_table(
             events.c.data,
@@ -116,11 +134,59 @@ class MySQLStatements(MySQLItems, MySQLProjecting, Dialect):
             {name: statement.inserted[name] for name in update} or same
         )
 
-    def current(self, query: AnySelect) -> AnySelect:
+    def current(self, query: AnySelect, *, waits: bool = True) -> AnySelect:
         """A plain SELECT would read the snapshot of the transaction's first one."""
-        return query.with_for_update(read=True)
+        return query.with_for_update(read=True, nowait=not waits)
 
-    def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
+    def locked(self, query: AnySelect, *, waits: bool, key_share: bool = False) -> AnySelect:
+        return query.with_for_update(nowait=not waits)
+
+    def lock_streams(self, tables: Tables, keys: FromClause, *, waits: bool) -> Executable:
+        """By primary keys that exist: looking for one that is missing would lock its gap.
+
+        What a derived table looks up is not locked; the limit keeps it one.
+        """
+        seen = seen_streams(tables, keys).limit(literal_column("18446744073709551615"))
+        wanted = seen.subquery("wanted")
+        head = tables.streams.alias("head")
+        session, user = tables.sessions.alias("own"), tables.users.table.alias("own_user")
+        same = and_(
+            head.c.stream_id == wanted.c.head_to_lock, head.c.stream_type == wanted.c.stream_type
+        )
+        rows = wanted.outerjoin(head, same)
+        held: ColumnElement[bool] = and_(
+            wanted.c.head_to_lock.is_not(None), head.c.version.is_(None)
+        )
+        owned = [head]
+        if not waits:
+            rows = rows.outerjoin(session, session.c.session_id == wanted.c.session_to_lock)
+            rows = rows.outerjoin(user, user.c.user_id == wanted.c.user_to_lock)
+            held = or_(
+                held,
+                wanted.c.session_to_lock.is_not(None) & session.c.session_id.is_(None),
+                wanted.c.user_to_lock.is_not(None) & user.c.user_id.is_(None),
+            )
+            owned += [session, user]
+        query = select(
+            wanted.c.stream_id,
+            wanted.c.stream_type,
+            wanted.c.row_id.is_not(None).label("exists"),
+            wanted.c.seen_version,
+            wanted.c.seen_user_id,
+            head.c.version,
+            head.c.recorded_at,
+            head.c.user_id,
+            held.label("held"),
+            func.utc_timestamp(literal_column("6"), type_=UtcDateTime()).label("now"),
+        ).select_from(rows)
+        for table in owned:
+            query = query.with_hint(table, "FORCE INDEX (PRIMARY)")
+        # Of a small table the planner would read, and so lock, every row.
+        return query.prefix_with("STRAIGHT_JOIN").with_for_update(
+            of=None if self.is_mariadb else owned, skip_locked=not waits
+        )
+
+    def add_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
         """Insert first: locking rows that do not exist yet would deadlock on their gaps."""
         missing = select(
             keys.c.stream_id,
@@ -185,6 +251,38 @@ class MySQLStatements(MySQLItems, MySQLProjecting, Dialect):
                 messages.c.id >= func.last_insert_id(),
                 messages.c.session_id.in_(select(items.c.session_id)),
             ),
+        )
+
+    def items_ahead(self, messages: Table, sessions: FromClause) -> AnySelect:
+        """Items get the default, for no other value is exact in the hour that comes twice.
+
+        This query locks nothing. Read by the INSERT, rows and gaps of other sessions would be.
+        """
+        new, last, earlier = (messages.alias(name) for name in ("new", "last_item", "earlier"))
+        before = (
+            select(earlier.c.id)
+            .where(earlier.c.session_id == sessions.c.session_id, earlier.c.id < sessions.c.first)
+            .order_by(earlier.c.created_at.desc(), earlier.c.id.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        ends = select(sessions.c.first, before.label("id")).subquery("ends")
+        moments = [func.unix_timestamp(item.c.created_at) for item in (last, new)]
+        # A TIMESTAMP is compared as a moment; a later DATETIME may be none.
+        is_later = func.coalesce(moments[0] > moments[1], last.c.created_at > new.c.created_at)
+        return (
+            select(ends.c.id, ends.c.first)
+            .join(last, last.c.id == ends.c.id)
+            .join(new, new.c.id == ends.c.first)
+            .where(is_later)
+        )
+
+    def move_items(self, messages: Table, moved: FromClause) -> Update:
+        place = messages.alias("place")
+        return (
+            update(messages)
+            .where(messages.c.id == moved.c.id, place.c.id == moved.c.at)
+            .values(created_at=place.c.created_at)
         )
 
     def horizon(self, tables: Tables) -> Sequence[Executable]:

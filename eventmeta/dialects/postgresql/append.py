@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from eventmeta.dialects.base import LOCK_TIMEOUT_MS
+from eventmeta.clocks import MAX_AHEAD
+from eventmeta.dialects.streams import SHORT_WAIT_MS
 from projections import NOBODY, Projection
 from projections.types import UtcDateTime
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
+
+
+INCOMPLETE = re.compile(r"rows inserted: (\d+) of (\d+)")
+"""The text in the error by which the statement undoes itself."""
 
 
 Quoted = Callable[[str], str]
@@ -60,28 +66,30 @@ def append_at_once(
     the columns of the ``folded`` rows, a JSON array of texts each, without those that hold times.
     Returns ``stream_id, position, version, recorded_at, data`` of each event, in their order.
 
-    What is written on behalf of a ``user_id`` is left out unless the session is that user's: in the
-    snapshot, for nothing is inserted for a user, and in the row that is then locked. All that
-    follows is driven by the heads that are left, so the session may not be another's meanwhile.
+    Unless all sessions written to on behalf of a ``user_id`` are that user's in the snapshot,
+    nothing is done at all: what is left out here is done later, and may not be overtaken by what
+    was submitted after it. A session that has been handed over meanwhile, as its locked row says,
+    is left out; there is nothing left to do for it. All that follows is driven by the heads.
 
     The order of evaluation is forced by what each part reads: ``fence`` counts the heads, so it
-    runs when all of them are owned; positions and item ids are drawn from rows joined with
-    ``fence``, so after the bound is announced. Heads are taken in the order of their key, so that
-    two batches cannot deadlock.
+    runs when all of them are owned; positions are drawn from rows joined with ``fence``, so after
+    the bound is announced; item ids from rows joined with ``created``, so while the session's row
+    is locked, which upstream's writers lock as well. Heads are taken in the order of their key, so
+    that two batches cannot deadlock.
     """
     log = tables.events.name
-    last_value = (
-        f"CASE WHEN (SELECT count(*) FROM _heads) > 0 THEN ({last_position(log, quoted)}) END"
-    )
+    last_value = last_position(log, quoted)
+    last_value = f"CASE WHEN (SELECT count(*) FROM _heads) > 0 THEN ({last_value}) END"
     parts = [
         _input(for_users=for_users),
         f"""_settings AS MATERIALIZED (
-  SELECT set_config('lock_timeout', '{LOCK_TIMEOUT_MS}', true)
+  SELECT set_config('lock_timeout', '{SHORT_WAIT_MS}', true)
 )""",
         _heads(quoted(tables.streams.name), for_users=for_users),
         f"""_fence AS MATERIALIZED (
   SELECT pg_advisory_xact_lock_shared({fence_key(log, quoted, last_value)})
 )""",
+        _sessions(quoted(tables.sessions.name), with_items=with_items),
         *(_items(quoted(tables.messages.name)) if with_items else []),
         f"""_numbered AS MATERIALIZED (
   SELECT nextval({in_text(quoted(sequence_name(log)))}) AS position, ordered.* FROM (
@@ -89,16 +97,26 @@ def append_at_once(
     JOIN _heads USING (stream_id, stream_type) CROSS JOIN _fence ORDER BY n OFFSET 0
   ) AS ordered
 )""",
-        _sessions(quoted(tables.sessions.name), with_items=with_items),
         _appended(quoted(log), with_items=with_items),
         *(f"projected_{i} AS (\n{statement}\n)" for i, statement in enumerate(projected)),
         *([_folded(folded, quoted, 3 if with_items else 2)] if folded else []),
         *structure,
     ]
     return (
-        "WITH " + ", ".join(parts) + "\nSELECT stream_id, position, version, recorded_at, "
-        "data FROM _appended ORDER BY position"
+        "WITH " + ", ".join(parts) + f"\nSELECT stream_id, {_checked(with_items)}, version, "
+        "recorded_at, data FROM _appended ORDER BY _appended.position"
     )
+
+
+def _checked(with_items: bool) -> str:
+    """Return the position, or an error like `INCOMPLETE` where a row was not inserted."""
+    pairs = [("_appended", "_numbered"), *([("_added", "_items")] if with_items else [])]
+    checks = ""
+    for done, given in pairs:
+        actual, expected = f"(SELECT count(*) FROM {done})", f"(SELECT count(*) FROM {given})"
+        failure = f"'rows inserted: ' || {actual} || ' of ' || {expected}"
+        checks += f" WHEN {actual} <> {expected} THEN CAST({failure} AS bigint)"
+    return f"CASE{checks} ELSE position END AS position"
 
 
 def _input(*, for_users: bool) -> str:
@@ -113,8 +131,10 @@ def _heads(heads: str, *, for_users: bool) -> str:
     user_id, owned, still_owned = "NULL", "", ""
     if for_users:
         user_id = "min(user_id)"
-        owned = f"""WHERE user_id IS NULL OR user_id = (SELECT own.user_id FROM {heads} AS own
-    WHERE own.stream_id = _input.stream_id AND own.stream_type = _input.stream_type)"""
+        owned = f"""WHERE NOT EXISTS (SELECT FROM _input AS other
+    WHERE other.user_id IS NOT NULL AND other.user_id IS DISTINCT FROM (
+      SELECT own.user_id FROM {heads} AS own
+      WHERE own.stream_id = other.stream_id AND own.stream_type = other.stream_type))"""
         still_owned = "WHERE excluded.user_id IS NULL OR head.user_id = excluded.user_id"
     return f"""_heads AS (
   INSERT INTO {heads} AS head (stream_id, stream_type, version, recorded_at, user_id)
@@ -123,27 +143,39 @@ def _heads(heads: str, *, for_users: bool) -> str:
   GROUP BY stream_id, stream_type ORDER BY stream_id, stream_type
   ON CONFLICT (stream_id, stream_type) DO UPDATE SET
     version = head.version + excluded.version,
-    recorded_at = greatest(head.recorded_at, clock_timestamp()) {still_owned}
+    recorded_at = {_TIME_OF_NEXT} {still_owned}
   RETURNING stream_id, stream_type, version, recorded_at, user_id
 )"""
 
 
+_TIME_OF_NEXT = f"""greatest(CASE WHEN head.recorded_at <= clock_timestamp() + interval
+      '{MAX_AHEAD.total_seconds():g} s' THEN head.recorded_at END, clock_timestamp())"""
+"""`eventmeta.clocks.time_of_next` in SQL; what is NULL is not the greatest."""
+
+
 def _items(messages: str) -> list[str]:
-    """Items get ids in the order of ``n``, and the time of their stream, which never goes back."""
+    """Items get ids in the order of ``n``, and a time that is not before any of their session.
+
+    It is not before that of the session's row either, which was set when this was locked.
+    """
     sequence = f"pg_get_serial_sequence({in_text(messages)}, 'id')"
     return [
+        f"""_times AS MATERIALIZED (
+  SELECT session_id, greatest(updated_at, (SELECT created_at FROM {messages} AS last_item
+    WHERE last_item.session_id = _created.session_id ORDER BY created_at DESC LIMIT 1)) AS at
+  FROM _created
+)""",
         f"""_items AS MATERIALIZED (
   SELECT nextval((SELECT CAST({sequence} AS regclass))) AS id,
     ordered.* FROM (
-    SELECT r.*, _heads.recorded_at FROM json_to_recordset(CAST($2 AS json))
-      AS r (n int, event int, session_id varchar, message_data text)
-    JOIN _heads ON _heads.stream_id = r.session_id AND _heads.stream_type <> 'user'
-    CROSS JOIN _fence ORDER BY r.n OFFSET 0
+    SELECT _given.*, _times.at AS created_at FROM _given JOIN _times USING (session_id)
+    ORDER BY n OFFSET 0
   ) AS ordered
 )""",
         f"""_added AS (
   INSERT INTO {messages} (id, session_id, message_data, created_at)
-  SELECT id, session_id, message_data, CAST(recorded_at AS timestamp) FROM _items
+  SELECT id, session_id, message_data, created_at FROM _items
+  RETURNING id
 )""",
         # One object, for of a join the planner expects so little that it would try all pairs.
         """_item_ids AS MATERIALIZED (
@@ -174,15 +206,18 @@ def _data(with_items: bool) -> str:
 
 
 def _sessions(sessions: str, *, with_items: bool) -> str:
-    touch = (
-        """DO UPDATE SET updated_at = excluded.updated_at, user_id = excluded.user_id
-  WHERE existing.session_id IN (SELECT session_id FROM _items)"""
-        if with_items
-        else "DO NOTHING"
-    )
-    return f"""_created AS (
-  INSERT INTO {sessions} AS existing (session_id, user_id)
-  SELECT stream_id, nullif(_heads.user_id, '{NOBODY}') FROM _heads
+    now, given, touch = "timezone('UTC', clock_timestamp())", "", "DO NOTHING"
+    if with_items:
+        given = """_given AS MATERIALIZED (
+  SELECT * FROM json_to_recordset(CAST($2 AS json))
+    AS r (n int, event int, session_id varchar, message_data text)
+), """
+        touch = f"""DO UPDATE SET updated_at = {now}, user_id = excluded.user_id
+  WHERE existing.session_id IN (SELECT session_id FROM _given)
+  RETURNING existing.session_id, existing.updated_at"""
+    return f"""{given}_created AS (
+  INSERT INTO {sessions} AS existing (session_id, user_id, created_at, updated_at)
+  SELECT stream_id, nullif(_heads.user_id, '{NOBODY}'), {now}, {now} FROM _heads
   WHERE stream_id IN (SELECT stream_id FROM _input WHERE creates)
   ORDER BY stream_id ON CONFLICT (session_id) {touch}
 )"""

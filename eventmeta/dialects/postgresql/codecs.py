@@ -115,7 +115,7 @@ async def codec_proof(connection: Any, facts: Facts, query: Query) -> Query:
             [each.name for each in prepared.get_parameters()],
             [each.type.name for each in prepared.get_attributes()],
         )
-    return Query(proof, tuple(map(_sent, query.values)))
+    return query._replace(statement=proof, values=tuple(map(_sent, query.values)))
 
 
 class _Proof(Statement):
@@ -127,6 +127,7 @@ class _Proof(Statement):
         self._decode = statement.decode
         self._readers = [_READERS.get(name, str) for name in columns]
         super().__init__(_spelled(statement.sql, parameters, columns), ())
+        self.yields_rows = bool(columns)
 
     def decode(self, rows: Sequence[Row]) -> Sequence[Row]:
         return self._decode(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     ColumnElement,
     FromClause,
     Function,
-    Integer,
     Table,
     Text,
     case,
@@ -21,17 +21,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import quoted_name
 
+from eventmeta.dialects.connecting import ConnectingDialect
 from eventmeta.dialects.items import SPELLED_OUT, UNSPEAKABLE, ItemSQL
 from eventmeta.dialects.postgresql.append import Quoted
 from eventmeta.dialects.postgresql.structure import structure_functions
-from eventmeta.dialects.schema import SchemaDialect
 from projections import AnySelect
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
-class PostgreSQLItems(ItemSQL, SchemaDialect):
+class PostgreSQLItems(ItemSQL, ConnectingDialect):
     """What PostgreSQL is told of items."""
 
     def item(self, messages: Table, text: ColumnElement[str]) -> ColumnElement[Any]:
@@ -54,7 +54,9 @@ class PostgreSQLItems(ItemSQL, SchemaDialect):
         ids = func.json_array_elements_text(
             cast(events.c.data, JSON).op("->")(literal_column("'item_ids'"))
         ).table_valued("value", name="added_item", joins_implicitly=True)
-        return select(*about, cast(ids.c.value, Integer).label("item_id")).select_from(events, ids)
+        return select(*about, cast(ids.c.value, BigInteger).label("item_id")).select_from(
+            events, ids
+        )
 
 
 def _field(item: ColumnElement[Any], name: str) -> ColumnElement[Any]:

@@ -19,7 +19,6 @@ from sqlalchemy import (
 
 from eventmeta.dialects.postgresql.append import in_text, namespace
 from eventmeta.dialects.projecting import ProjectingDialect, Swap
-from eventmeta.dialects.schema import SchemaDialect
 from eventmeta.dialects.statement import Program
 from projections.types import UtcDateTime
 
@@ -34,7 +33,7 @@ while the swap waits for it to end, goes on; it is not picked as the victim of a
 """
 
 
-class PostgreSQLProjecting(SchemaDialect, ProjectingDialect):
+class PostgreSQLProjecting(ProjectingDialect):
     """What PostgreSQL is told for the projector."""
 
     exports_at_once: ClassVar[int] = 2

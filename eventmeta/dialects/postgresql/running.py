@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from eventmeta.database_errors import UnexpectedRowCount
 from eventmeta.dialects.executing import execute, transaction_by_hand
-from eventmeta.dialects.failure import Failure
+from eventmeta.dialects.failure import Failure, Rule
 from eventmeta.dialects.pool import StepAside, Work, configure, driver_of, is_watched_on, lend
+from eventmeta.dialects.postgresql.append import INCOMPLETE
 from eventmeta.dialects.postgresql.codecs import Facts, codec_proof, find_out
 from eventmeta.dialects.postgresql.statements import PostgreSQLStatements
 from eventmeta.dialects.statement import Program, Query, Row, Statement, T, run
@@ -94,7 +99,11 @@ class PostgreSQL(PostgreSQLStatements):
         driver, facts = await driver_of(connection)
         if facts.has_codecs:
             query = await codec_proof(driver, facts, query)
-        return await super()._execute_through(connection, query)
+        try:
+            return await super()._execute_through(connection, query)
+        except DBAPIError as error:
+            _check_complete(error, query)
+            raise
 
     async def export(self, query: Query) -> bytes | None:
         """By COPY, which makes no objects of the rows."""
@@ -149,26 +158,59 @@ class PostgreSQL(PostgreSQLStatements):
             getattr(error, "orig", None), "sqlstate", None
         )
         if code is None:
+            if isinstance(error, PoolTimeout):
+                return Failure.NO_CONNECTION_LEFT, None
+            if isinstance(error, TimeoutError) and error.errno is None:  # not that of a socket
+                return Failure.TIMED_OUT, None
             # InternalClientError: the server's farewell came between two of our messages.
             lost = isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
             lost = lost or getattr(error, "connection_invalidated", False)  # SQLAlchemy found out
             return (Failure.DISCONNECTED if lost else Failure.OTHER), None
+        if code == _NOT_SUPPORTED and "cached" in str(error):
+            return Failure.CONFLICT, code  # a plan that was made before a change of the tables
         return _FAILURES.get(code, _FAILURES.get(code[:2], Failure.OTHER)), code
 
+    def rule_of(self, error: BaseException) -> Rule:
+        cause = getattr(error, "orig", None) or error
+        told: Any = getattr(cause, "__cause__", None) or cause  # SQLAlchemy's adapter tells less
+        missing_in = _MISSING_IN.search(getattr(told, "detail", None) or "")
+        return Rule(
+            getattr(told, "constraint_name", None),
+            getattr(told, "table_name", None),
+            missing_in[1] if missing_in else None,
+        )
 
+
+_NOT_SUPPORTED = "0A000"
+_MISSING_IN = re.compile(r'"([^"]+)"\.?$')
 _FAILURES = {
     "40001": Failure.CONFLICT,
     "40P01": Failure.CONFLICT,
-    "55P03": Failure.CONFLICT,
-    "23503": Failure.CONFLICT,  # the session's row was deleted meanwhile
+    "55P03": Failure.HELD,
+    "23503": Failure.ORPHANED,
     "23505": Failure.DUPLICATE,
+    "23": Failure.REFUSED,
+    "44": Failure.REFUSED,  # the condition of a view
+    "P0": Failure.REFUSED,  # raised by a trigger
+    "42501": Failure.FORBIDDEN,  # a missing right, or a policy for rows
     "42P01": Failure.TABLE_MISSING,
     "57014": Failure.CANCELLED,
     "08": Failure.DISCONNECTED,
     "57P01": Failure.DISCONNECTED,
     "57P02": Failure.DISCONNECTED,
     "57P03": Failure.DISCONNECTED,
-    "53300": Failure.DISCONNECTED,  # too many connections
+    "57P04": Failure.DISCONNECTED,  # the database was dropped
+    "57P05": Failure.DISCONNECTED,  # idle for too long
+    "25P03": Failure.DISCONNECTED,  # so was its transaction
+    "28": Failure.NOT_LET_IN,  # the user, or the password
+    "3D": Failure.NOT_LET_IN,  # no such database
+    "53300": Failure.NO_CONNECTION_LEFT,
+    "53400": Failure.NO_CONNECTION_LEFT,  # a limit of the role, or of a pooler between
+    "53": Failure.RESOURCE,
+    "58": Failure.RESOURCE,  # of the operating system
+    "25006": Failure.RESOURCE,  # read-only
+    "XX001": Failure.RESOURCE,  # damaged
+    "XX002": Failure.RESOURCE,
 }
 
 
@@ -182,5 +224,21 @@ def _has_begun(connection: Any) -> bool:
 async def _execute(connection: Any, facts: Facts, query: Query) -> Sequence[Row]:
     if facts.has_codecs:
         query = await codec_proof(connection, facts, query)
-    rows = await connection.fetch(query.statement.sql, *query.values)
+    if query.affects is not None and not query.statement.yields_rows:
+        status = await connection.execute(query.statement.sql, *query.values)
+        query.check_affected(int(status.rpartition(" ")[2]))
+        return ()
+    try:
+        rows = await connection.fetch(query.statement.sql, *query.values)
+    except Exception as error:
+        _check_complete(error, query)
+        raise
+    query.check_affected(len(rows))
     return query.statement.decode(rows)
+
+
+def _check_complete(error: Exception, query: Query) -> None:
+    """Raise `UnexpectedRowCount` if that is how the statement has undone itself."""
+    if counts := INCOMPLETE.search(str(getattr(error, "orig", None) or error)):
+        actual, expected = map(int, counts.groups())
+        raise UnexpectedRowCount(query.statement.sql[:120], expected, actual) from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import ForeignKeyConstraint
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmeta.dialects.postgresql.append import in_text, sequence_name
+from eventmeta.dialects.postgresql.append import Quoted, in_text, sequence_name
 from eventmeta.dialects.postgresql.items import item_functions
 from eventmeta.dialects.schema import Part, SchemaDialect
 
@@ -24,9 +24,8 @@ class PostgreSQLSchema(SchemaDialect):
     def list_parts(self, relations: Iterable[str]) -> str:
         """From the catalog itself: the information schema shows each user only what is theirs."""
         names = ", ".join(f"'{name}'" for name in relations)
-        within = "" if self.schema is None else f"{in_text(f'{self._quoted_schema}.')} || "
         return f"""WITH wanted AS MATERIALIZED (
-  SELECT relation, to_regclass({within}quote_ident(relation)) AS oid
+  SELECT relation, to_regclass({self.within_schema}quote_ident(relation)) AS oid
   FROM unnest(ARRAY[{names}]::text[]) AS relation
 )
 SELECT CASE WHEN relkind IN ('v', 'm') THEN 'view' ELSE 'table' END AS kind, relation, '' AS name
@@ -45,8 +44,12 @@ FROM wanted JOIN pg_class ON pg_class.oid = wanted.oid
 JOIN pg_proc ON pronamespace = relnamespace AND starts_with(proname::text, relation || '_')"""
 
     @property
-    def _quoted_schema(self) -> str:
-        return self.engine.dialect.identifier_preparer.quote_identifier(str(self.schema))
+    def within_schema(self) -> str:
+        """What comes before the name of a table in an expression for a regclass."""
+        if self.schema is None:
+            return ""
+        quote = self.engine.dialect.identifier_preparer.quote_identifier
+        return f"{in_text(f'{quote(self.schema)}.')} || "
 
     async def begin_schema_change(self, connection: AsyncConnection) -> None:
         # Whoever waits for a lock on a table makes all others wait behind him.
@@ -80,10 +83,40 @@ END IF; END $do$"""
             Part("function", tables.messages.name, function): (statement,)
             for function, statement in item_functions(tables, self.quoted).items()
         }
-        return {Part("trigger", name, last): (guard,), **functions}
+        return {
+            Part("trigger", name, last): (guard,),
+            **functions,
+            **_order_of_items(tables, self.quoted),
+        }
 
     def create_view(self, name: str, definition: str) -> str:
         view = self.quoted(name)
         return f"""DO $do$ BEGIN
 IF to_regclass({in_text(view)}) IS NULL THEN CREATE VIEW {view} AS {definition}; END IF;
 END $do$"""
+
+
+def _order_of_items(tables: Tables, quoted: Quoted) -> Mapping[Part, Sequence[str]]:
+    """A trigger for items that others add at the default time of the column.
+
+    The default is when their transaction began, in the time zone of their connection, whatever
+    has been added since and elsewhere. A time that is given, as by a restore, stays as it is.
+    """
+    name = tables.messages.name
+    trigger = f"{name}_in_order"
+    messages, function = quoted(name), quoted(trigger)
+    return {
+        Part("trigger", name, trigger): (
+            f"""DO $do$ BEGIN
+IF NOT EXISTS (
+  SELECT FROM pg_trigger WHERE tgname = '{trigger}' AND tgrelid = {in_text(messages)}::regclass
+) THEN
+  CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+    EXECUTE format('SELECT greatest(timezone(''UTC'', clock_timestamp()), max(created_at)) '
+      'FROM %s WHERE session_id = $1', TG_RELID::regclass) INTO NEW.created_at USING NEW.session_id;
+    RETURN NEW; END$$;
+  CREATE TRIGGER "{trigger}" BEFORE INSERT ON {messages} FOR EACH ROW
+    WHEN (NEW.created_at = LOCALTIMESTAMP) EXECUTE FUNCTION {function}();
+END IF; END $do$""",
+        )
+    }

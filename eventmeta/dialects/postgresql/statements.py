@@ -26,14 +26,17 @@ from sqlalchemy import (
     select,
     text,
     true,
+    type_coerce,
 )
 from sqlalchemy import (
     Sequence as SQLSequence,
 )
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by, insert
+from sqlalchemy.sql.selectable import LateralFromClause
 from sqlalchemy.types import TypeEngine
 
-from eventmeta.dialects.base import LOCK_TIMEOUT_MS, Dialect
+from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.item_times import last_time
 from eventmeta.dialects.items import Structure
 from eventmeta.dialects.postgresql.append import (
     append_at_once,
@@ -42,10 +45,12 @@ from eventmeta.dialects.postgresql.append import (
     namespace,
     sequence_name,
 )
+from eventmeta.dialects.postgresql.columns import PostgreSQLColumns
 from eventmeta.dialects.postgresql.items import PostgreSQLItems
 from eventmeta.dialects.postgresql.projecting import PostgreSQLProjecting
 from eventmeta.dialects.postgresql.schema import PostgreSQLSchema
 from eventmeta.dialects.postgresql.structure import structure_parts
+from eventmeta.dialects.streams import LOCK_TIMEOUT_MS, SHORT_WAIT_MS, seen_streams
 from projections import AnySelect, Projection
 from projections.types import UtcDateTime
 
@@ -53,7 +58,9 @@ if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
-class PostgreSQLStatements(PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecting, Dialect):
+class PostgreSQLStatements(
+    PostgreSQLColumns, PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecting, Dialect
+):
     """What PostgreSQL is told."""
 
     # --- Pieces of SQL --------------------------------------------------------------------------
@@ -81,6 +88,12 @@ class PostgreSQLStatements(PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecti
 
     def utc_day(self, time: ColumnElement[datetime]) -> ColumnElement[Any]:
         return func.date(func.timezone("UTC", time))
+
+    def time_of_last(
+        self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
+    ) -> ColumnElement[datetime]:
+        times = func.array_agg(aggregate_order_by(time, version.desc())).filter(among)
+        return type_coerce(times, ARRAY(UtcDateTime()))[literal_column("1")]
 
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         # jsonb, whose parts are taken out without parsing them again. All that matters is text.
@@ -141,14 +154,52 @@ class PostgreSQLStatements(PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecti
             .order_by(*(found.c[rank.name].desc() for rank in ranks))
         )
 
-    def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
+    def lock_streams(self, tables: Tables, keys: FromClause, *, waits: bool) -> Executable:
+        """One by one in the order of their keys, and only those rows that are to be locked."""
         # The limit applies from the first row on, for the rest of the transaction.
-        limited = func.set_config("lock_timeout", str(LOCK_TIMEOUT_MS), true()).is_not(None)
-        missing = (
-            select(keys.c.stream_id, keys.c.stream_type, literal(0), func.clock_timestamp())
-            .where(limited)
-            .order_by(keys.c.stream_id, keys.c.stream_type)
+        limit = str(LOCK_TIMEOUT_MS if waits else SHORT_WAIT_MS)
+        limited = func.set_config("lock_timeout", limit, true()).is_not(None)
+        seen = seen_streams(tables, keys).where(limited).offset(0).subquery("wanted")
+
+        def own(query: AnySelect, name: str) -> LateralFromClause:
+            locked = query.with_for_update(key_share=True, skip_locked=not waits)
+            return locked.correlate(seen).lateral(name)
+
+        streams, sessions, users = tables.streams, tables.sessions, tables.users.table
+        head = own(
+            select(streams.c.version, streams.c.recorded_at, streams.c.user_id).where(
+                streams.c.stream_id == seen.c.head_to_lock,
+                streams.c.stream_type == seen.c.stream_type,
+            ),
+            "head",
         )
+        rows: FromClause = seen.outerjoin(head, true())
+        held = seen.c.head_to_lock.is_not(None) & head.c.version.is_(None)
+        if not waits:
+            for table_id, wanted in (
+                (sessions.c.session_id, seen.c.session_to_lock),
+                (users.c.user_id, seen.c.user_to_lock),
+            ):
+                row = own(select(table_id).where(table_id == wanted), f"own_{table_id.table.name}")
+                rows = rows.outerjoin(row, true())
+                held = held | (wanted.is_not(None) & row.c[table_id.name].is_(None))
+        return select(
+            seen.c.stream_id,
+            seen.c.stream_type,
+            seen.c.row_id.is_not(None).label("exists"),
+            seen.c.seen_version,
+            seen.c.seen_user_id,
+            head.c.version,
+            head.c.recorded_at,
+            head.c.user_id,
+            held.label("held"),
+            func.clock_timestamp(type_=UtcDateTime()).label("now"),
+        ).select_from(rows)
+
+    def add_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
+        missing = select(
+            keys.c.stream_id, keys.c.stream_type, literal(0), func.clock_timestamp()
+        ).order_by(keys.c.stream_id, keys.c.stream_type)
         own = insert(streams).from_select(
             ["stream_id", "stream_type", "version", "recorded_at"], missing
         )
@@ -173,12 +224,15 @@ class PostgreSQLStatements(PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecti
         ordered = select(numbers.c.n).order_by(numbers.c.n).offset(0).subquery("ordered")
         return (text(fence), select(position.label("position")).select_from(ordered))
 
-    def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
+    @property
+    def utc_now(self) -> ColumnElement[datetime]:
+        """Upstream's defaults are in the time zone of each connection."""
+        return func.timezone(literal_column("'UTC'"), func.clock_timestamp())
+
+    def time_of_new_item(self, messages: Table, items: FromClause) -> ColumnElement[datetime]:
         """At the time of their event, for CURRENT_TIMESTAMP is when the transaction began."""
-        at = cast(items.c.recorded_at, messages.c.created_at.type)
-        source = select(items.c.session_id, items.c.message_data, at).order_by(items.c.n)
-        added = insert(messages).from_select(["session_id", "message_data", "created_at"], source)
-        return (added.returning(messages.c.session_id, messages.c.id),)
+        at = func.timezone(literal_column("'UTC'"), items.c.recorded_at)
+        return func.greatest(at, last_time(messages, items.c.session_id))
 
     def append_at_once(
         self,
@@ -214,9 +268,13 @@ class PostgreSQLStatements(PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecti
         was read, hence its bound b < p was locked before L was read; were it still locked, then
         L ≤ b < p. It must be two statements: in one, both would share a snapshot taken before
         either is evaluated.
+
+        A standby shows no locks of its primary, and a sequence that runs ahead, so S is NULL there.
         """
         log = tables.events.name
-        last = text(last_position(log, self.quoted)).columns(column("last", BigInteger))
+        last = text(
+            f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN ({last_position(log, self.quoted)}) END"
+        ).columns(column("last", BigInteger))
         bound = text(
             "SELECT least(CAST(:previous AS bigint), min((classid::bigint & 65535) << 32 | "
             "objid::bigint)) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 "

@@ -26,20 +26,20 @@ def structure_parts(
     """
     return [
         f"""_touched AS MATERIALIZED (
-  SELECT stream_id AS session_id, CAST(recorded_at AS timestamp) AS at,
+  SELECT stream_id AS session_id, _times.at,
     version - own.events <> coalesce((
       SELECT version FROM {quoted(tables.streams.name)} AS seen
       WHERE seen.stream_id = _heads.stream_id AND seen.stream_type = 'session'
     ), 0) AS moved
   FROM _heads JOIN (
     SELECT stream_id, count(*) AS events FROM _input WHERE stream_type <> 'user' GROUP BY stream_id
-  ) AS own USING (stream_id)
+  ) AS own USING (stream_id) JOIN _times ON _times.session_id = stream_id
   WHERE stream_type <> 'user' AND stream_id IN (SELECT session_id FROM _items)
 )""",
         f"_states AS MATERIALIZED (\n{states}\n)",
         f"""_new_items AS MATERIALIZED (
   SELECT _items.id, _items.session_id, _items.message_data, _input.context,
-    CAST(_items.recorded_at AS timestamp) AS created_at,
+    _items.created_at,
     _states.turn AS turn_before, _states.parent AS parent_before
   FROM _items JOIN _input ON _input.n = _items.event
   JOIN _states USING (session_id)

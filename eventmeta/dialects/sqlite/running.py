@@ -8,19 +8,24 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.dialects.failure import Failure
+from eventmeta.dialects.failure import Failure, Rule
 from eventmeta.dialects.pool import StepAside, configure, driver_of, is_watched_on, lend
-from eventmeta.dialects.sqlite.settings import Facts, find_out, run_pragmas, set_up
+from eventmeta.dialects.sqlite.settings import (
+    Facts,
+    find_out,
+    patience_ms,
+    run_pragmas,
+    set_up,
+    waiting_no_longer,
+)
 from eventmeta.dialects.sqlite.statements import SQLiteStatements
 from eventmeta.dialects.statement import Program, Query, Row, T, run, run_in_thread
 from eventmeta.settle import settle
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
 
 WATCH = "eventmeta_watch"
 """The savepoint at the begin of a transaction, which is gone if someone else has ended it."""
@@ -70,7 +75,8 @@ class SQLite(SQLiteStatements):
 
         def work(connection: sqlite3.Connection, facts: Facts) -> T:
             with set_up(connection, facts):
-                _begin(connection)
+                with waiting_no_longer(connection, patience):
+                    _begin(connection)
                 try:
                     result = run_in_thread(program, partial(_execute, connection))
                     connection.execute("COMMIT")
@@ -82,6 +88,7 @@ class SQLite(SQLiteStatements):
 
         try:
             async with self._turn():
+                patience = patience_ms()
                 return await self._in_thread(work)
         except StepAside:
             return await self._through(program)
@@ -100,23 +107,39 @@ class SQLite(SQLiteStatements):
             _own(raw)
             raw.execute("SAVEPOINT eventmeta")
             try:
-                return run_in_thread(program, partial(_execute, raw))
+                result = run_in_thread(program, partial(_execute, raw))
             except BaseException:
-                raw.execute("ROLLBACK TO eventmeta")
+                if raw.in_transaction:  # a full disk has undone all of it
+                    raw.execute("ROLLBACK TO eventmeta")
+                    raw.execute("RELEASE eventmeta")
                 raise
-            finally:
-                raw.execute("RELEASE eventmeta")
+            raw.execute("RELEASE eventmeta")
+            return result
 
         async def through(driver: Any) -> T:
             await hop(_own, driver)
-            async with connection.begin_nested():
+            async with self.savepoint(connection):
                 return await run(program, partial(self._execute_through, connection))
 
         if not connection.in_transaction():
             await connection.begin()  # SQLAlchemy must know that there is something to commit
         driver, _ = await driver_of(connection)
-        within = through(driver) if is_watched_on(connection) else hop(work, driver)
-        return await settle(within)
+        try:
+            return await settle(through(driver) if is_watched_on(connection) else hop(work, driver))
+        except BaseException:
+            await _end_if_undone(connection)
+            raise
+
+    @asynccontextmanager
+    async def savepoint(self, connection: AsyncConnection) -> AsyncGenerator[None]:
+        savepoint = await connection.begin_nested()
+        try:
+            yield
+        except BaseException:
+            if not await _end_if_undone(connection) and savepoint.is_active:
+                await savepoint.rollback()
+            raise
+        await savepoint.commit()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
@@ -131,7 +154,7 @@ class SQLite(SQLiteStatements):
             finally:
                 await settle(hop(partial(run_pragmas, facts.put_back), driver))
 
-    async def first_connection(self, tables: Tables) -> None:
+    async def first_connection(self) -> None:
         """Not through the engine: it would reset a connection that the app shares with us."""
         with suppress(StepAside):
             await self._in_thread(lambda connection, facts: None)
@@ -146,23 +169,58 @@ class SQLite(SQLiteStatements):
 
     def diagnose(self, error: BaseException) -> tuple[Failure, Any]:
         error = getattr(error, "orig", None) or error
+        if isinstance(error, MemoryError):  # the driver's error for SQLITE_NOMEM
+            return Failure.RESOURCE, sqlite3.SQLITE_NOMEM
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
-            return Failure.OTHER, None
+            busy = isinstance(error, PoolTimeout)
+            return (Failure.NO_CONNECTION_LEFT if busy else Failure.OTHER), None
         # SQLite has no code of its own for a missing table.
         if code == sqlite3.SQLITE_ERROR and str(error).startswith("no such table"):
             return Failure.TABLE_MISSING, code
         return _FAILURES.get(code, _FAILURES.get(code & 0xFF, Failure.OTHER)), code
 
+    def rule_of(self, error: BaseException) -> Rule:
+        """By its text, for there is nothing else."""
+        _, _, told = str(getattr(error, "orig", None) or error).partition(" constraint failed: ")
+        table, dot, _ = told.partition(".")
+        return Rule(None, table) if dot else Rule(told or None)
+
 
 _FAILURES = {
     sqlite3.SQLITE_BUSY: Failure.CONFLICT,
     sqlite3.SQLITE_LOCKED: Failure.CONFLICT,
+    sqlite3.SQLITE_SCHEMA: Failure.CONFLICT,
+    sqlite3.SQLITE_CANTOPEN: Failure.NOT_LET_IN,
     sqlite3.SQLITE_INTERRUPT: Failure.CANCELLED,
-    sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: Failure.CONFLICT,
+    sqlite3.SQLITE_CONSTRAINT: Failure.REFUSED,
+    # Never a race: no other writer comes between the statements of a transaction.
+    sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: Failure.REFUSED,
     sqlite3.SQLITE_CONSTRAINT_UNIQUE: Failure.DUPLICATE,
     sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY: Failure.DUPLICATE,
+    sqlite3.SQLITE_AUTH: Failure.FORBIDDEN,
+    sqlite3.SQLITE_PERM: Failure.FORBIDDEN,
+    sqlite3.SQLITE_FULL: Failure.RESOURCE,
+    sqlite3.SQLITE_NOMEM: Failure.RESOURCE,
+    sqlite3.SQLITE_READONLY: Failure.RESOURCE,
+    sqlite3.SQLITE_IOERR: Failure.RESOURCE,
+    sqlite3.SQLITE_CORRUPT: Failure.RESOURCE,
+    sqlite3.SQLITE_NOTADB: Failure.RESOURCE,
 }
+
+
+async def _end_if_undone(connection: AsyncConnection) -> bool:
+    """Have SQLAlchemy know if SQLite has undone the transaction, as when the disk is full.
+
+    To go on in it must fail, or the caller would commit only what comes later.
+    """
+    lent = await connection.get_raw_connection()
+    whole = connection.get_transaction()
+    assert lent.driver_connection is not None
+    if whole is None or lent.driver_connection.in_transaction:
+        return False
+    await whole.rollback()
+    return True
 
 
 async def hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:
@@ -238,7 +296,8 @@ def end_watched(connection: sqlite3.Connection) -> None:
 
 
 def _execute(connection: sqlite3.Connection, query: Query) -> Sequence[Row]:
-    if query.each:
-        connection.executemany(query.statement.sql, query.values)
-        return ()
-    return query.statement.decode(connection.execute(query.statement.sql, query.values).fetchall())
+    run = connection.executemany if query.each else connection.execute
+    cursor = run(query.statement.sql, query.values)
+    rows = cursor.fetchall()
+    query.check_affected(cursor.rowcount)
+    return query.statement.decode(rows)

@@ -76,7 +76,16 @@ WHERE type IN ('index', 'trigger') AND lower(tbl_name) IN ({names})"""
                 ("no_replace", f"INSERT ON {log} WHEN {taken}"),
             )
         }
-        return {**refusals, **_cascades(tables)}
+        return {**refusals, **_cascades(tables), **self._branch_index(tables)}
+
+    def _branch_index(self, tables: Tables) -> Mapping[Part, Sequence[str]]:
+        """Where upstream's table of branches exists, its rows are looked up by item."""
+        if tables.messages.name not in self.branched:
+            return {}
+        table = self.branches_table
+        index = f"idx_{table}_message_id"
+        statement = f'CREATE INDEX IF NOT EXISTS "{index}" ON "{table}" (message_id)'
+        return {Part("index", table, index): (statement,)}
 
     def create_view(self, name: str, definition: str) -> str:
         return f'CREATE VIEW IF NOT EXISTS "{name}" AS {definition}'

@@ -7,9 +7,13 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from eventmeta.dialects.base import LOCK_TIMEOUT_MS
+from eventmeta.deadline import Deadline
 from eventmeta.dialects.items import spell_out
 from eventmeta.dialects.sqlite.items import SPELL_OUT
+from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
+
+_TO_SAY_SO = 0.1
+"""Seconds in which a caller learns that the file is locked."""
 
 _FULL = 2
 _NEEDED = {"busy_timeout": LOCK_TIMEOUT_MS, "synchronous": _FULL}
@@ -66,3 +70,25 @@ def set_up(connection: sqlite3.Connection, facts: Facts) -> Generator[None]:
         yield
     finally:
         run_pragmas(facts.put_back, connection)
+
+
+def patience_ms() -> int:
+    """Return for how many milliseconds to wait for the lock of the file."""
+    deadline = Deadline.current()
+    if deadline is None:
+        return LOCK_TIMEOUT_MS
+    left = int(1000 * (deadline.left - _TO_SAY_SO))
+    return max(min(left, LOCK_TIMEOUT_MS), 0)
+
+
+@contextmanager
+def waiting_no_longer(connection: sqlite3.Connection, milliseconds: int) -> Generator[None]:
+    """Wait for the lock of the file for so long, where that is less than usual."""
+    if milliseconds == LOCK_TIMEOUT_MS:
+        yield
+        return
+    connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+    try:
+        yield
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}")

@@ -10,7 +10,6 @@ from contextvars import ContextVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.dialects.base import LOCK_TIMEOUT_MS
 from eventmeta.dialects.sqlite.running import (
     WATCH,
     SharedConnectionBusy,
@@ -20,6 +19,7 @@ from eventmeta.dialects.sqlite.running import (
     hop,
 )
 from eventmeta.dialects.statement import Query, Row
+from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
 from eventmeta.settle import settle
 
 _within: ContextVar[object] = ContextVar("eventmeta_within", default=None)
@@ -52,6 +52,12 @@ class SharedSQLite(SQLite):
         if await self._in_thread(lambda connection, _: connection.in_transaction):
             return await self._read_at_once(queries)
         return await super()._read_through(queries)
+
+    def explain_lost_savepoint(self, error: Exception) -> Exception:
+        """Return a conflict: someone else has ended the transaction."""
+        busy = SharedConnectionBusy("someone else ended the transaction")
+        busy.__cause__ = error
+        return busy
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:

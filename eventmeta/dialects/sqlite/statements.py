@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -11,14 +12,18 @@ from sqlalchemy import (
     Executable,
     FromClause,
     Insert,
+    Integer,
     Subquery,
     Table,
     Update,
     bindparam,
+    case,
+    column,
     delete,
     func,
     literal_column,
     select,
+    table,
     text,
     true,
     tuple_,
@@ -28,6 +33,8 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.item_times import last_time
+from eventmeta.dialects.sqlite.columns import SQLiteColumns
 from eventmeta.dialects.sqlite.items import SQLiteItems
 from eventmeta.dialects.sqlite.projecting import SQLiteProjecting
 from eventmeta.dialects.sqlite.schema import SQLiteSchema
@@ -39,7 +46,7 @@ if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
-class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
+class SQLiteStatements(SQLiteColumns, SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
     """What SQLite is told."""
 
     # --- Pieces of SQL --------------------------------------------------------------------------
@@ -59,8 +66,27 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
         each = func.json_each(rows.c["keys"]).table_valued("value", name="each_key")
         return rows, key.in_(select(each.c.value))
 
+    def in_main_branch(self, messages: Any) -> list[ColumnElement[bool]]:
+        """An item of another branch has a row there, and none of the main one."""
+        if messages.name not in self.branched:
+            return []
+        row = table(self.branches_table, column("message_id"), column("branch_id"))
+        same = row.c.message_id == messages.c.id
+        branches = select(func.max(row.c.branch_id == literal_column("'main'"))).where(same)
+        return [
+            func.coalesce(branches.scalar_subquery(), literal_column("1")) == literal_column("1")
+        ]
+
     def json_text(self, document: ColumnElement[str], name: str) -> ColumnElement[str]:
         return func.json_extract(document, literal_column(f"'$.{name}'"), type_=LongText)
+
+    def time_of_last(
+        self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
+    ) -> ColumnElement[datetime]:
+        """As the end of a text that begins with the version."""
+        text = func.printf(literal_column("'%019d'"), version).op("||")(time)
+        last = func.max(case((among, text)))
+        return func.substr(last, literal_column("20"), type_=UtcDateTime())
 
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         pair = func.json_each(events.c.data, literal_column("'$.changes'")).table_valued(
@@ -102,7 +128,7 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
                 set_={name: statement.excluded[name] for name in update},
             )
         compiled = self.compile(statement)
-        return lambda rows: Query(compiled, rows, each=True)
+        return lambda rows: Query(compiled, rows, each=True, affects=len(rows))
 
     def exact_time(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """A text with or without a fraction, depending on who wrote it: here always with one."""
@@ -122,21 +148,32 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
         listed = select(*(keys.c[column.name] for column in primary_key))
         return update(table).where(tuple_(*primary_key).in_(listed)).values(values)
 
-    def lock_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
-        """BEGIN IMMEDIATE owns the whole database already."""
+    def lock_streams(self, tables: Tables, keys: FromClause, *, waits: bool) -> Executable:
+        """BEGIN IMMEDIATE owns the whole database already, with all that is missing in it."""
+        streams = tables.streams
         same = (streams.c.stream_id == keys.c.stream_id) & (
             streams.c.stream_type == keys.c.stream_type
         )
-        return (
-            select(
-                keys.c.stream_id,
-                keys.c.stream_type,
-                streams.c.version,
-                streams.c.recorded_at,
-                streams.c.user_id,
-                bindparam("now", type_=UtcDateTime()).label("now"),
-            ).select_from(keys.outerjoin(streams, same)),
-        )
+        return select(
+            keys.c.stream_id,
+            keys.c.stream_type,
+            literal_column("1", Integer()).label("exists"),
+            streams.c.version.label("seen_version"),
+            streams.c.user_id.label("seen_user_id"),
+            func.coalesce(streams.c.version, 0).label("version"),
+            streams.c.recorded_at,
+            streams.c.user_id,
+            literal_column("0", Integer()).label("held"),
+            bindparam("now", type_=UtcDateTime()).label("now"),
+        ).select_from(keys.outerjoin(streams, same))
+
+    def time_of_new_item(self, messages: Table, items: FromClause) -> ColumnElement[datetime]:
+        """Texts of whole seconds, as upstream's own: a fraction would come after its next item.
+
+        Compared as texts, of which one with a fraction is the later of two of a second.
+        """
+        now: ColumnElement[datetime] = func.current_timestamp(type_=messages.c.created_at.type)
+        return func.max(now, func.coalesce(last_time(messages, items.c.session_id), now))
 
     def allocate(self, tables: Tables, numbers: FromClause) -> Sequence[Executable]:
         counter = text(f"(SELECT seq FROM sqlite_sequence WHERE name = '{tables.events.name}')")

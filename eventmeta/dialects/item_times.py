@@ -1,0 +1,68 @@
+"""The times of items and sessions, by which upstream's classes put them in order.
+
+Items are read in the order of ``created_at`` and ``id``. So the time that is written is the clock's
+in UTC, but never before that of any item that the session has: a clock may have gone back, another
+process may have another time zone, and a time from the future stays what it is. The id then tells
+those of one time apart, for it is drawn while the session's row is locked.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Executable, FromClause, Table, Update, insert, select
+
+from projections import AnySelect
+
+
+class ItemTimes(ABC):  # noqa: B024
+    """What a database is told of those times."""
+
+    @property
+    def utc_now(self) -> ColumnElement[datetime] | None:
+        """The clock in UTC, as upstream's tables hold it; None where their defaults are that."""
+        return None
+
+    def time_of_new_item(
+        self, messages: Table, items: FromClause
+    ) -> ColumnElement[datetime] | None:
+        """The time of each of ``items``, not before the last in ``messages``; None: the default."""
+        return None
+
+    def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
+        """Insert ``items`` in the order of ``n``; the last statement yields their ids."""
+        values: dict[str, ColumnElement[Any]]
+        values = {name: items.c[name] for name in ("session_id", "message_data")}
+        time = self.time_of_new_item(messages, items)
+        if time is not None:
+            values["created_at"] = time
+        source = select(*values.values()).order_by(items.c.n)
+        added = insert(messages).from_select([*values], source)
+        return (added.returning(messages.c.session_id, messages.c.id),)
+
+    def items_ahead(self, messages: Table, sessions: FromClause) -> AnySelect | None:
+        """The query for ``id, first`` of the item after which those from ``first`` on must come.
+
+        A row for each of ``sessions`` that has an item before ``first`` with a later time. None
+        where `insert_items` lets none come to be.
+        """
+        return None
+
+    def move_items(self, messages: Table, moved: FromClause) -> Update | None:
+        """Give each item ``moved.id`` the very time of the item ``moved.at``."""
+        return None
+
+
+def last_time(messages: Table, session_id: ColumnElement[str]) -> ColumnElement[datetime]:
+    """Return the latest time of a session's items, from the end of an index; NULL for none."""
+    last = messages.alias("last_item")
+    return (
+        select(last.c.created_at)
+        .where(last.c.session_id == session_id)
+        .order_by(last.c.created_at.desc())
+        .limit(1)
+        .scalar_subquery()
+    )

@@ -1,0 +1,127 @@
+"""Columns of MySQL and MariaDB, which cut and convert what does not fit, if they are so set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Table
+from sqlalchemy.types import TypeEngine
+
+from eventmeta.dialects.columns import (
+    Fault,
+    FoundColumn,
+    Mend,
+    characters,
+    holds_item_id,
+    is_exact_time,
+    is_integer,
+    is_time,
+    is_unlimited_text,
+)
+from eventmeta.dialects.mysql.schema import MySQLSchema
+from eventmeta.dialects.schema import foreign_keys
+
+_EXACT = ("utf8mb4_nopad_bin", "utf8mb4_0900_bin")
+_TEXTS = re.compile(r"(tiny|medium)?text|varchar\(\d+\)")
+_VARYING = re.compile(r"varchar\((\d+)\)")
+
+
+class MySQLColumns(MySQLSchema):
+    """What MySQL says of its columns."""
+
+    def describe_columns(self, relations: Iterable[str]) -> str:
+        here = self.named_here(relations)
+        return f"""SELECT CONVERT(tables.table_name USING utf8mb4), CASE
+  WHEN RIGHT(table_type, 4) = 'VIEW' THEN 'view' WHEN engine = 'InnoDB' THEN 'table'
+  ELSE CONCAT('table of the engine ', engine) END, CONVERT(columns.column_name USING utf8mb4),
+  CONVERT(column_type USING utf8mb4), is_nullable = 'YES',
+  column_default IS NOT NULL OR LOCATE('auto_increment', extra) > 0,
+  COALESCE(generation_expression, '') <> '', column_key IN ('PRI', 'UNI'),
+  LOCATE('auto_increment', extra) > 0, CONVERT(collation_name USING utf8mb4), (
+    SELECT MAX(CONVERT(constraint_name USING utf8mb4)) FROM information_schema.key_column_usage AS
+    used WHERE used.table_schema = {self.database} AND used.table_name = columns.table_name
+    AND used.column_name = columns.column_name AND referenced_table_name IS NOT NULL
+  ) FROM information_schema.tables AS tables JOIN information_schema.columns AS columns
+USING (table_schema, table_name) WHERE {here}"""
+
+    def check_column(self, column: Column[Any], found: FoundColumn) -> Fault | None:
+        kind = found.type.lower()
+        if is_unlimited_text(column):
+            return self._check_text(column, found, kind)
+        if (size := characters(column)) is not None:
+            return self._check_name(column, found, kind, size)
+        if not self._fits(column, kind):
+            return Fault(found.type, self.column_type(column.type), Mend((self._modify(column),)))
+        return None
+
+    def _check_text(self, column: Column[Any], found: FoundColumn, kind: str) -> Fault | None:
+        collation = found.collation or ""
+        if kind == "longtext" and collation.startswith("utf8mb4_"):
+            return None
+        # utf8mb3 is a part of utf8mb4; of other character sets it is not known what they hold.
+        unicode = collation.startswith(("utf8mb4_", "utf8mb3_", "utf8_"))
+        widens = unicode and (kind == "longtext" or bool(_TEXTS.fullmatch(kind)))
+        mend = Mend((self._modify(column),), widens=widens)
+        return Fault(f"{found.type} {collation}".strip(), self.column_type(column.type), mend)
+
+    def _check_name(
+        self, column: Column[Any], found: FoundColumn, kind: str, size: int
+    ) -> Fault | None:
+        varying = _VARYING.fullmatch(kind)
+        wide = bool(varying and int(varying[1]) >= size)
+        if wide and found.collation in _EXACT:
+            return None
+        table = self.named(column.table.name)
+        convert = f"ALTER TABLE {table} CONVERT TO CHARACTER SET utf8mb4 COLLATE {self.collation}"
+        alter = (convert,) if wide else (convert, self._modify(column))
+        before: tuple[str, ...] = ()
+        after: tuple[str, ...] = ()
+        if found.foreign_key:
+            key = self._quoted(found.foreign_key)
+            before = (f"ALTER TABLE {table} DROP FOREIGN KEY {key}",)
+            after = tuple(self._add_foreign_key(each) for each in foreign_keys(column))
+        return Fault(
+            f"{found.type} {found.collation or ''}, in which different texts are equal"
+            if wide
+            else f"{found.type} {found.collation or ''}".strip(),
+            self.column_type(column.type),
+            Mend(alter, before, after),
+        )
+
+    def drop_not_null(self, column: Column[Any], found: FoundColumn) -> Mend:
+        return Mend((self._modify(column),))
+
+    def follow_ids(self, tables: Iterable[Table], messages: Table, found: FoundColumn) -> None:
+        """The types on both sides of a foreign key must be the same, sign included."""
+        unsigned = "unsigned" in found.type.lower()
+        if not unsigned:
+            super().follow_ids(tables, messages, found)
+            return
+        from sqlalchemy.dialects.mysql import BIGINT, INTEGER
+
+        big = found.type.lower().startswith("bigint")
+        for table in tables:
+            for column in table.columns:
+                if holds_item_id(column, messages):
+                    kind: TypeEngine[Any] = BIGINT(unsigned=True) if big else INTEGER(unsigned=True)
+                    column.type = kind
+
+    def _fits(self, column: Column[Any], kind: str) -> bool:
+        if is_integer(column):
+            whole = kind.startswith(("bigint", "int"))
+            return whole and (kind.startswith("bigint") or not isinstance(column.type, BigInteger))
+        if is_exact_time(column):
+            return kind == "datetime(6)"
+        return not is_time(column) or kind.startswith(("datetime", "timestamp"))
+
+    def _modify(self, column: Column[Any]) -> str:
+        table = self.named(column.table.name)
+        definition = self.column_definition(column).partition(" REFERENCES ")[0]
+        if column.autoincrement is True and "AUTO_INCREMENT" not in definition:
+            definition += " AUTO_INCREMENT"
+        return f"ALTER TABLE {table} MODIFY {definition}"
+
+    def _quoted(self, name: str) -> str:
+        return self.engine.dialect.identifier_preparer.quote(name)
