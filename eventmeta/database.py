@@ -13,15 +13,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.pool import StaticPool
 
 from eventmeta.access import Reach
 from eventmeta.commands import Command
 from eventmeta.database_errors import DatabaseBusy, DatabaseUnavailable
 from eventmeta.deadline import AGAIN, Deadline, Limits
-from eventmeta.dialects import check_engine, dialect_of, make_engine, read_url
+from eventmeta.dialects import check_engine, dialect_of
 from eventmeta.dialects.pool import connections_to_spare
 from eventmeta.dialects.statement import Query, Row
 from eventmeta.drafts import Outcome
@@ -45,6 +43,7 @@ logger = logging.getLogger("eventmeta")
 
 _ATTRIBUTE = "eventmeta_databases"
 _SCHEMA_LOCK = "eventmeta_schema_lock"
+_Key = tuple[TableNames, str | None]
 
 
 class Database:
@@ -81,14 +80,16 @@ class Database:
     def of(cls, engine: AsyncEngine, names: TableNames | None = None) -> Database:
         """The one database of ``engine`` with these tables, found or made.
 
-        It is kept by the engine itself, and goes with it.
+        It is kept by the engine itself, and goes with it. Once the engine translates schemas in
+        another way, those that are opened from then on are others.
         """
         check_engine(engine)
         names = names or TableNames()
-        found: dict[TableNames, Database] = vars(engine.sync_engine).setdefault(_ATTRIBUTE, {})
-        if names not in found:
-            found[names] = cls(engine, names)
-        return found[names]
+        key = (names, dialect_of(engine).schema)
+        found: dict[_Key, Database] = vars(engine.sync_engine).setdefault(_ATTRIBUTE, {})
+        if key not in found:
+            found[key] = cls(engine, names)
+        return found[key]
 
     def register(self, projection: AnyProjection, *, inline: bool) -> None:
         """Have a projection kept up to date: see `MetadataStore.register`."""
@@ -195,6 +196,7 @@ class Database:
         limits = limits or self.log.limits
         connection = await own_connection(connection)
         if connection is not None:
+            self.dialect.check_connection(connection)
             if not self._connected:
                 check = partial(check_tables_within, self.dialect, self.tables, connection)
                 await self.log.run(check, limits)
@@ -235,7 +237,8 @@ class Database:
 
         What goes on step by step, such as a rebuild, ends with `StoreClosed` at its next step.
         """
-        vars(self.engine.sync_engine).get(_ATTRIBUTE, {}).pop(self.tables.names, None)
+        key = (self.tables.names, self.dialect.schema)
+        vars(self.engine.sync_engine).get(_ATTRIBUTE, {}).pop(key, None)
         self._closed = True
         await self.drain()
         self.log.gate.close()
@@ -279,7 +282,9 @@ class Database:
         writer = self._writers.get(loop)
         if writer is None:
             in_line = connections_to_spare(self.engine, MAX_IN_LINE)
-            writer = self._writers[loop] = Writer(self._commit, self.log.expired, in_line=in_line)
+            writer = self._writers[loop] = Writer(
+                self._commit, self.log.expired, in_line=in_line, is_for_one=self._is_for_one
+            )
         return writer
 
     def _reader(self) -> Reader:
@@ -290,8 +295,13 @@ class Database:
             reader = self._readers[loop] = Reader(
                 lambda queries, limits: log.run(lambda: log.dialect.read(queries), limits),
                 log.expired,
+                self._is_for_one,
             )
         return reader
+
+    def _is_for_one(self) -> bool:
+        """Return whether each transaction must be for one caller, in whose context it is run."""
+        return self.dialect.runs_code_of_the_app
 
 
 async def own_connection(
@@ -299,22 +309,3 @@ async def own_connection(
 ) -> AsyncConnection | None:
     """Return the connection on which a caller's transaction is."""
     return await connection.connection() if isinstance(connection, AsyncSession) else connection
-
-
-_engines: dict[tuple[int, str, str], AsyncEngine] = {}
-
-
-def shared_engine(url: str | URL, engine_kwargs: dict[str, Any] | None) -> AsyncEngine:
-    """The engine for ``url``: one per thread and set of arguments, so that sessions share it.
-
-    An in-memory database is not shared: each engine of one is a database of its own.
-    """
-    arguments = engine_kwargs or {}
-    address = read_url(url).render_as_string(hide_password=False)
-    key = (threading.get_ident(), address, repr(sorted(arguments.items())))
-    engine = _engines.get(key)
-    if engine is None:
-        engine = make_engine(url, arguments)
-        if not isinstance(engine.pool, StaticPool):
-            _engines[key] = engine
-    return engine

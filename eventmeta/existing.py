@@ -110,7 +110,7 @@ async def look(dialect: Dialect, tables: Tables, fetch: Fetch, *, parts: str = "
             columns.setdefault(found.relation.lower(), {})[found.name.lower()] = found
     settings: Mapping[str, str] = {}
     if tables.settings.name.lower() in columns:
-        quoted = dialect.engine.dialect.identifier_preparer.quote(tables.settings.name)
+        quoted = dialect.named(tables.settings.name)
         (rows,) = await fetch([f"SELECT name, value FROM {quoted}"])
         settings = {str(name): str(value) for name, value in rows}
     found_parts = frozenset(folded(Part(*row)) for rows in listed for row in rows)
@@ -243,7 +243,7 @@ def find_faults(dialect: Dialect, tables: Tables, existing: Existing) -> Iterato
 
 
 def _not_a_table(dialect: Dialect, table: Table, kind: str) -> Fault:
-    quoted = dialect.engine.dialect.identifier_preparer.quote(table.name)
+    quoted = dialect.named(table.name)
     engine = kind.startswith("table of the engine")
     mend = Mend((f"ALTER TABLE {quoted} ENGINE = InnoDB",) if engine else ())
     return Fault(f"a {kind}", "a table of InnoDB" if engine else "a table", mend)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from eventmeta.commands import Command, StreamKey
+from eventmeta.contexts import run_in
 from eventmeta.database_errors import DatabaseBusy
 from eventmeta.deadline import Limits
 from eventmeta.drafts import Outcome
@@ -37,8 +39,9 @@ class Commit(Protocol):
 
     def __call__(
         self, commands: Sequence[Command], limits: Limits, /, *, waits: bool = False
-    ) -> Awaitable[list[Outcome | EventMetaError]]:
+    ) -> Coroutine[Any, Any, list[Outcome | EventMetaError]]:
         """See `EventLog.commit`."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +54,7 @@ class Entry:
         end: When that is over, in the time of the event loop.
         outcome: What became of it.
         queue: Where it waits, unless it is being carried out.
+        context: What it must be carried out in, with others of the same only; None if in any.
         batch_ended: The end of the batch that it is part of.
         place: What it takes a place of while it waits.
         busy: Why it is in a lane.
@@ -63,6 +67,7 @@ class Entry:
     end: float
     outcome: asyncio.Future[Outcome | EventMetaError]
     queue: deque[Entry]
+    context: Context | None = None
     batch_ended: asyncio.Future[None] | None = None
     place: asyncio.Semaphore | None = None
     busy: DatabaseBusy | None = None
@@ -97,7 +102,9 @@ async def carry_out(batch: Sequence[Entry], commit: Commit, *, waits: bool = Fal
     )
     held: list[Entry] = []
     try:
-        outcomes = await commit([entry.command for entry in batch], limits, waits=waits)
+        work = commit([entry.command for entry in batch], limits, waits=waits)
+        context = batch[0].context
+        outcomes = await (work if context is None else run_in(context, work))
         for entry, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, DatabaseBusy) and outcome.held and not entry.outcome.done():
                 entry.batch_ended, entry.busy = None, outcome

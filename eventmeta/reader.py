@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any
 
+from eventmeta.contexts import alike, run_in
 from eventmeta.database_errors import DatabaseUnavailable
 from eventmeta.deadline import Limits
 from eventmeta.dialects.statement import Query, Row, Statement, recordset
@@ -54,6 +56,7 @@ class _Entry:
     limits: Limits
     end: float
     rows: asyncio.Future[Sequence[Row]]
+    context: Context | None
 
     @property
     def kind(self) -> Lookup | _Entry:
@@ -65,9 +68,13 @@ class _Entry:
 class Reader:
     """The reader of an engine in an event loop; a slow read does not hold up all others."""
 
-    def __init__(self, read: Read, expired: ExpiredError) -> None:
+    def __init__(
+        self, read: Read, expired: ExpiredError, is_for_one: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Read by ``read``, batches of one context each, in that, if ``is_for_one`` says so."""
         self._read = read
         self._expired = expired
+        self._is_for_one = is_for_one
         self._waiting: deque[_Entry] = deque()
         self._lanes = 0
         self._is_calm = True
@@ -83,7 +90,8 @@ class Reader:
             return await self._read_at_once(read, request, limits)
         loop = asyncio.get_running_loop()
         end = loop.time() + limits.timeout
-        entry = _Entry(read, request, limits, end, loop.create_future())
+        context = copy_context() if self._is_for_one() else None
+        entry = _Entry(read, request, limits, end, loop.create_future(), context)
         self._waiting.append(entry)
         self._open_lane()
         timer = loop.call_at(end, self._give_up, entry)
@@ -119,18 +127,26 @@ class Reader:
     async def _work(self) -> None:
         try:
             while self._waiting:
-                count = min(MAX_BATCH, len(self._waiting))
-                self._is_calm = count == 1
-                taken = [self._waiting.popleft() for _ in range(count)]
-                batch = [entry for entry in taken if not entry.rows.done()]
+                batch = self._take_batch()
+                self._is_calm = len(batch) == 1 and not self._waiting
+                batch = [entry for entry in batch if not entry.rows.done()]
                 if batch:
-                    await self._carry_out(batch)
+                    context, work = batch[0].context, self._carry_out(batch)
+                    await (work if context is None else run_in(context, work))
         except asyncio.CancelledError:  # the loop is shutting down
             for entry in self._waiting:
                 entry.rows.cancel()
             raise
         finally:
             self._lanes -= 1
+
+    def _take_batch(self) -> list[_Entry]:
+        batch: list[_Entry] = []
+        while self._waiting and len(batch) < MAX_BATCH:
+            if batch and not alike(batch[0].context, self._waiting[0].context):
+                break
+            batch.append(self._waiting.popleft())
+        return batch
 
     async def _carry_out(self, batch: Sequence[_Entry]) -> None:
         """Read for ``batch`` within the limits of its most patient caller."""

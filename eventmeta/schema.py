@@ -74,7 +74,7 @@ async def create_tables(dialect: Dialect, tables: Tables, *, turn_on: bool = Fal
         return
     done: set[SchemaChange] = set()
     while True:
-        async with dialect.read_committed().begin() as connection:
+        async with dialect.transaction() as connection:
             await dialect.begin_schema_change(connection)
             async with afterwards(connection, dialect.finish_schema_change()):
                 parts = _parts_query(dialect, tables)

@@ -8,7 +8,7 @@ from typing import Unpack
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from eventmeta.database import shared_engine
+from eventmeta.engines import shared_engine
 from eventmeta.session import MetadataSession, SessionOptions
 
 

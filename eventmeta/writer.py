@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Protocol
 
 from eventmeta.commands import Command
+from eventmeta.contexts import alike
 from eventmeta.deadline import Limits
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError
@@ -42,7 +45,12 @@ class Writer:
     """
 
     def __init__(
-        self, commit: Commit, expired: ExpiredError, *, in_line: int = MAX_IN_LINE
+        self,
+        commit: Commit,
+        expired: ExpiredError,
+        *,
+        in_line: int = MAX_IN_LINE,
+        is_for_one: Callable[[], bool] = lambda: False,
     ) -> None:
         """Make the writer.
 
@@ -50,7 +58,9 @@ class Writer:
             commit: Carries out a batch.
             expired: Makes the error of a caller whose time is up.
             in_line: How many connections may wait for what somebody else holds.
+            is_for_one: Whether a batch must be of one context, and carried out in it.
         """
+        self._is_for_one = is_for_one
         self._commit = commit
         self._expired = expired
         self._waiting: deque[Entry] = deque()
@@ -67,7 +77,8 @@ class Writer:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + limits.timeout
-        entry = Entry(command, limits, end, loop.create_future(), self._waiting)
+        context = copy_context() if self._is_for_one() else None
+        entry = Entry(command, limits, end, loop.create_future(), self._waiting, context)
         try:
             await self._take_place(entry)
             entry.timer = loop.call_at(end, self._time_is_up, entry)
@@ -178,6 +189,8 @@ def _take_batch(waiting: deque[Entry]) -> list[Entry]:
     batch: list[Entry] = []
     size = 0
     while waiting and len(batch) < MAX_BATCH:
+        if batch and not alike(batch[0].context, waiting[0].context):
+            break
         size += waiting[0].command.size
         if batch and size > MAX_BATCH_BYTES:
             break

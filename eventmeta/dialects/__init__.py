@@ -13,6 +13,7 @@ from eventmeta.database_errors import UnsupportedEngine
 from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.failure import OF_THE_STATEMENT, Failure, Rule
 from eventmeta.dialects.relation import EventRelation, concerns
+from eventmeta.dialects.statement import translated_schema
 from eventmeta.errors import InvalidInput, MissingExtra
 
 __all__ = [
@@ -125,19 +126,19 @@ def _check_driver(name: str) -> None:
 
 
 def dialect_of(engine: AsyncEngine) -> Dialect:
-    """The one dialect of ``engine``, which configures the engine's connections.
+    """Return the one dialect of ``engine`` and its options, which configures its connections.
 
     Raises:
-        UnsupportedEngine: There is none for its database or driver.
+        UnsupportedEngine: There is none for its database, driver or options.
     """
-    kept = vars(engine.sync_engine)
-    if _ATTRIBUTE not in kept:
-        kept[_ATTRIBUTE] = _make_dialect(engine)
-    dialect: Dialect = kept[_ATTRIBUTE]
-    return dialect
+    kept: dict[str | None, Dialect] = vars(engine.sync_engine).setdefault(_ATTRIBUTE, {})
+    schema = translated_schema(engine.sync_engine.get_execution_options())
+    if schema not in kept:
+        kept[schema] = _make_dialect(engine, schema)
+    return kept[schema]
 
 
-def _make_dialect(engine: AsyncEngine) -> Dialect:
+def _make_dialect(engine: AsyncEngine, schema: str | None) -> Dialect:
     name, driver = engine.dialect.name, engine.dialect.driver
     if driver != _DRIVERS.get(name):
         raise UnsupportedEngine(
@@ -145,6 +146,12 @@ def _make_dialect(engine: AsyncEngine) -> Dialect:
             "sqlite+aiosqlite://, postgresql+asyncpg:// or mysql+asyncmy://"
         )
     if name == "sqlite":
+        if schema is not None:
+            raise UnsupportedEngine(
+                f"schema_translate_map puts tables into {schema!r}, a file that is attached to a "
+                "connection of SQLite, where writes would not be durable: give each tenant a file "
+                "with an engine of its own"
+            )
         from eventmeta.dialects.sqlite import SharedSQLite, SQLite
 
         return SharedSQLite(engine) if isinstance(engine.pool, StaticPool) else SQLite(engine)

@@ -6,10 +6,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import (
-    ClauseElement,
     ColumnElement,
     Delete,
     Executable,
@@ -24,16 +23,13 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
-from eventmeta.dialects.failure import Failure, Rule
 from eventmeta.dialects.item_times import ItemTimes
 from eventmeta.dialects.items import ItemSQL, Structure
-from eventmeta.dialects.projecting import ProjectingDialect
 from eventmeta.dialects.relation import EventRelation
-from eventmeta.dialects.schema import SchemaDialect
-from eventmeta.dialects.statement import Program, PutRows, Query, Row, Statement, T, recordset
+from eventmeta.dialects.running import RunningDialect
+from eventmeta.dialects.statement import PutRows, Query, Row, Statement, recordset
 from eventmeta.dialects.streams import StreamSQL
 from projections import AnySelect, Projection
 from projections.types import UtcDateTime
@@ -42,25 +38,19 @@ if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
-class Dialect(ItemSQL, ItemTimes, StreamSQL, SchemaDialect, ProjectingDialect):
+class Dialect(ItemSQL, ItemTimes, StreamSQL, RunningDialect):
     """One kind of database, behind one engine."""
-
-    locks_whole_database: ClassVar[bool] = False
-    """Whether a writer that is kept waiting would be so in any session."""
 
     counts_upserts: ClassVar[bool] = True
     """Whether a row counts once, whether an upsert inserts or updates it."""
 
     def compile(self, executable: Executable) -> Statement:
         """``executable`` as text for this database's driver."""
-        return Statement.compile(executable, self.engine.dialect)
+        return Statement.compile(executable, self.engine.dialect, self.translation)
 
     def literal(self, executable: Executable) -> str:
         """``executable`` as text without parameters, for DDL and for parts of other statements."""
-        clause = cast(ClauseElement, executable)
-        return str(
-            clause.compile(dialect=self.engine.dialect, compile_kwargs={"literal_binds": True})
-        )
+        return self._compiled(executable, compile_kwargs={"literal_binds": True})
 
     def time_text(self, value: datetime) -> str:
         """``value`` as a record set holds it."""
@@ -246,49 +236,3 @@ class Dialect(ItemSQL, ItemTimes, StreamSQL, SchemaDialect, ProjectingDialect):
         Each statement's result is the parameter ``previous`` of the next. They must be run as
         separate transactions. NULL: the server is a standby, which cannot tell.
         """
-
-    # --- Running --------------------------------------------------------------------------------
-
-    @abstractmethod
-    async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        """The rows of each query. One connection, one query after the other, no transaction."""
-
-    async def scan(self, query: Query) -> Sequence[Row]:
-        """The rows of a query that goes through the whole log."""
-        (rows,) = await self.read([query])
-        return rows
-
-    @abstractmethod
-    async def write(self, program: Program[T], *, single: bool = False) -> T:
-        """Run ``program`` as a transaction of its own.
-
-        Args:
-            program: What to do.
-            single: The program is one statement, which is a transaction by itself.
-        """
-
-    async def fold(self, program: Program[T]) -> T:
-        return await self.write(program)
-
-    @abstractmethod
-    async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
-        """Run ``program`` inside the caller's transaction; if it fails, it has changed nothing."""
-
-    async def first_connection(self) -> None:
-        """Connect once, so that it is known what server this is."""
-        async with self.engine.connect():
-            pass
-
-    # --- Errors ---------------------------------------------------------------------------------
-
-    @abstractmethod
-    def diagnose(self, error: BaseException) -> tuple[Failure, Any]:
-        """What an error of the driver means, and its code."""
-
-    def rule_of(self, error: BaseException) -> Rule:
-        """Return which rule of the database ``error`` tells of."""
-        return Rule()
-
-    def is_lost(self, error: BaseException) -> bool:
-        """Whether the connection on which ``error`` came up is of no further use."""
-        return self.diagnose(error)[0] in (Failure.DISCONNECTED, Failure.TIMED_OUT)

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import StaticPool
 
+from eventmeta.dialects.statement import translated_schema
 from eventmeta.dialects.terminating import abort, dispose, is_exhausted
+
+_UNBUFFERED = {"stream_results": False, "yield_per": None, "no_parameters": False}
+"""Options of the app's engine that are not for the store's own statements."""
 
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
 
-class ConnectingDialect:
+class ConnectingDialect(ABC):  # noqa: B024
     """The connections of one engine."""
 
-    engine: AsyncEngine
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self.schema = translated_schema(engine.sync_engine.get_execution_options())
+        # What the app says later of its engine is for stores that are opened from then on.
+        self.own_engine = engine.execution_options(
+            schema_translate_map=self.translation, **_UNBUFFERED
+        )
+
+    @property
+    def translation(self) -> dict[str | None, str | None]:
+        """Where the store's tables are, as SQLAlchemy says it."""
+        return {None: self.schema} if self.schema is not None else {}
+
+    def quoted(self, name: str) -> str:
+        """Return ``name`` with its schema, in quotes, for a statement that is written by hand."""
+        quote = self.engine.dialect.identifier_preparer.quote_identifier
+        return quote(name) if self.schema is None else f"{quote(self.schema)}.{quote(name)}"
+
+    def named(self, name: str) -> str:
+        """Return ``name`` with its schema, in quotes where it needs them."""
+        quote = self.engine.dialect.identifier_preparer.quote
+        return quote(name) if self.schema is None else f"{quote(self.schema)}.{quote(name)}"
 
     @property
     def address(self) -> str:

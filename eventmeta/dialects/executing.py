@@ -1,18 +1,46 @@
-"""Statements that yield nothing, run on a connection of SQLAlchemy's."""
+"""Statements run on a connection of SQLAlchemy's, whose events the app may listen to."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmeta.dialects.statement import Query, Row
+
+
+async def execute_query(connection: AsyncConnection, query: Query) -> Sequence[Row]:
+    """Run ``query``, and return its rows."""
+    sql, values = query.statement.sql, query.values
+    if query.each:
+        if values:
+            result = await connection.exec_driver_sql(sql, [tuple(row) for row in values])
+            query.check_affected(result.rowcount)
+        return ()
+    result = await connection.exec_driver_sql(sql, tuple(values))
+    rows = result.fetchall() if result.returns_rows else ()
+    query.check_affected(len(rows) if result.returns_rows else result.rowcount)
+    return query.statement.decode(rows)
 
 
 async def execute(connection: AsyncConnection, statements: Iterable[str]) -> None:
     """Run ``statements``, one after the other."""
     for statement in statements:
         await connection.exec_driver_sql(statement)
+
+
+@asynccontextmanager
+async def transaction_by_hand(connection: AsyncConnection, begin: str) -> AsyncGenerator[None]:
+    """Begin a transaction, and end it, where SQLAlchemy leaves that to each statement."""
+    await execute(connection, (begin,))
+    try:
+        yield
+    except BaseException:
+        await execute(connection, ("ROLLBACK",))
+        raise
+    await execute(connection, ("COMMIT",))
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import ColumnElement, Executable, Table, func, type_coerce
@@ -87,7 +88,11 @@ class ProjectingDialect(ConnectingDialect, ABC):
 
     def read_committed(self) -> AsyncEngine:
         """The engine, with transactions of which each statement sees what is committed by then."""
-        return self.engine.execution_options(isolation_level="READ COMMITTED")
+        return self._read_committed
+
+    @cached_property
+    def _read_committed(self) -> AsyncEngine:
+        return self.own_engine.execution_options(isolation_level="READ COMMITTED")
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from sqlalchemy import (
-    ClauseElement,
     Column,
     Constraint,
     ForeignKeyConstraint,
@@ -20,6 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import AddConstraint, CreateColumn
 
 from eventmeta.dialects.columns import ColumnDialect
+from eventmeta.dialects.connecting import ConnectingDialect
+from eventmeta.dialects.statement import compiled
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
@@ -39,14 +40,14 @@ class Part(NamedTuple):
     name: str = ""
 
 
-class SchemaDialect(ColumnDialect):
+class SchemaDialect(ConnectingDialect, ColumnDialect):
     """The DDL of one kind of database, behind one engine."""
 
     event_id_key: ClassVar[tuple[str, ...]] = ("event_id", "stream_id", "stream_type")
     """In this order those of a batch, which are ordered by time, come to lie on a page or two."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.branched: set[str] = set()
 
     def event_keys(self, table: str) -> tuple[Constraint | Index, ...]:
@@ -81,7 +82,7 @@ class SchemaDialect(ColumnDialect):
             " REFERENCES " + self._add_foreign_key(key).partition(" REFERENCES ")[2]
             for key in foreign_keys(column)
         )
-        table = self.engine.dialect.identifier_preparer.quote(column.table.name)
+        table = self.named(column.table.name)
         return f"ALTER TABLE {table} ADD COLUMN {self.column_definition(column)}{references}"
 
     def column_definition(self, column: Column[Any]) -> str:
@@ -111,7 +112,10 @@ class SchemaDialect(ColumnDialect):
 
     def ddl(self, element: Any) -> str:
         """``element`` of a schema as this database spells it."""
-        return str(cast(ClauseElement, element).compile(dialect=self.engine.dialect)).strip()
+        return self._compiled(element).strip()
+
+    def _compiled(self, element: Any, **options: Any) -> str:
+        return str(compiled(element, self.engine.dialect, self.translation, **options))
 
     def _add_foreign_key(self, key: ForeignKeyConstraint) -> str:
         return self.ddl(AddConstraint(key, isolate_from_table=False))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import orjson
 from sqlalchemy import ClauseElement, Executable
 from sqlalchemy import Dialect as SQLDialect
-from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.compiler import Compiled, SQLCompiler
 
 from eventmeta.database_errors import CorruptEvent, DatabaseFailure, UnexpectedRowCount
 
@@ -16,6 +16,23 @@ T = TypeVar("T")
 
 Row = Sequence[Any]
 Convert = Callable[[Any], Any]
+Translation = Mapping[str | None, str | None]
+"""The schema that takes the place of another, as in SQLAlchemy's ``schema_translate_map``."""
+
+
+def translated_schema(options: Mapping[str, Any]) -> str | None:
+    """Return the schema that execution options give to tables that name none."""
+    translation: Translation = options.get("schema_translate_map") or {}
+    return translation.get(None)
+
+
+def compiled(
+    element: Any, dialect: SQLDialect, translation: Translation, **options: Any
+) -> Compiled:
+    """Return ``element`` as ``dialect`` spells it, with its schemas translated."""
+    if translation:
+        options |= {"schema_translate_map": translation, "render_schema_translate": True}
+    return cast(ClauseElement, element).compile(dialect=dialect, **options)
 
 
 class Statement:
@@ -41,10 +58,12 @@ class Statement:
         self._exact = not any(decoders)
 
     @classmethod
-    def compile(cls, executable: Executable, dialect: SQLDialect) -> Statement:
-        """``executable`` as ``dialect`` spells it."""
-        compiled = cast(SQLCompiler, cast(ClauseElement, executable).compile(dialect=dialect))
-        binds = compiled.binds
+    def compile(
+        cls, executable: Executable, dialect: SQLDialect, translation: Translation
+    ) -> Statement:
+        """Return ``executable`` as ``dialect`` spells it, its schemas translated."""
+        made = cast(SQLCompiler, compiled(executable, dialect, translation))
+        binds = made.binds
         encoders = {
             name: encode
             for name, bind in binds.items()
@@ -53,9 +72,9 @@ class Statement:
         required = {name: None for name, bind in binds.items() if bind.required}
         columns = getattr(executable, "exported_columns", ())
         return cls(
-            str(compiled),
-            compiled.positiontup or (),
-            constants=cast("dict[str, Any]", compiled.construct_params(required)),
+            str(made),
+            made.positiontup or (),
+            constants=cast("dict[str, Any]", made.construct_params(required)),
             encoders=encoders,
             decoders=[
                 column.type.dialect_impl(dialect).result_processor(dialect, None)

@@ -29,7 +29,7 @@ def watch(engine: AsyncEngine) -> None:
     """
     shared = isinstance(engine.pool, StaticPool)
     connections: set[Any] = set()
-    vars(engine.sync_engine)[_OPEN] = connections
+    vars(engine.dialect)[_OPEN] = connections
 
     def checked_out(dbapi: Any, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
         connections.add(dbapi)
@@ -62,7 +62,7 @@ def is_exhausted(engine: AsyncEngine) -> bool:
 
 async def dispose(engine: AsyncEngine) -> None:
     """Close the pool's connections; at once, if the server does not answer for a while."""
-    connections = tuple(vars(engine.sync_engine).get(_OPEN, ()))
+    connections = tuple(vars(engine.dialect).get(_OPEN, ()))
     disposing = asyncio.ensure_future(engine.dispose())
     await settle(asyncio.wait([disposing], timeout=CLOSE_SECONDS))
     if not disposing.done():
@@ -90,13 +90,13 @@ def abort(driver_connection: Any, *, shared: bool) -> None:
     if transport is not None:
         transport.abort()
     else:
-        _terminate(driver_connection)
+        terminate(driver_connection)
 
 
 def abandon(driver_connection: Any) -> None:
     """Close the socket of a connection whose event loop is gone."""
     transport = _transport_of(driver_connection)
-    _terminate(driver_connection)
+    terminate(driver_connection)
     # What the loop would have done soon after: tell the protocol, and close the socket.
     if transport is not None and getattr(transport, "_sock", None) is not None:
         with suppress(RuntimeError):
@@ -109,7 +109,10 @@ def _transport_of(driver_connection: Any) -> Any:
     return transport or getattr(writer, "transport", None)
 
 
-def _terminate(driver_connection: Any) -> None:
-    terminate = getattr(driver_connection, "terminate", driver_connection.close)
-    with suppress(RuntimeError):  # the loop is closed: the transport cannot schedule its farewell
-        terminate()
+def terminate(driver_connection: Any) -> None:
+    """Have a connection closed by its driver, which does not wait for that."""
+    for name in ("terminate", "stop", "close"):  # of asyncpg, aiosqlite, asyncmy
+        if hasattr(driver_connection, name):
+            with suppress(RuntimeError):  # the loop is closed, and the transport cannot say bye
+                getattr(driver_connection, name)()
+            return

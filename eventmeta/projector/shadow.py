@@ -111,12 +111,11 @@ class Shadow:
         return Statement(self.dialect.ddl(element), ())()
 
     def _drop(self, names: Sequence[str]) -> Program[None]:
-        quote = self.dialect.engine.dialect.identifier_preparer.quote
         rows = yield Statement(self.dialect.list_parts(names), ())()
         present = {relation.lower() for kind, relation, _ in rows if kind == "table"}
         for name in names:
             if name.lower() in present:
-                yield Statement(f"DROP TABLE {quote(name)}", ())()
+                yield Statement(f"DROP TABLE {self.dialect.named(name)}", ())()
 
 
 def measure(dialect: Dialect, table: Table) -> Program[None]:

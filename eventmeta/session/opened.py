@@ -9,8 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
 from eventmeta.commands import StreamKey
-from eventmeta.database import Database, shared_engine
+from eventmeta.database import Database
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
+from eventmeta.engines import shared_engine
 from eventmeta.entity import Entity
 from eventmeta.identifiers import check_limits, check_session_id
 from eventmeta.options import check_options, options_of

@@ -20,7 +20,7 @@ from eventmeta.dialects.columns import (
     is_time,
     is_unlimited_text,
 )
-from eventmeta.dialects.mysql.schema import MySQLSchema, named_here
+from eventmeta.dialects.mysql.schema import MySQLSchema
 from eventmeta.dialects.schema import foreign_keys
 
 _EXACT = ("utf8mb4_nopad_bin", "utf8mb4_0900_bin")
@@ -32,7 +32,7 @@ class MySQLColumns(MySQLSchema):
     """What MySQL says of its columns."""
 
     def describe_columns(self, relations: Iterable[str]) -> str:
-        here = named_here(relations)
+        here = self.named_here(relations)
         return f"""SELECT CONVERT(tables.table_name USING utf8mb4), CASE
   WHEN RIGHT(table_type, 4) = 'VIEW' THEN 'view' WHEN engine = 'InnoDB' THEN 'table'
   ELSE CONCAT('table of the engine ', engine) END, CONVERT(columns.column_name USING utf8mb4),
@@ -41,7 +41,7 @@ class MySQLColumns(MySQLSchema):
   COALESCE(generation_expression, '') <> '', column_key IN ('PRI', 'UNI'),
   LOCATE('auto_increment', extra) > 0, CONVERT(collation_name USING utf8mb4), (
     SELECT MAX(CONVERT(constraint_name USING utf8mb4)) FROM information_schema.key_column_usage AS
-    used WHERE used.table_schema = DATABASE() AND used.table_name = columns.table_name
+    used WHERE used.table_schema = {self.database} AND used.table_name = columns.table_name
     AND used.column_name = columns.column_name AND referenced_table_name IS NOT NULL
   ) FROM information_schema.tables AS tables JOIN information_schema.columns AS columns
 USING (table_schema, table_name) WHERE {here}"""
@@ -73,7 +73,7 @@ USING (table_schema, table_name) WHERE {here}"""
         wide = bool(varying and int(varying[1]) >= size)
         if wide and found.collation in _EXACT:
             return None
-        table = self._quoted(column.table.name)
+        table = self.named(column.table.name)
         convert = f"ALTER TABLE {table} CONVERT TO CHARACTER SET utf8mb4 COLLATE {self.collation}"
         alter = (convert,) if wide else (convert, self._modify(column))
         before: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ USING (table_schema, table_name) WHERE {here}"""
         return not is_time(column) or kind.startswith(("datetime", "timestamp"))
 
     def _modify(self, column: Column[Any]) -> str:
-        table = self._quoted(column.table.name)
+        table = self.named(column.table.name)
         definition = self.column_definition(column).partition(" REFERENCES ")[0]
         if column.autoincrement is True and "AUTO_INCREMENT" not in definition:
             definition += " AUTO_INCREMENT"

@@ -11,6 +11,7 @@ from sqlalchemy import BigInteger, ColumnElement, literal_column
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.dialects.executing import afterwards, execute
+from eventmeta.dialects.mysql.settings import Settings
 from eventmeta.dialects.projecting import (
     TRANSACTION_WORDS,
     ProjectingDialect,
@@ -22,10 +23,8 @@ from eventmeta.dialects.statement import T
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
-_PATIENCE = 1
+_PATIENCE = Settings.of({"lock_wait_timeout": "1"})
 """Seconds that a swap waits for readers, and they behind it, before it tries again."""
-
-_PATIENT = "SET lock_wait_timeout = DEFAULT"
 
 _COMMITTING_WORDS = (
     r"(?:CREATE(?:\s+OR\s+REPLACE)?|DROP)(?!\s+(?:OR\s+REPLACE\s+)?TEMPORARY\b)"
@@ -36,7 +35,7 @@ _COMMITTING_WORDS = (
 
 
 @asynccontextmanager
-async def _begun(connection: AsyncConnection) -> AsyncGenerator[None]:
+async def begun(connection: AsyncConnection) -> AsyncGenerator[None]:
     """A transaction that the server is told of, for the engine may be in autocommit mode.
 
     So is the level: where a connection that is lost cannot set it, SQLAlchemy never gives it back.
@@ -59,22 +58,20 @@ class MySQLProjecting(ProjectingDialect):
 
     def read_committed(self) -> AsyncEngine:
         """As it is: `transaction` tells the server."""
-        return self.engine
+        return self.own_engine
 
     def keep_writers_out(self, tables: Tables) -> Sequence[str]:
         """Every append begins with the heads. To be said on a connection that does nothing else."""
-        return (
-            f"SET lock_wait_timeout = {_PATIENCE}",
-            f"LOCK TABLES `{tables.streams.name}` WRITE",
-        )
+        return (f"LOCK TABLES {self.quoted(tables.streams.name)} WRITE",)
 
     def rename(self, swaps: Sequence[Swap]) -> Sequence[str]:
         """All of them or none."""
         renamed = ", ".join(
-            f"`{each.live.name}` TO `{each.retired}`, `{each.shadow.name}` TO `{each.live.name}`"
+            f"{self.quoted(old)} TO {self.quoted(new)}"
             for each in swaps
+            for old, new in ((each.live.name, each.retired), (each.shadow.name, each.live.name))
         )
-        return (f"SET lock_wait_timeout = {_PATIENCE}", f"RENAME TABLE {renamed}") if swaps else ()
+        return (f"RENAME TABLE {renamed}",) if swaps else ()
 
     async def swap(
         self,
@@ -91,21 +88,17 @@ class MySQLProjecting(ProjectingDialect):
         """
         # Both before anyone is kept out, for the pool may let one wait.
         async with (
-            self.engine.connect() as guard,
-            self.engine.connect() as connection,
-            afterwards(guard, ("UNLOCK TABLES", _PATIENT)),
+            self.own_engine.connect() as guard,
+            self.own_engine.connect() as connection,
+            afterwards(guard, ("UNLOCK TABLES", _PATIENCE.put_back)),
         ):
+            await execute(guard, (_PATIENCE.set_up,))
             if exclusive:
                 await execute(guard, self.keep_writers_out(tables))
-            async with _begun(connection):
+            async with begun(connection):
                 result = await finish(connection)
-            async with connection.begin(), afterwards(connection, (_PATIENT,)):
-                await execute(connection, self.rename(swaps))
-            async with _begun(connection):
+            async with connection.begin(), afterwards(connection, (_PATIENCE.put_back,)):
+                await execute(connection, (_PATIENCE.set_up, *self.rename(swaps)))
+            async with begun(connection):
                 await conclude(connection)
         return result
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncGenerator[AsyncConnection]:
-        async with self.engine.connect() as connection, _begun(connection):
-            yield connection

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.database_errors import DatabaseFailure
+from eventmeta.dialects.executing import transaction_by_hand
 from eventmeta.dialects.failure import Failure, RowHeld, Rule
+from eventmeta.dialects.mysql.projecting import begun
+from eventmeta.dialects.mysql.settings import Facts, Settings, find_out
 from eventmeta.dialects.mysql.statements import MySQLStatements
-from eventmeta.dialects.pool import configure, lend
+from eventmeta.dialects.pool import StepAside, configure, driver_of, is_watched_on, lend
 from eventmeta.dialects.statement import Program, Query, Row, T, run
 from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
 from eventmeta.settle import settle
@@ -26,26 +30,31 @@ class MySQL(MySQLStatements):
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
-        self._max_packet = 0
-        configure(engine, self._prepare_connection, loop_bound=True)
+        sql = engine.dialect
 
-    def _prepare_connection(self, dbapi_connection: Any) -> None:
-        cursor = dbapi_connection.cursor()
-        cursor.execute(f"SET NAMES utf8mb4 COLLATE {self.collation}")
-        cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {LOCK_TIMEOUT_MS // 1000}")
-        cursor.execute("SELECT @@max_allowed_packet")
-        (self._max_packet,) = cursor.fetchone()
-        cursor.close()
+        def prepare(dbapi_connection: Any) -> Facts:
+            is_mariadb = bool(getattr(sql, "is_mariadb", False))
+            seconds = LOCK_TIMEOUT_MS // 1000
+            return find_out(dbapi_connection, is_mariadb=is_mariadb, lock_timeout=seconds)
+
+        configure(engine, prepare, loop_bound=True)
 
     # --- Running --------------------------------------------------------------------------------
 
     async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        async def work(connection: Any) -> list[Sequence[Row]]:
-            rows = [await self._execute(connection, query) for query in queries]
-            await connection.rollback()  # the server has begun a transaction unless told not to
+        if self.is_watched:
+            return await self._read_through(queries)
+
+        async def work(connection: Any, facts: Facts) -> list[Sequence[Row]]:
+            async with _set_up(connection, facts, facts.reading):
+                rows = [await _execute(connection, facts, query) for query in queries]
+                await connection.rollback()  # the server has begun a transaction unless told not to
             return rows
 
-        return await lend(self.engine, work, self.is_lost)
+        try:
+            return await lend(self.engine, work, self.is_lost, _has_begun)
+        except StepAside:
+            return await self._read_through(queries)
 
     async def write(self, program: Program[T], *, single: bool = False) -> T:
         return await self._transact(program)
@@ -55,26 +64,68 @@ class MySQL(MySQLStatements):
         return await self._transact(program, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
     async def _transact(self, program: Program[T], *before: str) -> T:
-        async def work(connection: Any) -> T:
-            # Said to the server, for the engine may be in autocommit mode.
-            for statement in (*before, "START TRANSACTION"):
-                await connection.query(statement)
-            result = await run(program, partial(self._execute, connection))
-            await connection.commit()
+        if self.is_watched:
+            return await self._through(program)
+
+        async def work(connection: Any, facts: Facts) -> T:
+            # With the settings, it is one message each to begin and to end. The server is told, for
+            # the engine may be in autocommit mode.
+            await _say(connection, facts.writing.set_up, *before, "START TRANSACTION")
+            own, connection._encoding = connection._encoding, _ENCODING
+            try:
+                result = await run(program, partial(_execute, connection, facts))
+                await _say(connection, _COMMIT, facts.writing.put_back)
+            except Exception:
+                with suppress(Exception):  # it may be lost
+                    await _say(connection, "ROLLBACK", facts.writing.put_back)
+                raise
+            finally:
+                connection._encoding = own
             return result
 
-        return await lend(self.engine, work, self.is_lost)
+        try:
+            return await lend(self.engine, work, self.is_lost, _has_begun)
+        except StepAside:
+            return await self._through(program)
 
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         async def work() -> T:
-            async with self.savepoint(connection):
-                lent = await connection.get_raw_connection()
-                return await run(program, partial(self._execute, lent.driver_connection))
+            driver, facts = await driver_of(connection)
+            async with _set_up(driver, facts, facts.writing), self.savepoint(connection):
+                if is_watched_on(connection):
+                    return await run(program, partial(self._execute_through, connection))
+                return await run(program, partial(_execute, driver, facts))
 
         return await settle(work())
 
     @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[AsyncConnection]:
+        """Told to the server, for the engine may be in autocommit mode."""
+        async with self.own_engine.connect() as connection:
+            driver, facts = await driver_of(connection)
+            try:
+                async with _set_up(driver, facts, facts.writing), begun(connection):
+                    yield connection
+            except asyncio.CancelledError:
+                await settle(connection.invalidate())
+                raise
+
+    async def _execute_through(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
+        _check_packet(query, (await driver_of(connection))[1])
+        try:
+            return await super()._execute_through(connection, query)
+        except DBAPIError as error:
+            if error.orig is not None and _is_held(error.orig, query):
+                raise RowHeld(*error.orig.args) from error
+            raise
+
+    @asynccontextmanager
     async def savepoint(self, connection: AsyncConnection) -> AsyncGenerator[None]:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        if driver.get_autocommit() and not _has_begun(driver):
+            async with transaction_by_hand(connection, "START TRANSACTION"):
+                yield
+            return
         savepoint = await connection.begin_nested()
         try:
             yield
@@ -86,33 +137,6 @@ class MySQL(MySQLStatements):
                 await (whole or savepoint).rollback()
             raise
         await savepoint.commit()
-
-    async def _execute(self, connection: Any, query: Query) -> Sequence[Row]:
-        self._check_packet(query)
-        async with connection.cursor() as cursor:
-            try:
-                await cursor.execute(query.statement.sql, query.values)
-            except Exception as error:
-                if _number(error) == _LOCK_WAIT and query.statement.sql.endswith(" NOWAIT"):
-                    raise RowHeld(*error.args) from error  # MariaDB says so as if it had waited
-                raise
-            rows = await cursor.fetchall() if cursor.description else ()
-            query.check_affected(len(rows) if cursor.description else cursor.rowcount)
-            return query.statement.decode(rows)
-
-    def _check_packet(self, query: Query) -> None:
-        """Refuse here what the server would answer by dropping the connection."""
-        texts = [value for value in query.values if isinstance(value, str)]
-        if 8 * sum(map(len, texts)) < self._max_packet:
-            return
-        escapes = sum(text.count(mark) for text in texts for mark in _ESCAPED)
-        size = len(query.statement.sql) + sum(len(text.encode()) for text in texts) + escapes
-        if size > self._max_packet:
-            raise DatabaseFailure(
-                f"the statement needs {size:,} bytes, over the server's max_allowed_packet of "
-                f"{self._max_packet:,}: raise that, or store less in one call",
-                _PACKET_TOO_LARGE,
-            )
 
     # --- Errors ---------------------------------------------------------------------------------
 
@@ -149,6 +173,8 @@ _CHECK = re.compile(
     r"(?:CONSTRAINT|constraint) [`'](?P<constraint>[^`']+)['`] "
     r"(?:failed for `[^`]+`\.`(?P<table>[^`]+)`|is violated)"
 )
+_ENCODING = "utf8"
+_COMMIT = "COMMIT AND NO CHAIN NO RELEASE"
 _ESCAPED = "\\\"'\n\r\0\x1a"
 _PACKET_TOO_LARGE = 1153
 _DEADLOCK = 1213
@@ -196,3 +222,71 @@ _FAILURES = {
 def _number(error: BaseException | None) -> int | None:
     first = error.args[0] if error is not None and error.args else None
     return first if isinstance(first, int) and not isinstance(error, OSError) else None
+
+
+@asynccontextmanager
+async def _set_up(connection: Any, facts: Facts, settings: Settings | None) -> AsyncGenerator[None]:
+    """Have the session of the driver's connection as the store needs it, for the block.
+
+    A connection on which a statement was cancelled is to be thrown away.
+    """
+    if settings is None or facts.is_set_up:
+        yield
+        return
+    await connection.query(settings.set_up)
+    own, connection._encoding, facts.is_set_up = connection._encoding, _ENCODING, True
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):  # it may be lost
+            await connection.query(settings.put_back)
+        raise
+    else:
+        await connection.query(settings.put_back)
+    finally:
+        connection._encoding, facts.is_set_up = own, False
+
+
+async def _say(connection: Any, *statements: str) -> None:
+    """Send ``statements`` as one message, and wait until all of them are carried out."""
+    await connection.query("; ".join(statements))
+    for _ in statements[1:]:
+        await connection.next_result()
+
+
+def _has_begun(connection: Any) -> bool:
+    return bool(connection.get_transaction_status())
+
+
+async def _execute(connection: Any, facts: Facts, query: Query) -> Sequence[Row]:
+    _check_packet(query, facts)
+    async with connection.cursor() as cursor:
+        try:
+            await cursor.execute(query.statement.sql, query.values)
+        except Exception as error:
+            if _is_held(error, query):
+                raise RowHeld(*error.args) from error
+            raise
+        rows = await cursor.fetchall() if cursor.description else ()
+        query.check_affected(len(rows) if cursor.description else cursor.rowcount)
+        return query.statement.decode(rows)
+
+
+def _is_held(error: BaseException | None, query: Query) -> bool:
+    """Return whether a row is held; MariaDB says so as if it had waited."""
+    return _number(error) == _LOCK_WAIT and query.statement.sql.endswith(" NOWAIT")
+
+
+def _check_packet(query: Query, facts: Facts) -> None:
+    """Refuse here what the server would answer by dropping the connection."""
+    texts = [value for value in query.values if isinstance(value, str)]
+    if 8 * sum(map(len, texts)) < facts.max_packet:
+        return
+    escapes = sum(text.count(mark) for text in texts for mark in _ESCAPED)
+    size = len(query.statement.sql) + sum(len(text.encode()) for text in texts) + escapes
+    if size > facts.max_packet:
+        raise DatabaseFailure(
+            f"the statement needs {size:,} bytes, over the server's max_allowed_packet of "
+            f"{facts.max_packet:,}: raise that, or store less in one call",
+            _PACKET_TOO_LARGE,
+        )

@@ -10,12 +10,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.database_errors import DatabaseBusy
+from eventmeta.dialects.mysql.settings import Settings
 from eventmeta.dialects.schema import Part, SchemaDialect
 
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 _SCHEMA_LOCK = "eventmeta_schema"
+_DDL = Settings.of(
+    {
+        "sql_notes": "0",  # the driver would print a line for all that exists already
+        "lock_wait_timeout": "5",  # who waits for a table's lock makes all others wait, too
+        "foreign_key_checks": "@@foreign_key_checks",
+    }
+)
 
 
 class MySQLSchema(SchemaDialect):
@@ -34,6 +42,30 @@ class MySQLSchema(SchemaDialect):
         """Which of the two it is; known from the first connection on."""
         return bool(getattr(self.engine.dialect, "is_mariadb", False))
 
+    @property
+    def database(self) -> str:
+        """The database of the store's tables, as an expression."""
+        if self.schema is None:
+            return "DATABASE()"
+        return "'" + self.schema.replace("\\", "\\\\").replace("'", "''") + "'"
+
+    def quoted(self, name: str) -> str:
+        """Return ``name`` in backticks, which mean the same in every ``sql_mode``."""
+        parts = [name] if self.schema is None else [self.schema, name]
+        return ".".join("`" + part.replace("`", "``") + "`" for part in parts)
+
+    def named_here(self, relations: Iterable[str]) -> str:
+        """Return the condition that a table of the information schema is one of ``relations``."""
+        listed = tuple(relations)
+        exact, folded = (
+            ", ".join(f"'{name}'" for name in names)
+            for names in (listed, [name.lower() for name in listed])
+        )
+        return (
+            f"table_schema = {self.database} AND (BINARY table_name IN ({exact}) "
+            f"OR @@lower_case_table_names > 0 AND lower(table_name) IN ({folded}))"
+        )
+
     def column_type(self, kind: TypeEngine[Any]) -> str:
         """``kind`` as this database spells it, with the collation that tells all texts apart."""
         compiled = kind.compile(self.engine.dialect)
@@ -43,7 +75,7 @@ class MySQLSchema(SchemaDialect):
 
     def list_parts(self, relations: Iterable[str]) -> str:
         """Triggers are left out, as the information schema hides them from most users."""
-        here = named_here(relations)
+        here = self.named_here(relations)
         table, column, index = (
             f"CONVERT({name} USING utf8mb4)" for name in ("table_name", "column_name", "index_name")
         )
@@ -59,14 +91,11 @@ WHERE referenced_table_name IS NOT NULL AND {here}"""
         locked = await connection.exec_driver_sql(f"SELECT GET_LOCK('{_SCHEMA_LOCK}', 60)")
         if locked.scalar() != 1:
             raise DatabaseBusy("another process has been creating tables for 60 s")
-        # The driver would print a line for whatever exists already.
-        await connection.exec_driver_sql("SET sql_notes = 0")
-        # Whoever waits for a lock on a table makes all others wait behind him.
-        await connection.exec_driver_sql("SET lock_wait_timeout = 5")
+        await connection.exec_driver_sql(_DDL.set_up)
 
     def finish_schema_change(self) -> Sequence[str]:
         return (
-            "SET sql_notes = DEFAULT, lock_wait_timeout = DEFAULT, foreign_key_checks = DEFAULT",
+            _DDL.put_back,
             f"SELECT RELEASE_LOCK('{_SCHEMA_LOCK}')",
         )
 
@@ -99,32 +128,20 @@ WHERE referenced_table_name IS NOT NULL AND {here}"""
         key = "(stream_id, stream_type, version)"
         refuse = f"SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = '{name} is append-only'"
         triggers = (
-            f"CREATE TRIGGER IF NOT EXISTS `{name}_no_{attack.lower()}` "
-            f"BEFORE {attack} ON `{name}` FOR EACH ROW {refuse}"
+            f"CREATE TRIGGER IF NOT EXISTS {self.quoted(f'{name}_no_{attack.lower()}')} "
+            f"BEFORE {attack} ON {self.quoted(name)} FOR EACH ROW {refuse}"
             for attack in ("UPDATE", "DELETE")
         )
         guard = f"{name}_guard"
         return {
             Part("table", guard): (
                 *triggers,
-                f"CREATE TABLE IF NOT EXISTS `{guard}` (stream_id VARCHAR(255), "
-                f"stream_type VARCHAR(16), version BIGINT, FOREIGN KEY {key} REFERENCES `{name}` "
-                f"{key}) DEFAULT CHARSET utf8mb4 COLLATE {self.collation}",
+                f"CREATE TABLE IF NOT EXISTS {self.quoted(guard)} (stream_id VARCHAR(255), "
+                f"stream_type VARCHAR(16), version BIGINT, FOREIGN KEY {key} "
+                f"REFERENCES {self.quoted(name)} {key}) "
+                f"DEFAULT CHARSET utf8mb4 COLLATE {self.collation}",
             )
         }
 
     def create_view(self, name: str, definition: str) -> str:
-        return f"CREATE OR REPLACE VIEW `{name}` AS {definition}"
-
-
-def named_here(relations: Iterable[str]) -> str:
-    """Return the condition that a table of the information schema is one of ``relations``."""
-    listed = tuple(relations)
-    exact, folded = (
-        ", ".join(f"'{name}'" for name in names)
-        for names in (listed, [name.lower() for name in listed])
-    )
-    return (
-        f"table_schema = DATABASE() AND (BINARY table_name IN ({exact}) "
-        f"OR @@lower_case_table_names > 0 AND lower(table_name) IN ({folded}))"
-    )
+        return f"CREATE OR REPLACE VIEW {self.quoted(name)} AS {definition}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from eventmeta.clocks import MAX_AHEAD
@@ -19,29 +19,40 @@ INCOMPLETE = re.compile(r"rows inserted: (\d+) of (\d+)")
 """The text in the error by which the statement undoes itself."""
 
 
+Quoted = Callable[[str], str]
+"""Gives a name its schema and its quotes."""
+
+
 def sequence_name(log: str) -> str:
     """The sequence that positions are drawn from."""
-    return f'"{log}_position_seq"'
+    return f"{log}_position_seq"
 
 
-def namespace(log: str) -> str:
+def in_text(quoted_name: str) -> str:
+    """Return a name in quotes as a text, such as a regclass is made of."""
+    return "'" + quoted_name.replace("'", "''") + "'"
+
+
+def namespace(log: str, quoted: Quoted) -> str:
     """15 bits that tell the locks of this log from those of others in the database."""
-    return f"""'"{log}"'::regclass::oid::bigint & 32767"""
+    return f"{in_text(quoted(log))}::regclass::oid::bigint & 32767"
 
 
-def last_position(log: str) -> str:
+def last_position(log: str, quoted: Quoted) -> str:
     """The last position drawn: of a new sequence, `last_value` is the one that comes next."""
-    return f"SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence_name(log)}"
+    sequence = quoted(sequence_name(log))
+    return f"SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence}"
 
 
-def fence_key(log: str, last_value: str | None = None) -> str:
+def fence_key(log: str, quoted: Quoted, last_value: str | None = None) -> str:
     """The advisory lock that announces a bound: 16 bits of namespace, 48 of position."""
-    last_value = last_value or f"({last_position(log)})"
-    return f"({namespace(log)}) << 48 | {last_value}"
+    last_value = last_value or f"({last_position(log, quoted)})"
+    return f"({namespace(log, quoted)}) << 48 | {last_value}"
 
 
 def append_at_once(
     tables: Tables,
+    quoted: Quoted,
     projected: Sequence[str],
     *,
     with_items: bool,
@@ -67,27 +78,28 @@ def append_at_once(
     that two batches cannot deadlock.
     """
     log = tables.events.name
-    last_value = f"CASE WHEN (SELECT count(*) FROM _heads) > 0 THEN ({last_position(log)}) END"
+    last_value = last_position(log, quoted)
+    last_value = f"CASE WHEN (SELECT count(*) FROM _heads) > 0 THEN ({last_value}) END"
     parts = [
         _input(for_users=for_users),
         f"""_settings AS MATERIALIZED (
   SELECT set_config('lock_timeout', '{SHORT_WAIT_MS}', true)
 )""",
-        _heads(tables, for_users=for_users),
+        _heads(quoted(tables.streams.name), for_users=for_users),
         f"""_fence AS MATERIALIZED (
-  SELECT pg_advisory_xact_lock_shared({fence_key(log, last_value)})
+  SELECT pg_advisory_xact_lock_shared({fence_key(log, quoted, last_value)})
 )""",
-        _sessions(tables, with_items=with_items),
-        *(_items(tables) if with_items else []),
+        _sessions(quoted(tables.sessions.name), with_items=with_items),
+        *(_items(quoted(tables.messages.name)) if with_items else []),
         f"""_numbered AS MATERIALIZED (
-  SELECT nextval('{sequence_name(log)}') AS position, ordered.* FROM (
+  SELECT nextval({in_text(quoted(sequence_name(log)))}) AS position, ordered.* FROM (
     SELECT _input.*, _heads.recorded_at, _heads.version - later AS version FROM _input
     JOIN _heads USING (stream_id, stream_type) CROSS JOIN _fence ORDER BY n OFFSET 0
   ) AS ordered
 )""",
-        _appended(log, with_items=with_items),
+        _appended(quoted(log), with_items=with_items),
         *(f"projected_{i} AS (\n{statement}\n)" for i, statement in enumerate(projected)),
-        *([_folded(folded, 3 if with_items else 2)] if folded else []),
+        *([_folded(folded, quoted, 3 if with_items else 2)] if folded else []),
         *structure,
     ]
     return (
@@ -115,8 +127,7 @@ def _input(*, for_users: bool) -> str:
 )"""
 
 
-def _heads(tables: Tables, *, for_users: bool) -> str:
-    heads = f'"{tables.streams.name}"'
+def _heads(heads: str, *, for_users: bool) -> str:
     user_id, owned, still_owned = "NULL", "", ""
     if for_users:
         user_id = "min(user_id)"
@@ -142,12 +153,12 @@ _TIME_OF_NEXT = f"""greatest(CASE WHEN head.recorded_at <= clock_timestamp() + i
 """`eventmeta.clocks.time_of_next` in SQL; what is NULL is not the greatest."""
 
 
-def _items(tables: Tables) -> list[str]:
+def _items(messages: str) -> list[str]:
     """Items get ids in the order of ``n``, and a time that is not before any of their session.
 
     It is not before that of the session's row either, which was set when this was locked.
     """
-    messages = f'"{tables.messages.name}"'
+    sequence = f"pg_get_serial_sequence({in_text(messages)}, 'id')"
     return [
         f"""_times AS MATERIALIZED (
   SELECT session_id, greatest(updated_at, (SELECT created_at FROM {messages} AS last_item
@@ -155,7 +166,7 @@ def _items(tables: Tables) -> list[str]:
   FROM _created
 )""",
         f"""_items AS MATERIALIZED (
-  SELECT nextval((SELECT CAST(pg_get_serial_sequence('{messages}', 'id') AS regclass))) AS id,
+  SELECT nextval((SELECT CAST({sequence} AS regclass))) AS id,
     ordered.* FROM (
     SELECT _given.*, _times.at AS created_at FROM _given JOIN _times USING (session_id)
     ORDER BY n OFFSET 0
@@ -177,7 +188,7 @@ def _items(tables: Tables) -> list[str]:
 
 def _appended(log: str, *, with_items: bool) -> str:
     return f"""_appended AS (
-  INSERT INTO "{log}" (position, stream_type, stream_id, version, event_id, type, data, actor,
+  INSERT INTO {log} (position, stream_type, stream_id, version, event_id, type, data, actor,
     context, recorded_at)
   SELECT position, stream_type, stream_id, version, event_id, type, {_data(with_items)}, actor,
     context, recorded_at
@@ -194,26 +205,25 @@ def _data(with_items: bool) -> str:
     return f"""CASE type WHEN 'items_added' THEN '{{"item_ids":[' || {ids} || ']}}' ELSE data END"""
 
 
-def _sessions(tables: Tables, *, with_items: bool) -> str:
-    sessions, now = f'"{tables.sessions.name}"', "timezone('UTC', clock_timestamp())"
-    given, touch = "", "DO NOTHING"
+def _sessions(sessions: str, *, with_items: bool) -> str:
+    now, given, touch = "timezone('UTC', clock_timestamp())", "", "DO NOTHING"
     if with_items:
         given = """_given AS MATERIALIZED (
   SELECT * FROM json_to_recordset(CAST($2 AS json))
     AS r (n int, event int, session_id varchar, message_data text)
 ), """
         touch = f"""DO UPDATE SET updated_at = {now}, user_id = excluded.user_id
-  WHERE {sessions}.session_id IN (SELECT session_id FROM _given)
-  RETURNING session_id, updated_at"""
+  WHERE existing.session_id IN (SELECT session_id FROM _given)
+  RETURNING existing.session_id, existing.updated_at"""
     return f"""{given}_created AS (
-  INSERT INTO {sessions} (session_id, user_id, created_at, updated_at)
+  INSERT INTO {sessions} AS existing (session_id, user_id, created_at, updated_at)
   SELECT stream_id, nullif(_heads.user_id, '{NOBODY}'), {now}, {now} FROM _heads
   WHERE stream_id IN (SELECT stream_id FROM _input WHERE creates)
   ORDER BY stream_id ON CONFLICT (session_id) {touch}
 )"""
 
 
-def _folded(projection: Projection, first: int) -> str:
+def _folded(projection: Projection, quoted: Quoted, first: int) -> str:
     columns = list(projection.table.columns)
     given = [f'"{each.name}"' for each in columns if not isinstance(each.type, UtcDateTime)]
     texts = (f"json_array_elements_text(CAST(${n} AS json))" for n, _ in enumerate(given, first))
@@ -221,7 +231,7 @@ def _folded(projection: Projection, first: int) -> str:
     update = (f'"{name}" = excluded."{name}"' for name in projection.overwritten)
     times = ("_heads.recorded_at" for _ in columns[len(given) :])
     return f"""_folded AS (
-  INSERT INTO "{projection.table.name}"
+  INSERT INTO {quoted(projection.table.name)}
   SELECT {", ".join(given)}, {", ".join(times)}
   FROM ROWS FROM ({", ".join(texts)}) AS given ({", ".join(given)})
   JOIN _heads ON _heads.stream_id = given.{keys[0]}

@@ -18,19 +18,20 @@ from eventmeta.dialects.columns import (
     is_time,
     is_unlimited_text,
 )
-from eventmeta.dialects.schema import SchemaDialect, foreign_keys
+from eventmeta.dialects.postgresql.schema import PostgreSQLSchema
+from eventmeta.dialects.schema import foreign_keys
 
 _VARYING = re.compile(r"character varying\((\d+)\)")
 _TIME = re.compile(r"timestamp(\(\d\))? without time zone")
 
 
-class PostgreSQLColumns(SchemaDialect):
+class PostgreSQLColumns(PostgreSQLSchema):
     """What PostgreSQL says of its columns."""
 
     def describe_columns(self, relations: Iterable[str]) -> str:
         names = ", ".join(f"'{name}'" for name in relations)
         return f"""WITH wanted AS MATERIALIZED (
-  SELECT relation, to_regclass(quote_ident(relation)) AS oid
+  SELECT relation, to_regclass({self.within_schema}quote_ident(relation)) AS oid
   FROM unnest(ARRAY[{names}]::text[]) AS relation
 )
 SELECT relation, CASE WHEN relkind IN ('r', 'p') THEN 'table' WHEN relkind IN ('v', 'm') THEN 'view'
@@ -71,7 +72,7 @@ LEFT JOIN pg_collation ON pg_collation.oid = attcollation"""
         alter = (self._alter(column, how),)
         if not found.foreign_key:
             return Mend(alter)
-        table, key = self._quoted(column.table.name), self._quoted(found.foreign_key)
+        table, key = self.named(column.table.name), self._quoted(found.foreign_key)
         return Mend(
             alter,
             before=(f"ALTER TABLE {table} DROP CONSTRAINT {key}",),
@@ -101,7 +102,7 @@ LEFT JOIN pg_collation ON pg_collation.oid = attcollation"""
         return column.type.compile(self.engine.dialect)
 
     def _alter(self, column: Column[Any], what: str) -> str:
-        table, name = self._quoted(column.table.name), self._quoted(column.name)
+        table, name = self.named(column.table.name), self._quoted(column.name)
         return f"ALTER TABLE {table} ALTER COLUMN {name} {what}"
 
     def _quoted(self, name: str) -> str:

@@ -21,7 +21,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import quoted_name
 
+from eventmeta.dialects.connecting import ConnectingDialect
 from eventmeta.dialects.items import SPELLED_OUT, UNSPEAKABLE, ItemSQL
+from eventmeta.dialects.postgresql.append import Quoted
 from eventmeta.dialects.postgresql.structure import structure_functions
 from projections import AnySelect
 
@@ -29,11 +31,13 @@ if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
-class PostgreSQLItems(ItemSQL):
+class PostgreSQLItems(ItemSQL, ConnectingDialect):
     """What PostgreSQL is told of items."""
 
     def item(self, messages: Table, text: ColumnElement[str]) -> ColumnElement[Any]:
-        return Function(quoted_name(_item_function(messages), quote=True), text, type_=JSON())
+        schema = () if self.schema is None else (quoted_name(self.schema, quote=True),)
+        name = quoted_name(_item_function(messages), quote=True)
+        return Function(name, text, type_=JSON(), packagenames=schema)
 
     def item_string(self, item: ColumnElement[Any], name: str) -> ColumnElement[Any]:
         is_string = func.json_typeof(_field(item, name)) == "string"
@@ -63,7 +67,7 @@ def _item_function(messages: Table) -> str:
     return f"{messages.name}_item"
 
 
-def item_functions(tables: Tables) -> dict[str, str]:
+def item_functions(tables: Tables, quoted: Quoted) -> dict[str, str]:
     """The functions that the statements over items call: the DDL of each by its name.
 
     A text that PostgreSQL refuses as JSON, or whose strings it cannot hold, is looked at again with
@@ -77,8 +81,8 @@ def item_functions(tables: Tables) -> dict[str, str]:
     spelled = f"regexp_replace(data, '{UNSPEAKABLE}', '{SPELLED_OUT}', 'g')"
     name = _item_function(tables.messages)
     return {
-        **structure_functions(tables),
-        name: f"""CREATE OR REPLACE FUNCTION "{name}"(data text) RETURNS json
+        **structure_functions(tables, quoted),
+        name: f"""CREATE OR REPLACE FUNCTION {quoted(name)}(data text) RETURNS json
 LANGUAGE plpgsql IMMUTABLE AS $item$
 DECLARE item json; probe text;
 BEGIN

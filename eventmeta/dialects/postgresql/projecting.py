@@ -17,7 +17,7 @@ from sqlalchemy import (
     text,
 )
 
-from eventmeta.dialects.postgresql.append import namespace
+from eventmeta.dialects.postgresql.append import in_text, namespace
 from eventmeta.dialects.projecting import ProjectingDialect, Swap
 from eventmeta.dialects.statement import Program
 from projections.types import UtcDateTime
@@ -50,7 +50,8 @@ class PostgreSQLProjecting(ProjectingDialect):
             "FROM pg_locks JOIN pg_stat_activity USING (pid) "
             "WHERE locktype = 'advisory' AND objsubid = 1 "
             "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
-            f"AND classid::bigint >> 16 = ({namespace(tables.events.name)}) ORDER BY 1 LIMIT 1"
+            f"AND classid::bigint >> 16 = ({namespace(tables.events.name, self.quoted)}) "
+            "ORDER BY 1 LIMIT 1"
         )
         return query.columns(column("position", BigInteger), column("milliseconds", BigInteger))
 
@@ -61,13 +62,13 @@ class PostgreSQLProjecting(ProjectingDialect):
 
     def measure(self, table: Table) -> Sequence[str]:
         """Else it takes a log that has just grown, or a table just made, for a small one."""
-        return (f'ANALYZE "{table.name}"',)
+        return (f"ANALYZE {self.quoted(table.name)}",)
 
     def keep_writers_out(self, tables: Tables) -> Sequence[str]:
         """Every append begins with the heads, so nobody is in its midst."""
         return (
             f"SET LOCAL lock_timeout = '{_PATIENCE}'",
-            f'LOCK TABLE "{tables.streams.name}" IN SHARE ROW EXCLUSIVE MODE',
+            f"LOCK TABLE {self.quoted(tables.streams.name)} IN SHARE ROW EXCLUSIVE MODE",
         )
 
     def rename(self, swaps: Sequence[Swap]) -> Sequence[str]:
@@ -75,9 +76,9 @@ class PostgreSQLProjecting(ProjectingDialect):
         return [statement for each in swaps for statement in self._rename(each)]
 
     def _rename(self, swap: Swap) -> Sequence[str]:
-        live, shadow = f'"{swap.live.name}"', f'"{swap.shadow.name}"'
+        live, shadow = self.quoted(swap.live.name), self.quoted(swap.shadow.name)
         indexes = [
-            f'ALTER INDEX "{_shadow_index(str(index.name))}" RENAME TO "{index.name}"'
+            f'ALTER INDEX {self.quoted(_shadow_index(str(index.name)))} RENAME TO "{index.name}"'
             for index in swap.live.indexes
         ]
         return (
@@ -85,7 +86,7 @@ class PostgreSQLProjecting(ProjectingDialect):
             f"LOCK TABLE {live} IN ACCESS EXCLUSIVE MODE",
             _own_alike(live, shadow),
             f"DROP TABLE {live}",
-            f"ALTER TABLE {shadow} RENAME TO {live}",
+            f'ALTER TABLE {shadow} RENAME TO "{swap.live.name}"',
             *indexes,
         )
 
@@ -102,19 +103,21 @@ def _shadow_index(name: str) -> str:
 
 def _own_alike(live: str, shadow: str) -> str:
     """The same owner, and the same rights of others to the table and its columns."""
+    old, new = in_text(live), in_text(shadow)
+    renamed = shadow.replace("%", "%%").replace("'", "''")
     return f"""DO $do$ DECLARE found record; BEGIN
-EXECUTE format('ALTER TABLE {shadow} OWNER TO %I', (
-  SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = '{live}'::regclass));
+EXECUTE format('ALTER TABLE {renamed} OWNER TO %I', (
+  SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = {old}::regclass));
 FOR found IN SELECT privilege_type, is_grantable, columns,
     CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END AS who
   FROM (
-    SELECT relacl AS acl, '' AS columns FROM pg_class WHERE oid = '{live}'::regclass
+    SELECT relacl AS acl, '' AS columns FROM pg_class WHERE oid = {old}::regclass
     UNION ALL SELECT old.attacl, format(' (%I)', attname) FROM pg_attribute AS old
     JOIN pg_attribute AS new USING (attname)
-    WHERE old.attrelid = '{live}'::regclass AND new.attrelid = '{shadow}'::regclass
+    WHERE old.attrelid = {old}::regclass AND new.attrelid = {new}::regclass
   ) AS granted, aclexplode(acl)
-  WHERE grantee <> (SELECT relowner FROM pg_class WHERE oid = '{live}'::regclass)
+  WHERE grantee <> (SELECT relowner FROM pg_class WHERE oid = {old}::regclass)
 LOOP
-  EXECUTE format('GRANT %s%s ON {shadow} TO %s%s', found.privilege_type, found.columns, found.who,
+  EXECUTE format('GRANT %s%s ON {renamed} TO %s%s', found.privilege_type, found.columns, found.who,
     CASE WHEN found.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
 END LOOP; END $do$"""

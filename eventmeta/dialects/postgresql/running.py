@@ -8,13 +8,16 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.database_errors import UnexpectedRowCount
+from eventmeta.dialects.executing import execute, transaction_by_hand
 from eventmeta.dialects.failure import Failure, Rule
-from eventmeta.dialects.pool import configure, lend
+from eventmeta.dialects.pool import StepAside, Work, configure, driver_of, is_watched_on, lend
 from eventmeta.dialects.postgresql.append import INCOMPLETE
+from eventmeta.dialects.postgresql.codecs import Facts, codec_proof, find_out
 from eventmeta.dialects.postgresql.statements import PostgreSQLStatements
 from eventmeta.dialects.statement import Program, Query, Row, Statement, T, run
 from eventmeta.settle import settle
@@ -28,46 +31,79 @@ class PostgreSQL(PostgreSQLStatements):
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
-        configure(engine, _prepare, loop_bound=True)
+        configure(engine, find_out, loop_bound=True)
 
     # --- Running --------------------------------------------------------------------------------
 
     async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        async def work(connection: Any) -> list[Sequence[Row]]:
-            return [await _execute(connection, query) for query in queries]
+        if self.is_watched:
+            return await self._read_through(queries)
 
-        return await lend(self.engine, work, self.is_lost)
+        async def work(connection: Any, facts: Facts) -> list[Sequence[Row]]:
+            return [await _execute(connection, facts, query) for query in queries]
+
+        try:
+            return await self._lend(work)
+        except StepAside:
+            return await self._read_through(queries)
 
     async def scan(self, query: Query) -> Sequence[Row]:
         """By several processes of the server, where it lets a query have them.
 
         Its estimates, a hundred changes an event, speak against that, and for compiling the query.
         """
-
-        async def work(connection: Any) -> Sequence[Row]:
-            async with connection.transaction(readonly=True):
-                await connection.execute("SET LOCAL parallel_tuple_cost = 0; SET LOCAL jit = off")
-                return await _execute(connection, query)
-
-        return await lend(self.engine, work, self.is_lost)
+        async with self.transaction() as connection:
+            await execute(connection, _IN_PARALLEL)
+            return await self._execute_through(connection, query)
 
     async def write(self, program: Program[T], *, single: bool = False) -> T:
-        async def work(connection: Any) -> T:
-            execute = partial(_execute, connection)
-            if single:
+        if self.is_watched:
+            return await self._through(program)
+
+        async def work(connection: Any, facts: Facts) -> T:
+            execute = partial(_execute, connection, facts)
+            if single and facts.reads_committed:
                 return await run(program, execute)
-            async with connection.transaction():
+            async with connection.transaction(isolation="read_committed"):
                 return await run(program, execute)
 
-        return await lend(self.engine, work, self.is_lost)
+        try:
+            return await self._lend(work)
+        except StepAside:
+            return await self._through(program)
+
+    async def _lend(self, work: Work[T]) -> T:
+        return await lend(self.engine, work, self.is_lost, _has_begun)
 
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         async def work() -> T:
-            async with connection.begin_nested():
-                lent = await connection.get_raw_connection()
-                return await run(program, partial(_execute, lent.driver_connection))
+            async with self.savepoint(connection):
+                if is_watched_on(connection):
+                    return await run(program, partial(self._execute_through, connection))
+                return await run(program, partial(_execute, *await driver_of(connection)))
 
         return await settle(work())
+
+    @asynccontextmanager
+    async def savepoint(self, connection: AsyncConnection) -> AsyncGenerator[None]:
+        raw = await connection.get_raw_connection()
+        adapter: Any = raw.dbapi_connection
+        if adapter.autocommit and not _has_begun(raw.driver_connection):
+            part = transaction_by_hand(connection, "BEGIN ISOLATION LEVEL READ COMMITTED")
+        else:
+            part = super().savepoint(connection)
+        async with part:
+            yield
+
+    async def _execute_through(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
+        driver, facts = await driver_of(connection)
+        if facts.has_codecs:
+            query = await codec_proof(driver, facts, query)
+        try:
+            return await super()._execute_through(connection, query)
+        except DBAPIError as error:
+            _check_complete(error, query)
+            raise
 
     async def export(self, query: Query) -> bytes | None:
         """By COPY, which makes no objects of the rows."""
@@ -76,12 +112,18 @@ class PostgreSQL(PostgreSQLStatements):
         async def take(part: bytes) -> None:  # for a file, asyncpg would hop to a thread each time
             parts.append(part)
 
-        async def copy(connection: Any) -> None:
+        if self.is_watched:
+            return None
+
+        async def copy(connection: Any, _: Facts) -> None:
             await connection.copy_from_query(
                 query.statement.sql, *query.values, output=take, format="csv", quote="\x01"
             )
 
-        await lend(self.engine, copy, self.is_lost)
+        try:
+            await self._lend(copy)
+        except StepAside:
+            return None
         return b"".join(parts)
 
     # --- Hints ----------------------------------------------------------------------------------
@@ -98,7 +140,7 @@ class PostgreSQL(PostgreSQLStatements):
         def received(*_: object) -> None:
             give()
 
-        async with self.engine.connect() as connection:
+        async with self.own_engine.connect() as connection:
             lent = (await connection.get_raw_connection()).driver_connection
             assert lent is not None
             await lent.add_listener(tables.events.name, received)
@@ -173,13 +215,16 @@ _FAILURES = {
 }
 
 
-def _prepare(dbapi_connection: Any) -> None:
-    """Keep long statements prepared, too, if any are: asyncpg leaves out those over 15 kB."""
-    connection = dbapi_connection.driver_connection
-    connection._config = connection._config._replace(max_cacheable_statement_size=0)
+_IN_PARALLEL = ("SET LOCAL parallel_tuple_cost = 0", "SET LOCAL jit = off")
 
 
-async def _execute(connection: Any, query: Query) -> Sequence[Row]:
+def _has_begun(connection: Any) -> bool:
+    return bool(connection.is_in_transaction())
+
+
+async def _execute(connection: Any, facts: Facts, query: Query) -> Sequence[Row]:
+    if facts.has_codecs:
+        query = await codec_proof(connection, facts, query)
     if query.affects is not None and not query.statement.yields_rows:
         status = await connection.execute(query.statement.sql, *query.values)
         query.check_affected(int(status.rpartition(" ")[2]))
@@ -187,9 +232,14 @@ async def _execute(connection: Any, query: Query) -> Sequence[Row]:
     try:
         rows = await connection.fetch(query.statement.sql, *query.values)
     except Exception as error:
-        if counts := INCOMPLETE.search(str(error)):
-            actual, expected = map(int, counts.groups())
-            raise UnexpectedRowCount(query.statement.sql[:120], expected, actual) from None
+        _check_complete(error, query)
         raise
     query.check_affected(len(rows))
     return query.statement.decode(rows)
+
+
+def _check_complete(error: Exception, query: Query) -> None:
+    """Raise `UnexpectedRowCount` if that is how the statement has undone itself."""
+    if counts := INCOMPLETE.search(str(getattr(error, "orig", None) or error)):
+        actual, expected = map(int, counts.groups())
+        raise UnexpectedRowCount(query.statement.sql[:120], expected, actual) from None

@@ -219,8 +219,8 @@ class PostgreSQLStatements(
     def allocate(self, tables: Tables, numbers: FromClause) -> Sequence[Executable]:
         """Announce a bound below the positions, then draw them: see `horizon`."""
         log = tables.events.name
-        fence = f"SELECT pg_advisory_xact_lock_shared({fence_key(log)})"
-        position = SQLSequence(sequence_name(log).strip('"')).next_value()
+        fence = f"SELECT pg_advisory_xact_lock_shared({fence_key(log, self.quoted)})"
+        position = SQLSequence(sequence_name(log)).next_value()
         ordered = select(numbers.c.n).order_by(numbers.c.n).offset(0).subquery("ordered")
         return (text(fence), select(position.label("position")).select_from(ordered))
 
@@ -249,9 +249,10 @@ class PostgreSQLStatements(
         if with_items and structure is not None:
             writes = [self.literal(write) for write in structure.writes]
             states, items = self.literal(structure.states), self.literal(structure.items)
-            parts = structure_parts(tables, states, items, writes)
+            parts = structure_parts(tables, self.quoted, states, items, writes)
         return append_at_once(
             tables,
+            self.quoted,
             texts,
             with_items=with_items,
             for_users=for_users,
@@ -272,12 +273,12 @@ class PostgreSQLStatements(
         """
         log = tables.events.name
         last = text(
-            f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN ({last_position(log)}) END"
+            f"SELECT CASE WHEN NOT pg_is_in_recovery() THEN ({last_position(log, self.quoted)}) END"
         ).columns(column("last", BigInteger))
         bound = text(
             "SELECT least(CAST(:previous AS bigint), min((classid::bigint & 65535) << 32 | "
             "objid::bigint)) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 "
             "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
-            f"AND classid::bigint >> 16 = ({namespace(log)})"
+            f"AND classid::bigint >> 16 = ({namespace(log, self.quoted)})"
         ).columns(column("horizon", BigInteger))
         return (last, bound)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from eventmeta.dialects.postgresql.append import Quoted
+
 if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
-def structure_parts(tables: Tables, states: str, items: str, writes: Sequence[str]) -> list[str]:
+def structure_parts(
+    tables: Tables, quoted: Quoted, states: str, items: str, writes: Sequence[str]
+) -> list[str]:
     """What follows the items that are added.
 
     ``states`` and ``items`` read the statement's snapshot, which may be older than the locks that
@@ -24,7 +28,7 @@ def structure_parts(tables: Tables, states: str, items: str, writes: Sequence[st
         f"""_touched AS MATERIALIZED (
   SELECT stream_id AS session_id, _times.at,
     version - own.events <> coalesce((
-      SELECT version FROM "{tables.streams.name}" AS seen
+      SELECT version FROM {quoted(tables.streams.name)} AS seen
       WHERE seen.stream_id = _heads.stream_id AND seen.stream_type = 'session'
     ), 0) AS moved
   FROM _heads JOIN (
@@ -39,18 +43,18 @@ def structure_parts(tables: Tables, states: str, items: str, writes: Sequence[st
     _states.turn AS turn_before, _states.parent AS parent_before
   FROM _items JOIN _input ON _input.n = _items.event
   JOIN _states USING (session_id)
-  WHERE "{tables.messages.name}_follows"(_states.stale = 0)
+  WHERE {quoted(f"{tables.messages.name}_follows")}(_states.stale = 0)
 )""",
         f"_turned AS MATERIALIZED (\n{items}\n)",
         *(f"structured_{i} AS (\n{statement}\n)" for i, statement in enumerate(writes)),
     ]
 
 
-def structure_functions(tables: Tables) -> dict[str, str]:
+def structure_functions(tables: Tables, quoted: Quoted) -> dict[str, str]:
     """The DDL of the function that fails unless the tables can be gone on with."""
     name = f"{tables.messages.name}_follows"
     return {
-        name: f"""CREATE OR REPLACE FUNCTION "{name}"(follows boolean)
+        name: f"""CREATE OR REPLACE FUNCTION {quoted(name)}(follows boolean)
 RETURNS boolean LANGUAGE plpgsql AS $follows$
 BEGIN
   IF NOT follows THEN

@@ -33,7 +33,7 @@ class SQLiteProjecting(ProjectingDialect):
         return func.length(column)
 
     def read_committed(self) -> AsyncEngine:
-        return self.engine
+        return self.own_engine
 
     def keep_writers_out(self, tables: Tables) -> Sequence[str]:
         """BEGIN IMMEDIATE does."""

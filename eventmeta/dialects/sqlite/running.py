@@ -6,33 +6,27 @@ import asyncio
 import re
 import sqlite3
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, ClassVar
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.deadline import Deadline
 from eventmeta.dialects.failure import Failure, Rule
-from eventmeta.dialects.items import spell_out
-from eventmeta.dialects.pool import configure, lend
-from eventmeta.dialects.sqlite.items import SPELL_OUT
-from eventmeta.dialects.sqlite.statements import SQLiteStatements
-from eventmeta.dialects.statement import Program, Query, Row, T, run_in_thread
-from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
-from eventmeta.settle import settle
-
-_SETTINGS = (
-    f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}",
-    "PRAGMA synchronous = FULL",
-    "PRAGMA foreign_keys = ON",
+from eventmeta.dialects.pool import StepAside, configure, driver_of, is_watched_on, lend
+from eventmeta.dialects.sqlite.settings import (
+    Facts,
+    find_out,
+    patience_ms,
+    run_pragmas,
+    set_up,
+    waiting_no_longer,
 )
-
-
-_TO_SAY_SO = 0.1
-"""Seconds in which a caller learns that the file is locked."""
+from eventmeta.dialects.sqlite.statements import SQLiteStatements
+from eventmeta.dialects.statement import Program, Query, Row, T, run, run_in_thread
+from eventmeta.settle import settle
 
 WATCH = "eventmeta_watch"
 """The savepoint at the begin of a transaction, which is gone if someone else has ended it."""
@@ -51,34 +45,54 @@ class SQLite(SQLiteStatements):
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
-        configure(engine, _prepare, loop_bound=False)
+        configure(engine, find_out, loop_bound=False)
         self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
         self._turns = weakref.WeakKeyDictionary()
 
     # --- Running --------------------------------------------------------------------------------
 
     async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        def work(connection: sqlite3.Connection) -> list[Sequence[Row]]:
+        if self.is_watched:
+            return await self._read_through(queries)
+        try:
+            return await self._read_at_once(queries)
+        except StepAside:
+            return await self._read_through(queries)
+
+    async def _read_at_once(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
+        def work(connection: sqlite3.Connection, _: Facts) -> list[Sequence[Row]]:
             return [_execute(connection, query) for query in queries]
 
         return await self._in_thread(work)
 
+    async def _read_through(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
+        """Not as `transaction`, which would keep writers out."""
+        async with self.own_engine.begin() as connection:
+            return [await self._execute_through(connection, query) for query in queries]
+
     async def write(self, program: Program[T], *, single: bool = False) -> T:
-        def work(connection: sqlite3.Connection) -> T:
-            with _waiting_no_longer(connection, patience):
-                _begin(connection)
-            try:
-                result = run_in_thread(program, partial(_execute, connection))
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+        if self.is_watched:
+            return await self._through(program)
+
+        def work(connection: sqlite3.Connection, facts: Facts) -> T:
+            with set_up(connection, facts):
+                with waiting_no_longer(connection, patience):
+                    _begin(connection)
+                try:
+                    result = run_in_thread(program, partial(_execute, connection))
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
             return result
 
-        async with self._turn():
-            patience = _patience_ms()
-            return await self._in_thread(work)
+        try:
+            async with self._turn():
+                patience = patience_ms()
+                return await self._in_thread(work)
+        except StepAside:
+            return await self._through(program)
 
     @asynccontextmanager
     async def _turn(self) -> AsyncGenerator[None]:
@@ -91,8 +105,7 @@ class SQLite(SQLiteStatements):
 
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         def work(raw: sqlite3.Connection) -> T:
-            if not raw.in_transaction:
-                raw.execute("BEGIN IMMEDIATE")
+            _own(raw)
             raw.execute("SAVEPOINT eventmeta")
             try:
                 result = run_in_thread(program, partial(_execute, raw))
@@ -104,11 +117,16 @@ class SQLite(SQLiteStatements):
             raw.execute("RELEASE eventmeta")
             return result
 
+        async def through(driver: Any) -> T:
+            await hop(_own, driver)
+            async with self.savepoint(connection):
+                return await run(program, partial(self._execute_through, connection))
+
         if not connection.in_transaction():
             await connection.begin()  # SQLAlchemy must know that there is something to commit
-        lent = await connection.get_raw_connection()
+        driver, _ = await driver_of(connection)
         try:
-            return await settle(hop(work, lent.driver_connection))
+            return await settle(through(driver) if is_watched_on(connection) else hop(work, driver))
         except BaseException:
             await _end_if_undone(connection)
             raise
@@ -126,18 +144,27 @@ class SQLite(SQLiteStatements):
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
-        async with self.engine.begin() as connection:
-            lent = await connection.get_raw_connection()
-            await settle(hop(begin_watched, lent.driver_connection))
-            yield connection
-            await settle(hop(end_watched, lent.driver_connection))
+        async with self.own_engine.connect() as connection:
+            driver, facts = await driver_of(connection)
+            await settle(hop(partial(run_pragmas, facts.set_up), driver))
+            try:
+                async with connection.begin():
+                    await settle(hop(begin_watched, driver))
+                    yield connection
+                    await settle(hop(end_watched, driver))
+            finally:
+                await settle(hop(partial(run_pragmas, facts.put_back), driver))
 
     async def first_connection(self) -> None:
         """Not through the engine: it would reset a connection that the app shares with us."""
-        await self._in_thread(lambda _: None)
+        with suppress(StepAside):
+            await self._in_thread(lambda connection, facts: None)
 
-    async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await lend(self.engine, partial(hop, work), self.is_lost)
+    async def _in_thread(self, work: Callable[[sqlite3.Connection, Facts], T]) -> T:
+        async def hopped(connection: Any, facts: Facts) -> T:
+            return await hop(lambda raw: work(raw, facts), connection)
+
+        return await lend(self.engine, hopped, self.is_lost, _has_begun)
 
     # --- Errors ---------------------------------------------------------------------------------
 
@@ -184,16 +211,6 @@ _FAILURES = {
 }
 
 
-def _prepare(dbapi_connection: Any) -> None:
-    cursor = dbapi_connection.cursor()
-    for setting in _SETTINGS:
-        cursor.execute(setting)
-    with suppress(sqlite3.OperationalError):  # a database that may only be read stays as it is
-        cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.close()
-    dbapi_connection.create_function(SPELL_OUT, 1, spell_out, deterministic=True)
-
-
 async def _end_if_undone(connection: AsyncConnection) -> bool:
     """Have SQLAlchemy know if SQLite has undone the transaction, as when the disk is full.
 
@@ -211,12 +228,14 @@ async def _end_if_undone(connection: AsyncConnection) -> bool:
 async def hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:
     """Run ``work`` in the thread of an aiosqlite connection, on the connection of the stdlib.
 
+    Rows and texts are then as the stdlib makes them, whatever the app has made of that.
+
     aiosqlite's public methods are one statement a hop; ``_execute`` is what they are made of. When
     a cancellation comes through, the thread has nothing left to do, or to tell an event loop that
     may be closed by then.
     """
     try:
-        result: T = await connection._execute(work, connection._conn)
+        result: T = await connection._execute(_plainly, work, connection._conn)
         return result
     except asyncio.CancelledError:
         with suppress(ValueError):  # closed meanwhile
@@ -224,30 +243,23 @@ async def hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:
         raise
 
 
+def _plainly(work: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
+    rows, texts = connection.row_factory, connection.text_factory
+    if rows is None and texts is str:
+        return work(connection)
+    connection.row_factory, connection.text_factory = None, str
+    try:
+        return work(connection)
+    finally:
+        connection.row_factory, connection.text_factory = rows, texts
+
+
 def _idle() -> None:
     pass
 
 
-def _patience_ms() -> int:
-    """Return for how many milliseconds to wait for the lock of the file."""
-    deadline = Deadline.current()
-    if deadline is None:
-        return LOCK_TIMEOUT_MS
-    left = int(1000 * (deadline.left - _TO_SAY_SO))
-    return max(min(left, LOCK_TIMEOUT_MS), 0)
-
-
-@contextmanager
-def _waiting_no_longer(connection: sqlite3.Connection, milliseconds: int) -> Generator[None]:
-    """Wait for the lock of the file for so long, where that is less than usual."""
-    if milliseconds == LOCK_TIMEOUT_MS:
-        yield
-        return
-    connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
-    try:
-        yield
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}")
+def _has_begun(connection: Any) -> bool:
+    return bool(connection._conn.in_transaction)
 
 
 def _begin(connection: sqlite3.Connection) -> None:
@@ -256,9 +268,24 @@ def _begin(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
 
 
+def _own(connection: sqlite3.Connection) -> None:
+    """Begin a transaction that may write, or make one of it that has begun and has not read yet."""
+    if not connection.in_transaction:
+        connection.execute("BEGIN IMMEDIATE")
+        return
+    try:
+        connection.execute("UPDATE sqlite_sequence SET seq = seq WHERE 0")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # which a table that is missing is
+            raise
+
+
 def begin_watched(connection: sqlite3.Connection) -> None:
-    """Begin a transaction in which it is noticed if someone else ends it."""
-    _begin(connection)
+    """Begin a transaction in which it is noticed if someone else ends it.
+
+    A listener of the app's may have begun it already.
+    """
+    _own(connection)
     connection.execute(f"SAVEPOINT {WATCH}")
 
 

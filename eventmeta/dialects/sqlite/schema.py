@@ -46,7 +46,7 @@ UNION ALL SELECT type, tbl_name, CASE WHEN type = 'index' AND substr(name, -{siz
 WHERE type IN ('index', 'trigger') AND lower(tbl_name) IN ({names})"""
 
     async def begin_schema_change(self, connection: AsyncConnection) -> None:
-        await connection.exec_driver_sql("BEGIN IMMEDIATE")
+        """BEGIN IMMEDIATE has done it."""
 
     def add_foreign_key(self, key: ForeignKeyConstraint, *, with_column: bool) -> Sequence[str]:
         """SQLite adds none to a column that exists."""

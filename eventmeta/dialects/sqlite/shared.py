@@ -47,6 +47,12 @@ class SharedSQLite(SQLite):
         async with self._turn():
             return await super().read(queries)
 
+    async def _read_through(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
+        """Around SQLAlchemy where a transaction is open, which it would roll back afterwards."""
+        if await self._in_thread(lambda connection, _: connection.in_transaction):
+            return await self._read_at_once(queries)
+        return await super()._read_through(queries)
+
     def explain_lost_savepoint(self, error: Exception) -> Exception:
         """Return a conflict: someone else has ended the transaction."""
         busy = SharedConnectionBusy("someone else ended the transaction")
@@ -55,16 +61,22 @@ class SharedSQLite(SQLite):
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
-        """Begun before SQLAlchemy is told, which would roll back what someone else has open."""
+        """Begun before SQLAlchemy is told, which would roll back what someone else has open.
+
+        But after a listener of the app's, which may begin it.
+        """
+        listener_first = self.is_watched
         async with self._turn():
             try:
-                await self._in_thread(begin_watched)
+                await self._in_thread(_check_free if listener_first else _begin)
             except asyncio.CancelledError:
                 with suppress(Exception):  # the connection may be gone, and the transaction with it
                     await settle(self._in_thread(_abandon))
                 raise
-            async with self.engine.begin() as connection:
+            async with self.own_engine.begin() as connection:
                 lent = await connection.get_raw_connection()
+                if listener_first:
+                    await settle(hop(begin_watched, lent.driver_connection))
                 self._open = object()
                 _within.set(self._open)
                 try:
@@ -88,7 +100,17 @@ class SharedSQLite(SQLite):
             lock.release()
 
 
-def _abandon(connection: sqlite3.Connection) -> None:
+def _check_free(connection: sqlite3.Connection, _: object = None) -> None:
+    if connection.in_transaction:
+        raise SharedConnectionBusy("a transaction is open on the shared connection")
+
+
+def _begin(connection: sqlite3.Connection, _: object) -> None:
+    _check_free(connection)
+    begin_watched(connection)
+
+
+def _abandon(connection: sqlite3.Connection, _: object) -> None:
     """Roll back what `begin_watched` has begun, if it has, for nobody else will."""
     with suppress(sqlite3.OperationalError):
         connection.execute(f"RELEASE {WATCH}")
