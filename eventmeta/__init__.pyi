@@ -58,6 +58,7 @@ from .projector import (
     RebuildProgress,
     Rebuilt,
     Status,
+    SubscriptionStatus,
 )
 from .run_hooks import UsageHooks
 from .search import SessionEntry
@@ -120,6 +121,7 @@ __all__ = [
     "Status",
     "StoreClosed",
     "StructuredMetadataOff",
+    "SubscriptionStatus",
     "TableOptions",
     "TablesMissing",
     "Turn",
