@@ -64,6 +64,7 @@ from .projector import (
     RebuildProgress,
     Rebuilt,
     Status,
+    SubscriptionStatus,
 )
 from .run_hooks import UsageHooks
 from .search import SessionEntry
@@ -130,6 +131,7 @@ __all__ = [
     "Status",
     "StoreClosed",
     "StructuredMetadataOff",
+    "SubscriptionStatus",
     "TableOptions",
     "TablesMissing",
     "Turn",

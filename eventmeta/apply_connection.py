@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.dialects import Dialect
@@ -53,13 +55,30 @@ class ApplyConnection(AsyncConnection):
         self._refuse("invalidate()")
 
 
+_watched: WeakKeyDictionary[Connection, list[BaseException]] = WeakKeyDictionary()
+
+
+def _note(context: ExceptionContext) -> None:
+    if context.connection is not None and context.connection in _watched:
+        _watched[context.connection].append(context.original_exception)
+
+
 @contextmanager
 def lent(
-    connection: AsyncConnection, dialect: Dialect, refuse: Refuse
+    connection: AsyncConnection,
+    dialect: Dialect,
+    refuse: Refuse,
+    errors: list[BaseException],
 ) -> Generator[ApplyConnection]:
     """Yield ``connection`` as one that refuses to end its transaction, until the end of the block.
 
     What goes round its methods is refused as well: SQLAlchemy's connection below, and statements.
+
+    Args:
+        connection: With a transaction that has begun.
+        dialect: Of the database.
+        refuse: Raises the error.
+        errors: Takes each error that the database gives, even if it does not come out of the block.
     """
 
     def ending(_: Any) -> None:
@@ -75,10 +94,15 @@ def lent(
         "before_cursor_execute": executing,
     }
     below = connection.sync_connection
+    assert below is not None
+    if not event.contains(below.engine, "handle_error", _note):
+        event.listen(below.engine, "handle_error", _note)
     for name, listener in listeners.items():
         event.listen(below, name, listener)
+    _watched[below] = errors
     try:
         yield ApplyConnection(connection, refuse)
     finally:
+        del _watched[below]
         for name, listener in listeners.items():
             event.remove(below, name, listener)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NoReturn
 
 from sqlalchemy import Table
@@ -52,16 +53,18 @@ async def apply_events(
     def refuse(call: str) -> NoReturn:
         raise ProjectionFailed(projection.name, f"failed {_where(events)}: {call} {REMEDY}")
 
-    savepoint = await connection.begin_nested()
+    savepoint, met = await connection.begin_nested(), list[BaseException]()
     try:
-        with lent(connection, dialect, refuse) as given:
+        with lent(connection, dialect, refuse, met) as given:
             await projection.apply(given, events, tables)
         await _release(connection, savepoint, dialect)
     except BaseException as error:
         broken = await _undo(connection, savepoint, dialect)
         if not isinstance(error, Exception):
             raise
-        found = _of_the_database(error, dialect, alone) or _of_the_database(broken, dialect, alone)
+        # What ends a transaction by itself may show only as a savepoint that is gone.
+        hidden = met if broken or isinstance(error, TransactionLost) else []
+        found = _of_the_database([*hidden, error, broken], dialect, alone)
         if found is None and broken is None:
             found = await _own_table_missing(error, dialect, connection, tables)
         if found is not None:
@@ -102,19 +105,18 @@ async def _undo(
             await inner.rollback()
             if inner == savepoint:
                 return None
-        if not dialect.is_shared:
-            # SQLAlchemy believes that the transaction has ended, so nothing else would undo it.
-            await connection.invalidate()
+        # SQLAlchemy believes that the transaction has ended, so nothing else would undo it.
+        await connection.run_sync(lambda below: below.connection.rollback())
     except Exception as error:
         return dialect.explain_lost_savepoint(error)
     return None
 
 
 def _of_the_database(
-    error: BaseException | None, dialect: Dialect, alone: bool
+    errors: Iterable[BaseException | None], dialect: Dialect, alone: bool
 ) -> BaseException | None:
-    """Return what says, among ``error`` and its causes, that the database is to blame."""
-    for each in _causes(error):
+    """Return what says, among ``errors`` and their causes, that the database is to blame."""
+    for each in chain.from_iterable(map(_causes, errors)):
         if isinstance(each, DatabaseFailure | StoreClosed | PoolTimeout):
             return each
         failure, code = dialect.diagnose(each)
@@ -143,11 +145,15 @@ async def _own_table_missing(
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield ``error``, and what it was raised from or while handling."""
-    while error is not None:
-        yield error
-        context = None if error.__suppress_context__ else error.__context__
-        error = error.__cause__ or context
+    """Yield ``error``, and all that it was raised from or while handling."""
+    found: dict[int, BaseException] = {}
+    left = [error]
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in found:
+            found[id(each)] = each
+            left += [each.__context__, each.__cause__]
+    yield from found.values()
 
 
 def _where(events: Sequence[RecordedEvent]) -> str:

@@ -227,7 +227,13 @@ class ProjectedStore(LogStore):
         return await mover.parked()
 
     async def status(self) -> Status:
-        """How far the log is, and each projection behind it."""
+        """How far the log is, and each projection and subscription behind it.
+
+        Those are included which only other processes have registered or follow.
+
+        Raises:
+            StandbyServer: Only the primary can tell.
+        """
         await self._connected()
         return await status_of(self._database)
 

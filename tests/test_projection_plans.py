@@ -47,7 +47,6 @@ QUERIES: dict[str, Callable[[CatchUp, dict[str, Any]], list[Query]]] = {
     ],
     "the parked streams": lambda mover, key: [
         mover.parking.all(**key),
-        mover.parking.count(**key),
         mover.parking.one(**key, **OF_STREAM),
     ],
 }

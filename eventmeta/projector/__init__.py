@@ -2,7 +2,7 @@
 
 from eventmeta.projector.parking import ParkedStream
 from eventmeta.projector.progress import RebuildProgress, Rebuilt
-from eventmeta.projector.status import OpenAppend, ProjectionStatus, Status
+from eventmeta.projector.status import OpenAppend, ProjectionStatus, Status, SubscriptionStatus
 from eventmeta.projector.worker import Projector
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "RebuildProgress",
     "Rebuilt",
     "Status",
+    "SubscriptionStatus",
 ]

@@ -121,6 +121,13 @@ class CheckpointStatements:
         return self.dialect.compile(self._select())
 
     @cached_property
+    def all(self) -> Statement:
+        """All checkpoints: the key and the `Checkpoint` of each."""
+        columns = [self._c[name] for name in (*Key._fields, *Checkpoint._fields[:-1])]
+        query = select(*columns, self.dialect.now_ms().label("now"))
+        return self.dialect.compile(query.order_by(self._c.projection))
+
+    @cached_property
     def add(self) -> Statement:
         """The key, ``version``, ``position`` → a checkpoint, unless there is one."""
         columns = ["projection", "state", "version", "position", "epoch", "expires_at"]

@@ -65,11 +65,10 @@ class ParkingStatements:
         return self.dialect.compile(query.order_by(self._c.position))
 
     @cached_property
-    def count(self) -> Statement:
-        """The key → how many they are."""
-        return self.dialect.compile(
-            select(func.count()).select_from(self.tables.parked_streams).where(self._key)
-        )
+    def counts(self) -> Statement:
+        """For each key that has parked streams: the key, and how many they are."""
+        key = [self._c[name] for name in Key._fields]
+        return self.dialect.compile(select(*key, func.count()).group_by(*key))
 
     @cached_property
     def one(self) -> Statement:

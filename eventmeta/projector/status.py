@@ -1,4 +1,4 @@
-"""How far everything is: the log, and each projection behind it."""
+"""How far everything is: the log, and each projection and subscription behind it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,18 @@ from sqlalchemy import func, literal, select
 
 from eventmeta.database import Database
 from eventmeta.dialects.statement import Row
-from eventmeta.projector.catch_up import live_mover
-from eventmeta.projector.checkpoints import BUILDING, Checkpoint, Key, key_values
+from eventmeta.projector.checkpoints import (
+    BUILDING,
+    LIVE,
+    SUBSCRIPTION,
+    Checkpoint,
+    CheckpointStatements,
+    Key,
+)
+from eventmeta.projector.parking import ParkingStatements
+from eventmeta.projector.target import live_target
 from eventmeta.registry import Registered
+from projections import Events
 
 
 @dataclass(frozen=True)
@@ -34,10 +43,14 @@ class ProjectionStatus:
 
     Attributes:
         name: The projection.
+        is_registered: Whether it is registered in this process. Of one that is not, only what the
+            database keeps is known.
         version: Of its table; None if that has not been filled yet.
-        inline: It is part of every append, so it is never behind once it has been filled.
+        inline: It is part of every append, so it is never behind once it has been filled. False if
+            it is not registered here.
         checkpoint: The position up to which the log is applied.
-        lag_events: How many events it has not applied yet, up to the horizon.
+        lag_events: How many events it has not applied yet, up to the horizon. Events of all types,
+            if it is not registered here.
         lag_seconds: How long ago the first of them was recorded; 0.0 if there is none.
         parked_streams: How many streams wait for `retry`.
         lease_holder: Who moves it on; None if nobody does.
@@ -45,6 +58,7 @@ class ProjectionStatus:
     """
 
     name: str
+    is_registered: bool
     version: int | None
     inline: bool
     checkpoint: int
@@ -56,6 +70,26 @@ class ProjectionStatus:
 
 
 @dataclass(frozen=True)
+class SubscriptionStatus:
+    """How far a subscription is.
+
+    Attributes:
+        name: The subscription.
+        position: The position up to which its events are handled.
+        lag_events: How many events come after that, up to the horizon, those of types that it does
+            not ask for included.
+        lag_seconds: How long ago the first of them was recorded; 0.0 if there is none.
+        reader: Who follows it; None if nobody does.
+    """
+
+    name: str
+    position: int
+    lag_events: int
+    lag_seconds: float
+    reader: str | None
+
+
+@dataclass(frozen=True)
 class Status:
     """How far everything is.
 
@@ -64,30 +98,31 @@ class Status:
         horizon: The position up to which the feed can be read.
         oldest_open_append: What holds the horizon back; None if nothing does, or if the database
             does not tell: only PostgreSQL does, and elsewhere nothing can.
-        projections: Each projection, by name.
+        projections: Each projection that is registered here or that the database knows, by name.
+        subscriptions: Each subscription that the database knows, by name.
     """
 
     head: int
     horizon: int
     oldest_open_append: OpenAppend | None
     projections: dict[str, ProjectionStatus]
+    subscriptions: dict[str, SubscriptionStatus]
 
 
 async def status_of(database: Database) -> Status:
-    """How far everything is at about this moment."""
+    """Return how far everything is at about this moment."""
     log, position = database.log, database.tables.events.c.position
     horizon = await log.horizon()
     ((head,),) = await log.read(select(func.coalesce(func.max(position), 0)))
     oldest = database.dialect.oldest_append(database.tables)
     rows: Sequence[Row] = () if oldest is None else await log.read(oldest)
+    kept = await _kept(database, head, horizon)
     return Status(
         head=head,
         horizon=horizon,
         oldest_open_append=_open_append(rows[0]) if rows else None,
-        projections={
-            each.projection.name: await _of_projection(database, each, head, horizon)
-            for each in database.registry
-        },
+        projections=await kept.projections(),
+        subscriptions=await kept.subscriptions(),
     )
 
 
@@ -96,38 +131,87 @@ def _open_append(row: Row) -> OpenAppend:
     return OpenAppend(after, None if milliseconds is None else milliseconds / 1_000)
 
 
-async def _of_projection(
-    database: Database, registered: Registered, head: int, horizon: int
-) -> ProjectionStatus:
-    name = registered.projection.name
-    mover = live_mover(database.log, registered.projection)
-    target = mover.target
-    found = await mover.checkpoint()
-    building = mover.checkpoints.read(**key_values(Key(name, BUILDING)))
-    parked = mover.parking.count(**key_values(target.key))
-    rebuilds, ((parked_streams,),) = await database.log.run(
-        lambda: database.dialect.read([building, parked])
+async def _kept(database: Database, head: int, horizon: int) -> _Kept:
+    checkpoints = CheckpointStatements(database.tables, database.dialect).all
+    counts = ParkingStatements(database.tables, database.dialect).counts
+    found, parked = await database.log.run(lambda: database.dialect.read([checkpoints(), counts()]))
+    return _Kept(
+        database,
+        head,
+        horizon,
+        {Key(*row[:2]): Checkpoint(*row[2:]) for row in found},
+        {Key(*row[:2]): row[2] for row in parked},
     )
-    version = found.version if found else None
-    if registered.built_in and version is None:
-        version = registered.projection.version  # as old as its table
-    is_complete = registered.inline and version == registered.projection.version
-    checkpoint = head if is_complete else (found.position if found else 0)
-    log = database.tables.events.c
-    waiting = target.relation(log.position > literal(checkpoint), log.position <= literal(horizon))
-    query = select(func.count(), func.min(waiting.c.recorded_at, type_=log.recorded_at.type))
-    ((events, first),) = await database.log.read(query)
-    return ProjectionStatus(
-        name=name,
-        version=version,
-        inline=registered.inline,
-        checkpoint=checkpoint,
-        lag_events=0 if is_complete else events,
-        lag_seconds=0.0 if is_complete else _age(first),
-        parked_streams=parked_streams,
-        lease_holder=found.held_by if found else None,
-        is_rebuilt=any(_is_under_way(Checkpoint(*row)) for row in rebuilds),
-    )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What the database keeps of projections and subscriptions, whoever registers them."""
+
+    database: Database
+    head: int
+    horizon: int
+    checkpoints: dict[Key, Checkpoint]
+    parked: dict[Key, int]
+
+    async def projections(self) -> dict[str, ProjectionStatus]:
+        """Each projection: those that are registered here first."""
+        registered: dict[str, Registered | None] = {
+            each.projection.name: each for each in self.database.registry
+        }
+        for key in (*self.checkpoints, *self.parked):
+            if key.state != SUBSCRIPTION:
+                registered.setdefault(key.projection, None)
+        return {name: await self._projection(name, each) for name, each in registered.items()}
+
+    async def subscriptions(self) -> dict[str, SubscriptionStatus]:
+        """Each subscription."""
+        return {
+            key.projection: SubscriptionStatus(
+                key.projection,
+                found.position,
+                *await self._lag(found.position),
+                reader=found.held_by,
+            )
+            for key, found in self.checkpoints.items()
+            if key.state == SUBSCRIPTION
+        }
+
+    async def _projection(self, name: str, registered: Registered | None) -> ProjectionStatus:
+        live, building = Key(name, LIVE), Key(name, BUILDING)
+        found, rebuild = self.checkpoints.get(live), self.checkpoints.get(building)
+        version = found.version if found else None
+        if version is None and registered is not None and registered.built_in:
+            version = registered.projection.version  # as old as its table
+        inline = registered is not None and registered.inline
+        is_complete = registered is not None and inline and version == registered.projection.version
+        checkpoint = self.head if is_complete else (found.position if found else 0)
+        events, seconds = (0, 0.0) if is_complete else await self._lag(checkpoint, registered)
+        return ProjectionStatus(
+            name=name,
+            is_registered=registered is not None,
+            version=version,
+            inline=inline,
+            checkpoint=checkpoint,
+            lag_events=events,
+            lag_seconds=seconds,
+            parked_streams=self.parked.get(live, 0),
+            lease_holder=found.held_by if found else None,
+            is_rebuilt=rebuild is not None and _is_under_way(rebuild),
+        )
+
+    async def _lag(self, after: int, registered: Registered | None = None) -> tuple[int, float]:
+        """Return how many events come up to the horizon, and the age of the first in seconds."""
+        log = self.database.tables.events.c
+        bounds = (log.position > literal(after), log.position <= literal(self.horizon))
+        if registered is None:
+            waiting: Events = self.database.log.events(*bounds)
+        else:
+            tables, dialect = self.database.tables, self.database.dialect
+            waiting = live_target(registered.projection, tables, dialect).relation(*bounds)
+        query = select(func.count(), func.min(waiting.c.recorded_at, type_=log.recorded_at.type))
+        ((events, first),) = await self.database.log.read(query)
+        return events, _age(first)
 
 
 def _is_under_way(building: Checkpoint) -> bool:
