@@ -112,16 +112,18 @@ class ReadStatements:
         log = self.tables.events
         statements: dict[str, Statement] = {}
         for name in ("position", "recorded_at"):
+            bound = bindparam("bound", type_=log.c[name].type)
             events = select(*(log.c[column] for column in EVENT_COLUMNS)).where(
                 log.c.stream_type == "session",
                 or_(*(log.c.type == kind for kind in sorted(METADATA_EVENTS))),
-                log.c[name] <= bindparam("bound", type_=log.c[name].type),
+                log.c[name] <= bound,
                 log.c.data.like(bindparam("pattern"), escape=LIKE_ESCAPE),
             )
             fold = rows_of(
                 self.tables.session_metadata, self.dialect.relation(events.subquery("events"))
             ).subquery("state")
-            statements[name] = self.dialect.compile(self._by_value(fold).limit(LIMIT))
+            seen = self.ownership.at(fold.c.session_id, name, bound)
+            statements[name] = self.dialect.compile(self._by_value(fold).where(*seen).limit(LIMIT))
         return statements
 
     # --- Sessions -------------------------------------------------------------------------------
