@@ -18,6 +18,9 @@ from benchmarks.slow_disk import postgresql_settings
 from tests import servers
 
 BACKENDS = ("sqlite", "postgresql")
+"""Those on which peers are compared."""
+
+OUR_BACKENDS = (*BACKENDS, "mariadb")
 
 Databases = Callable[[int, float], AbstractAsyncContextManager[list[str]]]
 
@@ -46,19 +49,23 @@ async def opened(backend: str) -> AsyncGenerator[Place]:
     """
     if backend == "sqlite":
         yield Place(f"SQLite {sqlite3.sqlite_version}", in_files)
+    elif backend == "mariadb":
+        with servers.mariadb(durable=True) as server:
+            version = await _version(server, "SELECT version()")
+            yield Place(f"MariaDB {version}", lambda count, _: on_mariadb(server, count))
     else:
         with servers.postgresql(durable=True) as server:
-            version = await _version(server)
+            version = await _version(server, "SHOW server_version")
             yield Place(
                 f"PostgreSQL {version}", lambda count, delay: on_postgresql(server, count, delay)
             )
 
 
-async def _version(server: str) -> str:
+async def _version(server: str, question: str) -> str:
     try:
         engine = create_async_engine(server, poolclass=NullPool)
         async with engine.connect() as connection:
-            found = await connection.exec_driver_sql("SHOW server_version")
+            found = await connection.exec_driver_sql(question)
             return str(found.scalar_one())
     except Exception as error:  # whatever a URL from outside may lead to
         raise servers.Unavailable(f"the server does not answer: {error}") from error
@@ -78,13 +85,42 @@ async def in_files(count: int, _delay: float) -> AsyncGenerator[list[str]]:
 @asynccontextmanager
 async def on_postgresql(server: str, count: int, delay: float) -> AsyncGenerator[list[str]]:
     """The databases of a PostgreSQL server: see `Place.databases`."""
+    settings = postgresql_settings(delay)
+    async with _databases(
+        server,
+        count,
+        lambda name: [
+            f"CREATE DATABASE {name} TEMPLATE template0",
+            *(f"ALTER DATABASE {name} SET {each} = {value}" for each, value in settings.items()),
+        ],
+        lambda name: f"DROP DATABASE {name} WITH (FORCE)",
+    ) as urls:
+        yield urls
+
+
+@asynccontextmanager
+async def on_mariadb(server: str, count: int) -> AsyncGenerator[list[str]]:
+    """The databases of a MariaDB server."""
+    server = str(make_url(server).update_query_dict({"charset": "utf8mb4"}))
+    async with _databases(
+        server,
+        count,
+        lambda name: [f"CREATE DATABASE {name} CHARACTER SET utf8mb4"],
+        lambda name: f"DROP DATABASE {name}",
+    ) as urls:
+        yield urls
+
+
+@asynccontextmanager
+async def _databases(
+    server: str, count: int, create: Callable[[str], list[str]], drop: Callable[[str], str]
+) -> AsyncGenerator[list[str]]:
     engine = create_async_engine(server, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     names = [f"eventmeta_{secrets.token_hex(6)}" for _ in range(count)]
     async with engine.connect() as connection:
         for name in names:
-            await connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0")
-            for setting, value in postgresql_settings(delay).items():
-                await connection.exec_driver_sql(f"ALTER DATABASE {name} SET {setting} = {value}")
+            for statement in create(name):
+                await connection.exec_driver_sql(statement)
     try:
         yield [
             make_url(server).set(database=name).render_as_string(hide_password=False)
@@ -93,4 +129,4 @@ async def on_postgresql(server: str, count: int, delay: float) -> AsyncGenerator
     finally:
         async with engine.connect() as connection:
             for name in names:
-                await connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+                await connection.exec_driver_sql(drop(name))

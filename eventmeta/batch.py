@@ -27,12 +27,12 @@ from eventmeta.drafts import Draft, Outcome, item_rows
 from eventmeta.errors import AppendRejected, EventMetaError, InvalidInput, VersionConflict
 from eventmeta.events import RecordedEvent, read_event
 from eventmeta.folding import can_remove
-from eventmeta.heads import Head, Heads, events_before, is_held, within_reach
+from eventmeta.heads import Head, Heads, events_before, is_held, seen_since, within_reach
 from eventmeta.identifiers import new_event_id
 from eventmeta.owning import own_heads
 from eventmeta.structure import follow
 from eventmeta.write_statements import AppendStatements
-from projections import EVENT_COLUMNS, USER_ASSIGNED
+from projections import EVENT_COLUMNS, HANDOVER, USER_ASSIGNED
 
 
 def append_in_steps(
@@ -175,9 +175,23 @@ class _Batch:
         if not assigned:
             return
         yield from self.save_heads()
+        yield from self._hand_over(drafts)
         owned = {session_id for session_id, user_id in assigned.items() if user_id is not None}
         if owned:
             yield self.sql.commands.assign_sessions(sessions=_session_rows(owned))
+
+    def _hand_over(self, drafts: Sequence[Draft]) -> Program[None]:
+        """Write from which version on the new owners see the sessions they were given."""
+        time_text = self.sql.dialect.time_text
+        rows = {
+            draft.command.stream.stream_id: (since, time_text(draft.recorded_at), None)
+            for draft in drafts
+            if (since := seen_since(draft.fact, draft.version)) is not None
+        }
+        if rows:
+            yield self.sql.save_streams(
+                [(session_id, HANDOVER, *row) for session_id, row in sorted(rows.items())]
+            )
 
     def _write_items(self, drafts: Sequence[Draft]) -> Program[None]:
         adding = [(draft, draft.command) for draft in drafts if isinstance(draft.command, AddItems)]

@@ -25,7 +25,7 @@ from sqlalchemy.types import TypeEngine
 from eventmeta.dialects import Dialect
 from eventmeta.dialects.statement import Statement
 from eventmeta.tables import Tables
-from projections import NOBODY, AnySelect
+from projections import HANDOVER, NOBODY, AnySelect
 from projections.types import BigInt, LongText, SessionId, UtcDateTime
 
 _SESSION: Mapping[str, TypeEngine[Any]] = {"session_id": SessionId}
@@ -230,6 +230,16 @@ class CommandStatements:
             heads.c.user_id == bindparam("user_id", type_=SessionId),
             heads.c.stream_type == "session",
         )
+
+    @cached_property
+    def seen_since(self) -> Statement:
+        """``session_id`` → the version from which its owner sees it, if not from the first."""
+        heads = self.tables.streams
+        query = select(heads.c.version).where(
+            heads.c.stream_id == bindparam("session_id", type_=SessionId),
+            heads.c.stream_type == HANDOVER,
+        )
+        return self._one(self.dialect.current(query))
 
     @cached_property
     def user_metadata(self) -> Statement:

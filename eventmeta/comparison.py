@@ -11,7 +11,7 @@ from sqlalchemy import Table, func, literal, select, union_all
 from eventmeta.dialects import EventRelation
 from eventmeta.folding import asked_for, rows_of
 from eventmeta.tables import Tables
-from projections import AnySelect, Events, fold_owners
+from projections import HANDOVER, AnySelect, Events, fold_handovers, fold_owners
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,14 @@ class Comparison:
 
 
 def comparisons(tables: Tables, events: EventRelation) -> list[Comparison]:
-    """All that follows from ``events``: the read models, and whose each stream is."""
+    """All that follows from ``events``: the read models, whose each stream is, and since when."""
     return [
         *(
             Comparison.of_table(each.name, each.table, rows_of(each, asked))
             for each, asked in asked_for(tables, events)
         ),
         _owners(tables, events),
+        _handovers(tables, events),
         _owners_of_rows(tables, events),
     ]
 
@@ -103,6 +104,17 @@ def _owners(tables: Tables, events: Events) -> Comparison:
         ("stream_id", "stream_type"),
         fold_owners(events),
         actual.where(heads.c.user_id.is_not(None)),
+    )
+
+
+def _handovers(tables: Tables, events: Events) -> Comparison:
+    heads = tables.streams
+    actual = select(heads.c.stream_id, heads.c.stream_type, heads.c.version)
+    return Comparison(
+        "handovers",
+        ("stream_id", "stream_type"),
+        fold_handovers(events),
+        actual.where(heads.c.stream_type == HANDOVER),
     )
 
 

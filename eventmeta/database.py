@@ -64,7 +64,11 @@ class Database:
         self.creates_tables = False
         self._hint: asyncio.Task[None] | None = None
         self.reads = {
-            reach: ReadStatements(self.tables, self.dialect, Ownership(self.tables.streams, reach))
+            reach: ReadStatements(
+                self.tables,
+                self.dialect,
+                Ownership(self.tables.streams, self.tables.events, reach),
+            )
             for reach in Reach
         }
         self._writers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Writer]

@@ -109,6 +109,17 @@ def events_before(command: Command, fact: Fact, heads: Heads) -> Iterator[tuple[
         yield stream, assignment(claimant, None)
 
 
+def seen_since(fact: Fact, version: int) -> int | None:
+    """Return from which version on the new owner sees a session, by the ``fact`` at ``version``.
+
+    None where it says nothing of that, as a claim does, and nothing changes. 0 is all of it.
+    """
+    if "with_history" not in fact.data:
+        return None
+    since: int = fact.data.get("since", version)
+    return since
+
+
 def user_stream(user_id: str) -> StreamKey:
     """The stream of a user."""
     return StreamKey(user_id, "user")

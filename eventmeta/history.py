@@ -156,8 +156,7 @@ class Page(NamedTuple):
 async def history(view: View, stream: StreamKey, page: Page) -> list[HistoryEntry]:
     """The events of a stream in order, each with what it changed."""
     events = await _events(view, stream, page)
-    before = Bound("version", events[0].version - 1 if events else 0)
-    state = await metadata_as_of(view, stream, before) if before.value else {}
+    state = await metadata_as_of(view, stream, _before(events)) if events else {}
     entries: list[HistoryEntry] = []
     for event in events:
         changes: dict[str, ValueChange] = {}
@@ -169,6 +168,15 @@ async def history(view: View, stream: StreamKey, page: Page) -> list[HistoryEntr
             state[name] = new
         entries.append(HistoryEntry(event, changes))
     return entries
+
+
+def _before(events: Sequence[RecordedEvent]) -> Bound:
+    """Return the point at which the metadata is what the first event found.
+
+    That is the event itself where it changes none, for it may be the first that is seen at all.
+    """
+    first = events[0]
+    return Bound("version", first.version - (first.type in KEYED_EVENTS))
 
 
 async def _events(view: View, stream: StreamKey, page: Page) -> list[RecordedEvent]:

@@ -115,6 +115,13 @@ def check_positive(what: str, value: object) -> int:
     return cast("int", value)
 
 
+def check_bool(what: str, value: object) -> bool:
+    """Return ``value``, if it is True or False: nothing else is taken for one of them."""
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{what} {value!r} is not usable: give True or False")
+    return value
+
+
 def check_moment(value: object) -> datetime:
     """``value`` in UTC, if it names a moment."""
     if not isinstance(value, datetime):

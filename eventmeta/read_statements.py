@@ -22,7 +22,7 @@ from eventmeta.conversation_statements import ConversationStatements
 from eventmeta.dialects import Dialect
 from eventmeta.dialects.statement import Statement
 from eventmeta.folding import rows_of
-from eventmeta.moments import recorded_by
+from eventmeta.moments import last_version, recorded_by
 from eventmeta.reach import OWNER, Ownership
 from eventmeta.reader import Lookup
 from eventmeta.stream_statements import LIMIT, StreamStatements
@@ -131,8 +131,17 @@ class ReadStatements:
             fold = rows_of(
                 self.tables.session_metadata, self.dialect.relation(events.subquery("events"))
             ).subquery("state")
-            statements[name] = self.dialect.compile(self._by_value(fold).limit(LIMIT))
+            seen = self._seen_at(fold.c.session_id, name, bound)
+            statements[name] = self.dialect.compile(self._by_value(fold).where(*seen).limit(LIMIT))
         return statements
+
+    def _seen_at(
+        self, session_id: ColumnElement[str], column: str, bound: ColumnElement[Any]
+    ) -> list[ColumnElement[bool]]:
+        if column != "recorded_at":
+            return self.ownership.at(session_id, column, bound)
+        last = last_version(self.tables.events, bound, stream_id=session_id, stream_type="session")
+        return self.ownership.at(session_id, "version", last)
 
     # --- Sessions -------------------------------------------------------------------------------
 

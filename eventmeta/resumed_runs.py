@@ -62,6 +62,7 @@ async def recorded_usage(
             log.c.stream_type == "session",
             log.c.type == USAGE_RECORDED,
             *view.reads.ownership.of_session(stream_id),
+            *view.reads.ownership.since(log),
         )
         .order_by(log.c.version.desc())
         .limit(_REMEMBERED)

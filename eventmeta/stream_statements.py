@@ -20,6 +20,8 @@ from projections.types import BigInt, SessionId
 
 LIMIT = bindparam("limit", type_=BigInteger())
 
+_STREAM_ID: ColumnElement[str] = bindparam("stream_id", type_=SessionId)
+
 KEYED_EVENTS = METADATA_EVENTS | {USER_DELETED}
 """The types of the events that change metadata."""
 
@@ -46,7 +48,8 @@ class StreamStatements:
         for name in ("version", "position", "recorded_at"):
             bound = bindparam("bound", type_=log.c[name].type)
             end = log.c.version <= self._last_version(bound)
-            events = self._events(end if name == "recorded_at" else log.c[name] <= bound)
+            past = end if name == "recorded_at" else log.c[name] <= bound
+            events = self._events(past, *self._seen_at(name, bound))
             fold = rows_of(projection, self.dialect.relation(events.subquery("events"))).subquery(
                 "state"
             )
@@ -54,10 +57,16 @@ class StreamStatements:
         return statements
 
     def _last_version(self, moment: ColumnElement[Any]) -> ColumnElement[int]:
-        stream_id = bindparam("stream_id", type_=SessionId)
         return last_version(
-            self.tables.events, moment, stream_id=stream_id, stream_type=self.stream_type
+            self.tables.events, moment, stream_id=_STREAM_ID, stream_type=self.stream_type
         )
+
+    def _seen_at(self, column: str, bound: ColumnElement[Any]) -> list[ColumnElement[bool]]:
+        if self.stream_type == "user":
+            return []
+        if column == "recorded_at":
+            return self.ownership.at(_STREAM_ID, "version", self._last_version(bound))
+        return self.ownership.at(_STREAM_ID, column, bound)
 
     @property
     def _metadata(self) -> tuple[Projection, tuple[str, ...]]:
@@ -68,14 +77,14 @@ class StreamStatements:
     @cached_property
     def events(self) -> Statement:
         """``stream_id``, ``after``, ``limit`` → the events after a version, in order."""
-        later = self._events(self._later)
+        later = self._events(*self._later)
         return self.dialect.compile(later.order_by(self.tables.events.c.version).limit(LIMIT))
 
     @cached_property
     def events_of_key(self) -> Statement:
         """``stream_id``, ``after``, ``limit``, ``key`` → those that changed the key."""
         log = self.tables.events
-        later = self._events(self._later)
+        later = self._events(*self._later)
         change = self._changes(later).subquery("changes")
         versions = select(change.c.version).where(change.c.key == bindparam("key"))
         of_key = later.where(log.c.version.in_(versions))
@@ -89,15 +98,16 @@ class StreamStatements:
         return self.dialect.select_changes(relation.rows, [relation.c.version]).where(kinds)
 
     @property
-    def _later(self) -> ColumnElement[bool]:
-        return self.tables.events.c.version > bindparam("after", type_=BigInt)
+    def _later(self) -> list[ColumnElement[bool]]:
+        log = self.tables.events
+        seen = self.ownership.since(log) if self.stream_type == "session" else []
+        return [log.c.version > bindparam("after", type_=BigInt), *seen]
 
     def _events(self, *conditions: ColumnElement[bool]) -> AnySelect:
         log = self.tables.events
-        stream_id = bindparam("stream_id", type_=SessionId)
         return select(*(log.c[name] for name in EVENT_COLUMNS)).where(
-            log.c.stream_id == stream_id,
+            log.c.stream_id == _STREAM_ID,
             log.c.stream_type == self.stream_type,
-            *self.ownership.of_stream(self.stream_type, stream_id),
+            *self.ownership.of_stream(self.stream_type, _STREAM_ID),
             *conditions,
         )

@@ -62,7 +62,10 @@ async def grouped_usage(
 ) -> list[GroupedUsage]:
     """The sums of each group, in the order of their keys; what belongs to none comes first."""
     database, used = view.database, _table(view.database)
-    conditions = view.reads.ownership.of_session(used.c.session_id)
+    conditions = [
+        *view.reads.ownership.of_session(used.c.session_id),
+        *view.reads.ownership.since_position(used.c.id, used.c.session_id),
+    ]
     if since is not None:
         conditions.append(used.c.created_at >= bindparam("since", type_=used.c.created_at.type))
     if until is not None:
@@ -113,7 +116,12 @@ def _of_session(view: View) -> list[ColumnElement[bool]]:
     """``session_id`` → that it was used there, as far as ``view`` reaches."""
     wanted: ColumnElement[str] = bindparam("session_id", type_=SessionId)
     used = _table(view.database)
-    return [used.c.session_id == wanted, *view.reads.ownership.of_session(wanted)]
+    ownership = view.reads.ownership
+    return [
+        used.c.session_id == wanted,
+        *ownership.of_session(wanted),
+        *ownership.since_position(used.c.id, wanted),
+    ]
 
 
 def _table(database: Database) -> Any:

@@ -7,7 +7,13 @@ which it receives as an [`Events`][projections.relation.Events] relation; it doe
 
 from projections.conversation import conversation_projection
 from projections.metadata import METADATA_EVENTS, metadata_projection
-from projections.ownership import NOBODY, USER_ASSIGNED, fold_owners
+from projections.ownership import (
+    HANDOVER,
+    NOBODY,
+    USER_ASSIGNED,
+    fold_handovers,
+    fold_owners,
+)
 from projections.projection import (
     AnyProjection,
     AppliedProjection,
@@ -39,6 +45,7 @@ __all__ = [
     "MESSAGE_COLUMNS",
     "METADATA_EVENTS",
     "Messages",
+    "HANDOVER",
     "NOBODY",
     "Projection",
     "USAGE_RECORDED",
@@ -46,6 +53,7 @@ __all__ = [
     "USER_CREATED",
     "USER_DELETED",
     "conversation_projection",
+    "fold_handovers",
     "fold_owners",
     "metadata_projection",
     "tool_calls_projection",

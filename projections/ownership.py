@@ -7,15 +7,22 @@ nobody can claim the session. The stream of a user is the user's own for as long
 
 from __future__ import annotations
 
-from sqlalchemy import and_, case, func, null, or_, select
+from sqlalchemy import and_, case, cast, func, literal, null, or_, select
 
 from projections.relation import AnySelect, Events
+from projections.types import BigInt
 from projections.users import USER_DELETED, USER_EVENTS
 
 USER_ASSIGNED = "user_assigned"
 
 NOBODY = ""
 """The owner of a session whose owner was deleted."""
+
+HANDOVER = "$handover"
+"""The stream type of a row among the heads that is none: its version is where a session begins.
+
+The owner of a session that was handed over without its history sees it from that version on.
+"""
 
 
 def fold_owners(events: Events) -> AnySelect:
@@ -47,4 +54,33 @@ def fold_owners(events: Events) -> AnySelect:
     row = ranked.c
     return select(row.stream_id, row.stream_type, row.user_id).where(
         row.recency == 1, row.user_id.is_not(None)
+    )
+
+
+def fold_handovers(events: Events) -> AnySelect:
+    """``stream_id, stream_type, version`` from which on sessions that were handed over are seen.
+
+    An assignment that does not say ``with_history`` changes nothing. One that says it with the
+    version ``since`` hands on what was seen before it; without, it is the first that is seen.
+    """
+    event = events.c
+    since = func.coalesce(cast(events.field("since"), BigInt), event.version)
+    ranked = (
+        select(
+            event.stream_id,
+            since.label("version"),
+            func.row_number()
+            .over(partition_by=event.stream_id, order_by=event.version.desc())
+            .label("recency"),
+        )
+        .where(
+            event.stream_type == "session",
+            event.type == USER_ASSIGNED,
+            events.field("with_history").is_not(None),
+        )
+        .subquery("ranked")
+    )
+    row = ranked.c
+    return select(row.stream_id, literal(HANDOVER).label("stream_type"), row.version).where(
+        row.recency == 1
     )

@@ -133,9 +133,10 @@ async def test_a_claim_is_made_by_the_first_write_and_outlives_clearing(
 
 async def test_a_session_is_handed_over_with_all_that_is_in_it(filled: MetadataStore) -> None:
     mine = filled.session("own", user_id="alice")
-    event = await mine.transfer("bob", actor="alice")
+    event = await mine.transfer("bob", with_history=True, actor="alice")
     assert event is not None
-    assert (event.type, event.data) == ("user_assigned", {"user_id": "bob", "previous": "alice"})
+    assigned = {"user_id": "bob", "previous": "alice", "with_history": True, "since": 0}
+    assert (event.type, event.data) == ("user_assigned", assigned)
     assert await mine.get_items() == []
     his = await MetadataSession.get_session("bob", "own", engine=filled.engine)
     assert his is not None

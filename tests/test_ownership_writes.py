@@ -237,7 +237,7 @@ async def test_create_can_be_repeated_under_its_event_id(store: MetadataStore) -
 async def test_transfer_by_the_owner_and_by_the_administrator(store: MetadataStore) -> None:
     await submit(store, ALICE.add("s"))
     event = await submit(store, ALICE.transfer("s", "bob"))
-    assert event.data == {"user_id": "bob", "previous": "alice"}
+    assert event.data == {"user_id": "bob", "previous": "alice", "with_history": False}
     assert (await owner(store, "s"), await users_of(store)) == ("bob", ["alice", "bob"])
     with pytest.raises(SessionNotFound):
         await submit(store, ALICE.add("s"))
@@ -271,6 +271,8 @@ async def test_a_transfer_can_be_repeated_though_it_is_out_of_reach(store: Metad
     assert await submit(store, ALICE.transfer("s", "bob", **again)) == first
     with pytest.raises(EventIdReused):
         await submit(store, ALICE.transfer("s", "carol", **again))
+    with pytest.raises(EventIdReused):
+        await submit(store, ALICE.transfer("s", "bob", with_history=True, **again))
     with pytest.raises(SessionNotFound):
         await submit(store, Actor("carol").transfer("s", "bob", **again))
 

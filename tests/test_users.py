@@ -322,6 +322,12 @@ TAMPERING = {
     "UPDATE agent_streams SET user_id = NULL WHERE stream_type = 'user' AND stream_id = 'bob'": [
         Difference("owners", ("bob", "user"), "missing")
     ],
+    "DELETE FROM agent_streams WHERE stream_type = '$handover'": [
+        Difference("handovers", ("given", "$handover"), "missing")
+    ],
+    "UPDATE agent_streams SET version = 0 WHERE stream_type = '$handover'": [
+        Difference("handovers", ("given", "$handover"), "different")
+    ],
     "UPDATE agent_sessions SET user_id = 'bob' WHERE session_id = 's'": [
         Difference("session_owners", ("s",), "different")
     ],
@@ -342,6 +348,8 @@ async def test_verification_finds_what_was_written_by_hand(
     await submit(store, ALICE.add("s"))
     await submit(store, ADMIN.add("unowned"))
     await submit(store, ADMIN.set_user("bob", {"k": 1}))
+    await submit(store, ALICE.add("given"))
+    await submit(store, ALICE.transfer("given", "bob"))
     await submit(store, Actor("carol").add("orphan"))
     await submit(store, ADMIN.delete_user("carol"))
     assert await verify_projection(store) == []

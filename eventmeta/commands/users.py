@@ -64,9 +64,11 @@ class TransferSession(Command):
 
     Attributes:
         to_user: Whose it is to be.
+        with_history: Whether that user is to see what was before, as far as who gives it does.
     """
 
     to_user: str
+    with_history: bool = False
 
     type: ClassVar[str] = USER_ASSIGNED
     locks_row: ClassVar[bool] = True
@@ -79,14 +81,27 @@ class TransferSession(Command):
                 raise SessionNotFound(self.stream.stream_id)
         if self.owner == self.to_user:
             return None
-        return assignment(self.to_user, self.owner)
+        fact = assignment(self.to_user, self.owner)
+        fact.data["with_history"] = self.with_history
+        if self.with_history:
+            fact.data["since"] = yield from self._seen_since(sql)
+        return fact
+
+    def _seen_since(self, sql: CommandStatements) -> Program[int]:
+        """Return the version from which who gives it away has seen it; 0: from the first."""
+        if self.access.user_id is None:
+            return 0
+        rows = yield sql.seen_since(session_id=self.stream.stream_id)
+        return rows[0][0] if rows else 0
 
     def beyond_reach(self) -> AppendRejected:
         """It is not there to be given away."""
         return SessionNotFound(self.stream.stream_id)
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """It must have gone to the same user."""
+        """It must have gone to the same user, with or without its history as well."""
+        if recorded.data.get("with_history", self.with_history) is not self.with_history:
+            return EventIdReused(self.event_id, recorded.type)
         return _unless_assigned_to(self.to_user, self, recorded)
 
     def has_given_away(self, recorded: RecordedEvent) -> bool:
@@ -176,7 +191,7 @@ class DeleteUserMetadata(_UserCommand):
         removed = sorted(document if self.keys is None else document.keys() & {*self.keys})
         if not removed:
             return None
-        kept = {key: value for key, value in document.items() if key not in removed}
+        kept = {key: document[key] for key in document.keys() - {*removed}}
         text = canonical(kept, "metadata")
         return Fact(METADATA_DELETED, {"changes": removals(removed), "metadata": text})
 

@@ -14,7 +14,7 @@ from eventmeta.commands import CreateSession, SetMetadata, TransferSession
 from eventmeta.database import Database
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
 from eventmeta.events import RecordedEvent
-from eventmeta.identifiers import check_limits, check_user_id, derived_event_id
+from eventmeta.identifiers import check_bool, check_limits, check_user_id, derived_event_id
 from eventmeta.options import WriteOptions, check_options, command_fields, options_of
 from eventmeta.search import latest_sessions, session_exists
 from eventmeta.session.arguments import CreationOptions, HandleOptions, SessionOptions
@@ -152,24 +152,33 @@ class SessionOwnership(OpenedSession):
         found = await latest_sessions(view, limit, offset, create_tables=self._create_tables)
         return found if mine == user_id else []
 
-    async def transfer(self, to_user: str, **options: Unpack[WriteOptions]) -> RecordedEvent | None:
+    async def transfer(
+        self, to_user: str, *, with_history: bool = False, **options: Unpack[WriteOptions]
+    ) -> RecordedEvent | None:
         """Hand the session over to ``to_user``, who is created if need be.
 
-        A handle that is bound to the user who had it reaches it no more.
+        The new owner gets its items and its metadata as they are. What the log has of it before
+        this, such as values that were deleted and what runs have used, is out of the new owner's
+        reach, and so is any ``as_of`` before this. A handle that is bound to the user who had it
+        reaches it no more.
 
         Args:
             to_user: Whose it is to be.
+            with_history: Hand over the past as well, as far as it is within reach here: all of it
+                if this handle is bound to no user.
             **options: See `WriteOptions`.
 
         Returns:
             The ``user_assigned`` event; None if the session is this user's already.
 
         Raises:
+            InvalidInput: An argument cannot be used; nothing was changed.
             SessionNotFound: There is no such session, or it is not one's own to hand over.
         """
         command = TransferSession(
             stream=self._stream,
             to_user=check_user_id(to_user),
+            with_history=check_bool("with_history", with_history),
             **self._fields("transfer()", options),
         )
         return await self._submit(command, options)
