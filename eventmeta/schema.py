@@ -10,6 +10,7 @@ from sqlalchemy import Table, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from eventmeta.column_faults import check_opened, find_faults, mending, unsupported
 from eventmeta.dialects import Dialect
 from eventmeta.dialects.executing import afterwards, execute
 from eventmeta.dialects.schema import Part, foreign_keys
@@ -20,13 +21,9 @@ from eventmeta.existing import (
     VERSION,
     Existing,
     Fetch,
-    check_opened,
     check_settings,
-    find_faults,
     folded,
     look,
-    mending,
-    unsupported,
 )
 from eventmeta.tables import VERSIONED, Tables
 from projections import AnySelect

@@ -108,14 +108,6 @@ class Dialect(ItemSQL, SchemaDialect, ProjectingDialect):
         """The day of ``time``, in UTC."""
         return func.date(time)
 
-    def in_main_branch(self, messages: Any) -> list[ColumnElement[bool]]:
-        """Return the condition that an item belongs to the main branch of its conversation.
-
-        Args:
-            messages: The table of items, or an alias of it.
-        """
-        return []
-
     @abstractmethod
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
         """``about`` and ``key``, ``value``, ``indexed_value`` of each change in ``events.data``."""
