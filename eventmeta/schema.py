@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
-from sqlalchemy import Table, literal_column, select
+from sqlalchemy import ColumnElement, Table, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -172,7 +172,8 @@ def _settings(
 def _setting(
     dialect: Dialect, tables: Tables, name: str, value: str, *, update: bool = False
 ) -> SchemaChange:
-    row: AnySelect = select(*(literal_column(f"'{text}'") for text in (name, value)))
+    texts: list[ColumnElement[str]] = [literal_column(f"'{text}'") for text in (name, value)]
+    row: AnySelect = select(*texts)
     names = ("value",) if update else ()
     statement = dialect.upsert(tables.settings, ["name", "value"], row, names)
     return SchemaChange((dialect.literal(statement),), alone=False)
