@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
-from sqlalchemy import Table, literal_column, select
+from sqlalchemy import ColumnElement, Table, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from eventmeta.column_faults import check_opened, find_faults, mending, unsupported
 from eventmeta.dialects import Dialect
 from eventmeta.dialects.executing import afterwards, execute
 from eventmeta.dialects.schema import Part, foreign_keys
@@ -20,13 +21,9 @@ from eventmeta.existing import (
     VERSION,
     Existing,
     Fetch,
-    check_opened,
     check_settings,
-    find_faults,
     folded,
     look,
-    mending,
-    unsupported,
 )
 from eventmeta.tables import VERSIONED, Tables
 from projections import AnySelect
@@ -175,7 +172,8 @@ def _settings(
 def _setting(
     dialect: Dialect, tables: Tables, name: str, value: str, *, update: bool = False
 ) -> SchemaChange:
-    row: AnySelect = select(*(literal_column(f"'{text}'") for text in (name, value)))
+    texts: list[ColumnElement[str]] = [literal_column(f"'{text}'") for text in (name, value)]
+    row: AnySelect = select(*texts)
     names = ("value",) if update else ()
     statement = dialect.upsert(tables.settings, ["name", "value"], row, names)
     return SchemaChange((dialect.literal(statement),), alone=False)

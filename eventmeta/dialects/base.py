@@ -96,14 +96,6 @@ class Dialect(ItemSQL, ItemTimes, StreamSQL, RunningDialect):
         """The day of ``time``, in UTC."""
         return func.date(time)
 
-    def in_main_branch(self, messages: Any) -> list[ColumnElement[bool]]:
-        """Return the condition that an item belongs to the main branch of its conversation.
-
-        Args:
-            messages: The table of items, or an alias of it.
-        """
-        return []
-
     @abstractmethod
     def time_of_last(
         self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]

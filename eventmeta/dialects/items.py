@@ -53,6 +53,14 @@ class Structure(NamedTuple):
 class ItemSQL(ABC):
     """What a database is told of items."""
 
+    def in_main_branch(self, messages: Any) -> list[ColumnElement[bool]]:
+        """Return the condition that an item belongs to the main branch of its conversation.
+
+        Args:
+            messages: The table of items, or an alias of it.
+        """
+        return []
+
     @abstractmethod
     def item(self, messages: Table, text: ColumnElement[str]) -> ColumnElement[Any]:
         """The JSON object in ``text``, in the database's own form; NULL if there is none."""

@@ -11,14 +11,17 @@ from sqlalchemy import (
     Function,
     Table,
     case,
+    column,
     func,
     literal,
     literal_column,
     or_,
     select,
+    table,
 )
 
 from eventmeta.dialects.items import SUSPICIOUS, ItemSQL
+from eventmeta.dialects.sqlite.columns import SQLiteColumns
 from projections import AnySelect
 from projections.types import LongText
 
@@ -26,8 +29,19 @@ SPELL_OUT = "eventmeta_spell_out"
 """The function that every connection of the engine has, made of `spell_out`."""
 
 
-class SQLiteItems(ItemSQL):
+class SQLiteItems(ItemSQL, SQLiteColumns):
     """What SQLite is told of items."""
+
+    def in_main_branch(self, messages: Any) -> list[ColumnElement[bool]]:
+        """An item of another branch has a row there, and none of the main one."""
+        if messages.name not in self.branched:
+            return []
+        row = table(self.branches_table, column("message_id"), column("branch_id"))
+        same = row.c.message_id == messages.c.id
+        branches = select(func.max(row.c.branch_id == literal_column("'main'"))).where(same)
+        return [
+            func.coalesce(branches.scalar_subquery(), literal_column("1")) == literal_column("1")
+        ]
 
     def item(self, messages: Table, text: ColumnElement[str]) -> ColumnElement[Any]:
         suspicious = or_(*(func.instr(text, literal(escape)) > 0 for escape in SUSPICIOUS))

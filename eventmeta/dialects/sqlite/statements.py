@@ -18,12 +18,10 @@ from sqlalchemy import (
     Update,
     bindparam,
     case,
-    column,
     delete,
     func,
     literal_column,
     select,
-    table,
     text,
     true,
     tuple_,
@@ -34,7 +32,6 @@ from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.item_times import last_time
-from eventmeta.dialects.sqlite.columns import SQLiteColumns
 from eventmeta.dialects.sqlite.items import SQLiteItems
 from eventmeta.dialects.sqlite.projecting import SQLiteProjecting
 from eventmeta.dialects.sqlite.schema import SQLiteSchema
@@ -46,7 +43,7 @@ if TYPE_CHECKING:
     from eventmeta.tables import Tables
 
 
-class SQLiteStatements(SQLiteColumns, SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
+class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
     """What SQLite is told."""
 
     # --- Pieces of SQL --------------------------------------------------------------------------
@@ -65,17 +62,6 @@ class SQLiteStatements(SQLiteColumns, SQLiteItems, SQLiteSchema, SQLiteProjectin
         rows = self.recordset(name, {**columns, "keys": LongText})
         each = func.json_each(rows.c["keys"]).table_valued("value", name="each_key")
         return rows, key.in_(select(each.c.value))
-
-    def in_main_branch(self, messages: Any) -> list[ColumnElement[bool]]:
-        """An item of another branch has a row there, and none of the main one."""
-        if messages.name not in self.branched:
-            return []
-        row = table(self.branches_table, column("message_id"), column("branch_id"))
-        same = row.c.message_id == messages.c.id
-        branches = select(func.max(row.c.branch_id == literal_column("'main'"))).where(same)
-        return [
-            func.coalesce(branches.scalar_subquery(), literal_column("1")) == literal_column("1")
-        ]
 
     def json_text(self, document: ColumnElement[str], name: str) -> ColumnElement[str]:
         return func.json_extract(document, literal_column(f"'$.{name}'"), type_=LongText)
