@@ -82,8 +82,8 @@ class RecordedEvent:
             for the text where the key was removed.
         actor: Who did it, if known.
         context: Reason, trace id and the like.
-        recorded_at: When, in UTC; it never goes back within a stream. Order is by version and
-            position, never by time.
+        recorded_at: When, in UTC. Order is by version and position, never by time: within a stream
+            it goes back only where an earlier event was recorded by a wrong clock.
     """
 
     position: Position

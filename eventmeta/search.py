@@ -27,7 +27,9 @@ class SessionEntry:
     Attributes:
         session_id: The session.
         user_id: Its owner; None if it has none.
-        created_at: When it was created, by the clock and in the time zone of the database.
+        created_at: When it was created, by the clock of the database, in UTC. (Upstream's class
+            writes the time zone of its connection on PostgreSQL; on MySQL and MariaDB a TIMESTAMP
+            is read in that of the connection.)
         updated_at: When its items last changed, likewise.
     """
 

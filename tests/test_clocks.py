@@ -127,6 +127,22 @@ async def test_what_is_added_comes_last_wherever_the_clock_was(
     await are_read(structured, *names)
 
 
+async def test_plain_items_come_last_wherever_the_clock_was(store: MetadataStore) -> None:
+    """Where no structured tables are compared with the items."""
+    session, names = store.session("s"), ["0"]
+    await session.add_items(users("0"))
+    for days in (1, 4_000):
+        moment = stored(store, datetime.now(UTC) + timedelta(days=days))
+        await run(store.engine, "UPDATE agent_messages SET created_at = :at", at=moment)
+        for write in ("add", "add in steps", "add", "add in a transaction", "add"):
+            names.append(str(len(names)))
+            await WRITES[write](session, users(names[-1]))
+    assert contents(await session.get_items()) == names
+    assert contents(await session.get_items(3)) == names[-3:]
+    assert contents(await upstream(store).get_items()) == names
+    assert await session.pop_item() == user(names[-1])
+
+
 async def test_sessions_of_a_batch_each_have_their_own_last_time(
     structured: MetadataStore,
 ) -> None:

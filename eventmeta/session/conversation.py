@@ -27,7 +27,8 @@ class Turn:
         turn: Its number; the first user message of the session begins turn 1.
         user_message_id: The row id of the user message.
         content: What the user said: a text, or a list of parts.
-        created_at: When, as ``agent_messages`` has it: without a zone.
+        created_at: When, as ``agent_messages`` has it: in UTC, without a zone, and not before any
+            earlier item of the session.
         run_ids: The runs that took part, in order, as far as they are known.
         messages: How many messages it has, the user's own included.
         tool_calls: How many tools were called.
