@@ -32,19 +32,29 @@ class MySQLColumns(MySQLSchema):
     """What MySQL says of its columns."""
 
     def describe_columns(self, relations: Iterable[str]) -> str:
+        """Each view of the information schema by itself: joined, they are read for every row."""
         here = self.named_here(relations)
-        return f"""SELECT CONVERT(tables.table_name USING utf8mb4), CASE
-  WHEN RIGHT(table_type, 4) = 'VIEW' THEN 'view' WHEN engine = 'InnoDB' THEN 'table'
-  ELSE CONCAT('table of the engine ', engine) END, CONVERT(columns.column_name USING utf8mb4),
-  CONVERT(column_type USING utf8mb4), is_nullable = 'YES',
-  column_default IS NOT NULL OR LOCATE('auto_increment', extra) > 0,
-  COALESCE(generation_expression, '') <> '', column_key IN ('PRI', 'UNI'),
-  LOCATE('auto_increment', extra) > 0, CONVERT(collation_name USING utf8mb4), (
-    SELECT MAX(CONVERT(constraint_name USING utf8mb4)) FROM information_schema.key_column_usage AS
-    used WHERE used.table_schema = {self.database} AND used.table_name = columns.table_name
-    AND used.column_name = columns.column_name AND referenced_table_name IS NOT NULL
-  ) FROM information_schema.tables AS tables JOIN information_schema.columns AS columns
-USING (table_schema, table_name) WHERE {here}"""
+        return f"""WITH made AS (
+  SELECT table_name, CASE WHEN RIGHT(table_type, 4) = 'VIEW' THEN 'view'
+    WHEN engine = 'InnoDB' THEN 'table' ELSE CONCAT('table of the engine ', engine) END AS kind
+  FROM information_schema.tables WHERE {here}
+), held AS (
+  SELECT table_name, column_name, CONVERT(column_type USING utf8mb4) AS column_type,
+    is_nullable = 'YES' AS nullable,
+    column_default IS NOT NULL OR LOCATE('auto_increment', extra) > 0 AS has_default,
+    COALESCE(generation_expression, '') <> '' AS computed,
+    column_key IN ('PRI', 'UNI') AS is_unique, LOCATE('auto_increment', extra) > 0 AS numbered,
+    CONVERT(collation_name USING utf8mb4) AS collation
+  FROM information_schema.columns WHERE {here}
+), used AS (
+  SELECT table_name, column_name, MAX(CONVERT(constraint_name USING utf8mb4)) AS foreign_key
+  FROM information_schema.key_column_usage WHERE referenced_table_name IS NOT NULL AND {here}
+  GROUP BY table_name, column_name
+)
+SELECT CONVERT(table_name USING utf8mb4), CONVERT(kind USING utf8mb4),
+  CONVERT(column_name USING utf8mb4), column_type, nullable, has_default, computed, is_unique,
+  numbered, collation, foreign_key
+FROM made JOIN held USING (table_name) LEFT JOIN used USING (table_name, column_name)"""
 
     def check_column(self, column: Column[Any], found: FoundColumn) -> Fault | None:
         kind = found.type.lower()
