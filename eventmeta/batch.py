@@ -166,19 +166,18 @@ class _Batch:
             yield from follow(self.sql.structure, [draft.change() for draft in drafts])
 
     def _assign(self, drafts: Sequence[Draft]) -> Program[None]:
-        """Have the rows of sessions that changed hands say so, now that the users are there."""
+        """Have the rows of sessions that changed hands say so, now that the users are there.
+
+        Those of a user who is gone as well: SQLite's foreign keys may be turned off.
+        """
         assigned = {
-            draft.command.stream.stream_id: draft.fact.data["user_id"]
-            for draft in drafts
-            if draft.fact.type == USER_ASSIGNED
+            draft.command.stream.stream_id for draft in drafts if draft.fact.type == USER_ASSIGNED
         }
         if not assigned:
             return
         yield from self.save_heads()
         yield from self._hand_over(drafts)
-        owned = {session_id for session_id, user_id in assigned.items() if user_id is not None}
-        if owned:
-            yield self.sql.commands.assign_sessions(sessions=_session_rows(owned))
+        yield self.sql.commands.assign_sessions(sessions=_session_rows(assigned))
 
     def _hand_over(self, drafts: Sequence[Draft]) -> Program[None]:
         """Write from which version on the new owners see the sessions they were given."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import ColumnElement, Executable, Table, func, type_coerce
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import NullType
 
 from eventmeta.dialects.connecting import ConnectingDialect
@@ -86,19 +85,12 @@ class ProjectingDialect(ConnectingDialect, ABC):
     def now_ms(self) -> ColumnElement[int]:
         """The clock of the database, which all processes share: milliseconds since 1970."""
 
-    def read_committed(self) -> AsyncEngine:
-        """The engine, with transactions of which each statement sees what is committed by then."""
-        return self._read_committed
+    @abstractmethod
+    def transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A transaction of SQLAlchemy's, which nobody else in this process takes part in.
 
-    @cached_property
-    def _read_committed(self) -> AsyncEngine:
-        return self.own_engine.execution_options(isolation_level="READ COMMITTED")
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncGenerator[AsyncConnection]:
-        """A transaction in `read_committed`, which nobody else in this process takes part in."""
-        async with self.read_committed().begin() as connection:
-            yield connection
+        Each of its statements sees what is committed by then.
+        """
 
     @asynccontextmanager
     async def savepoint(self, connection: AsyncConnection) -> AsyncGenerator[None]:

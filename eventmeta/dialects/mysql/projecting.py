@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 from sqlalchemy import BigInteger, ColumnElement, literal_column
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.dialects.executing import afterwards, execute
 from eventmeta.dialects.mysql.settings import Settings
@@ -55,10 +55,6 @@ class MySQLProjecting(ProjectingDialect):
         """In UTC, for the session's zone may have an hour twice a year."""
         since = "timestampdiff(MICROSECOND, '1970-01-01', utc_timestamp(6))"
         return literal_column(f"CAST({since} DIV 1000 AS SIGNED)", BigInteger())
-
-    def read_committed(self) -> AsyncEngine:
-        """As it is: `transaction` tells the server."""
-        return self.own_engine
 
     def keep_writers_out(self, tables: Tables) -> Sequence[str]:
         """Every append begins with the heads. To be said on a connection that does nothing else."""

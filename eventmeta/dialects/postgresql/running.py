@@ -85,6 +85,16 @@ class PostgreSQL(PostgreSQLStatements):
         return await settle(work())
 
     @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[AsyncConnection]:
+        """Yield one that reads what is committed, unless a listener of the app's has begun it."""
+        async with self.own_engine.connect() as connection:
+            driver, _ = await driver_of(connection)
+            if not _has_begun(driver):
+                await connection.execution_options(isolation_level="READ COMMITTED")
+            async with connection.begin():
+                yield connection
+
+    @asynccontextmanager
     async def savepoint(self, connection: AsyncConnection) -> AsyncGenerator[None]:
         raw = await connection.get_raw_connection()
         adapter: Any = raw.dbapi_connection

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from sqlalchemy import ColumnElement, Integer, Table, func, literal_column
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta.dialects.projecting import ProjectingDialect, Swap
 from eventmeta.dialects.statement import Program, Statement
@@ -31,9 +30,6 @@ class SQLiteProjecting(ProjectingDialect):
 
     def size(self, column: ColumnElement[str]) -> ColumnElement[int]:
         return func.length(column)
-
-    def read_committed(self) -> AsyncEngine:
-        return self.own_engine
 
     def keep_writers_out(self, tables: Tables) -> Sequence[str]:
         """BEGIN IMMEDIATE does."""
