@@ -233,9 +233,10 @@ async def cancelled_commits(
     commit, running = log.commit, dict[str, asyncio.Task[Any] | None]()
     steps: list[_CancelledMeanwhile] = []
 
-    async def disturbed(commands: Sequence[Any]) -> Any:
+    async def disturbed(commands: Sequence[Any], **options: bool) -> Any:
         running["writer"] = asyncio.current_task()
-        steps.append(_CancelledMeanwhile(commit(commands), len(steps) + 1, lambda: running[whom]))
+        committing = commit(commands, **options)
+        steps.append(_CancelledMeanwhile(committing, len(steps) + 1, lambda: running[whom]))
         return await steps[-1]
 
     while not steps or steps[-1].reached:
