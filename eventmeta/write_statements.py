@@ -66,7 +66,7 @@ class AppendStatements:
         waits: Whether they wait for heads that an open transaction holds. Otherwise they pass over
             them, and over the rows of sessions and users that are held.
         waits_within: Whether single commands wait for other rows, such as those of items, or fail
-            at once where the database can. Whoever waits there keeps the rows around for himself.
+            at once where the database can. A wait there would lock what is around those rows.
     """
 
     tables: Tables

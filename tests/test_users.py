@@ -285,7 +285,7 @@ async def test_a_claim_that_cannot_be_locked_is_not_overlooked(
     """Were the sessions not counted again under the lock, some would keep an owner who is gone."""
     await submit(store, ALICE.add("s"))
     monkeypatch.setattr(log_module, "RETRY_SECONDS", 0.2)
-    statements = store.database.log.statements.commands
+    statements = store.database.log._own[False].commands
     find = statements.owned_sessions
     monkeypatch.setitem(vars(statements), "owned_sessions", lambda user_id: find(user_id="no one"))
     with pytest.raises(DatabaseBusy):
