@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy.engine import make_url
+
 UNPRIVILEGED = "nobody" if os.geteuid() == 0 else None
 """Whom to run a server as, which refuses to run as root; None means as ourselves."""
 
@@ -125,6 +127,26 @@ def launch_postgres(program: Path, directory: Path, durable: bool) -> Launch:
         stop_signal=signal.SIGINT,
         ready=lambda: _postmaster_is_ready(data / "postmaster.pid"),
         url=f"postgresql+asyncpg://postgres@/postgres?host={directory}&port=5432",
+    )
+
+
+def launch_standby(primary: str, program: Path, directory: Path) -> Launch:
+    """How to run a standby of the server at ``primary``, which has the same program."""
+    if UNPRIVILEGED and not open_to_all(program):
+        program = _copied(program, directory / "program", UNPRIVILEGED)
+    data, address = directory / "data", make_url(primary)
+    host, port = address.host or address.query["host"], address.port or address.query["port"]
+    copy = [str(program.with_name("pg_basebackup")), "-h", str(host), "-p", str(port)]
+    copy += ["-U", str(address.username), "-D", str(data), "-R", "-X", "stream", "-c", "fast"]
+    serve = [str(program), "-D", str(data), "-c", "listen_addresses=", "-c", "port=5432"]
+    serve += ["-c", "max_connections=1000"]  # no fewer than the primary has
+    own = address.update_query_dict({"host": str(directory), "port": "5432"})
+    return Launch(
+        prepare=[copy],
+        serve=[*serve, "-c", f"unix_socket_directories={directory}"],
+        stop_signal=signal.SIGINT,
+        ready=lambda: _postmaster_is_ready(data / "postmaster.pid"),
+        url=own.set(host=None, port=None).render_as_string(hide_password=False),
     )
 
 

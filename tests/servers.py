@@ -26,7 +26,7 @@ from sqlalchemy.exc import ArgumentError
 from tests import guard, programs
 from tests.programs import UNPRIVILEGED, Launch, Unavailable
 
-__all__ = ["MYSQL_VARIABLE", "POSTGRES_VARIABLE", "Unavailable", "mariadb", "postgresql"]
+__all__ = ["MYSQL_VARIABLE", "POSTGRES_VARIABLE", "Unavailable", "mariadb", "postgresql", "standby"]
 
 POSTGRES_VARIABLE = "EVENTMETA_TEST_POSTGRES_URL"
 MYSQL_VARIABLE = "EVENTMETA_TEST_MYSQL_URL"
@@ -59,6 +59,26 @@ def mariadb(*, durable: bool = False) -> AbstractContextManager[str]:
         programs.launch_mysql,
         durable,
     )
+
+
+@contextmanager
+def standby(primary: str) -> Generator[str]:
+    """A PostgreSQL server that follows the one at ``primary``, with all its databases."""
+    failures: list[str] = []
+    for program in dict.fromkeys(path.resolve() for path in programs.postgres_programs()):
+
+        def launch(program: Path, directory: Path, durable: bool) -> Launch:
+            return programs.launch_standby(primary, program, directory)
+
+        with ExitStack() as stack:
+            try:
+                url = stack.enter_context(_started(program, launch, durable=False))
+            except (Unavailable, OSError) as error:
+                failures.append(str(error))
+                continue
+            yield url
+            return
+    raise Unavailable("; ".join([*failures, "no standby starts here"]))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -111,6 +112,75 @@ async def test_the_time_is_that_of_the_database(
     assert found is not None
     assert abs(found.now - datetime.now(UTC).timestamp() * 1_000) < 60_000
     assert 0 < found.expires_at - found.now <= 10_000
+
+
+HOUR_MS = 3_600_000
+
+
+async def taken_by_a_clock_ahead(store: MetadataStore, state: str, ahead_ms: int) -> None:
+    """A lease as one has it who took it when the clock was ahead, which is right again."""
+    statement = (
+        "UPDATE agent_checkpoints SET holder = 'gone', expires_at = expires_at + :ahead "
+        "WHERE state = :state AND expires_at > 0"
+    )
+    async with store.engine.begin() as connection:
+        changed = await connection.execute(text(statement), {"ahead": ahead_ms, "state": state})
+        assert changed.rowcount == 1
+
+
+@pytest.mark.parametrize("ahead_ms", [2_000, HOUR_MS, 24 * 365 * HOUR_MS])
+async def test_no_lease_outlives_a_clock_that_was_ahead(
+    persistent_backend: Backend,
+    store: MetadataStore,
+    process: Callable[..., Process],
+    ahead_ms: int,
+) -> None:
+    one, two = process(), process()
+    await one.ready()
+    await one.take()
+    assert await two.follower.lease.take() is None
+    await taken_by_a_clock_ahead(store, "live", ahead_ms)
+    assert await holder(one.store) is None
+    assert await two.take()
+    assert await holder(one.store) is not None
+
+
+async def test_a_clock_that_is_set_back_a_little_ends_no_lease(
+    store: MetadataStore, process: Callable[..., Process]
+) -> None:
+    one = process() if store.engine.url.database else None
+    if one is None:
+        return
+    await one.ready()
+    await one.take()
+    await taken_by_a_clock_ahead(store, "live", 500)
+    assert await one.follower.lease.take() is None
+    assert await holder(one.store) == "gone"
+
+
+async def test_that_of_a_subscription_does_not_either(store: MetadataStore) -> None:
+    await write_metadata(store, 1, 2)
+    async with aclosing(store.subscribe("mailer")) as events:
+        await anext(events)
+        await taken_by_a_clock_ahead(store, "subscription", HOUR_MS)
+        async with asyncio.timeout(5), aclosing(store.subscribe("mailer")) as others:
+            assert (await anext(others)).position == 1
+        assert (await store.status()).subscriptions["mailer"].reader is None
+
+
+async def test_that_of_a_rebuild_does_not_either(store: MetadataStore) -> None:
+    await write_metadata(store, 1, 2)
+    registered = store.database.registry["metadata"]
+    held = Rebuild(store.database, registered, "other")
+
+    async def work(claim: Claim) -> None:
+        with pytest.raises(RebuildUnderWay):
+            await store.rebuild("metadata")
+        await taken_by_a_clock_ahead(store, "building", HOUR_MS)
+        await store.rebuild("metadata")
+
+    await held._with_lease(work)
+    assert await left_behind(store.engine) == []
 
 
 @pytest.mark.usefixtures("mariadb_backend")

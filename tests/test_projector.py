@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -306,6 +307,43 @@ async def test_status_tells_how_far_each_is(kept: MetadataStore) -> None:
     assert status.projections["tags"].lag_events == 0
     inline = status.projections["metadata"]
     assert (inline.inline, inline.checkpoint, inline.lag_events) == (True, head, 0)
+
+
+async def test_status_tells_of_what_others_have_registered(
+    store: MetadataStore, another_store: Callable[[], MetadataStore], persistent_backend: Backend
+) -> None:
+    """A process that watches over all need not register anything."""
+    refused = ["bad"]
+    store.register(tags())
+    store.register(trail(refused=refused))
+    await store.create_tables()
+    await store.catch_up()
+    follower = await follower_of(store, "tags")
+    async with aclosing(store.subscribe("mailer")) as events:
+        for event in (noted(1), noted("bad"), tag("x")):
+            await store.append("s", event)
+        await anext(events)
+        await store.catch_up("trail")
+        async with follower.lease.held():
+            status = await another_store().status()
+    registered = {name: each.is_registered for name, each in status.projections.items()}
+    assert registered == {"metadata": True, "users": True, "tags": False, "trail": False}
+    found = status.projections["tags"]
+    assert (found.version, found.inline, found.checkpoint) == (1, False, 0)
+    assert (found.lag_events, found.parked_streams, found.lease_holder) == (3, 0, "tests")
+    assert 0.0 <= found.lag_seconds < 60.0
+    found = status.projections["trail"]
+    assert (found.checkpoint, found.lag_events, found.lag_seconds) == (status.horizon, 0, 0.0)
+    assert (found.parked_streams, found.lease_holder) == (1, None)
+    read = status.subscriptions["mailer"]
+    assert (read.name, read.position, read.lag_events) == ("mailer", 0, 3)
+    assert read.reader is not None
+    assert (await store.status()).subscriptions["mailer"].reader is None
+    refused.clear()
+    await store.retry("trail")
+    await store.catch_up()
+    here = (await store.status()).projections.values()
+    assert all(each.is_registered and each.lag_events == 0 for each in here)
 
 
 async def test_status_tells_what_holds_readers_back(

@@ -9,14 +9,11 @@ database parks nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from eventmeta.applying import apply_events
 from eventmeta.database_errors import DatabaseFailure, is_of_statement
 from eventmeta.dialects import Failure
 from eventmeta.dialects.statement import Program
@@ -32,11 +29,10 @@ from eventmeta.projector.checkpoints import (
 )
 from eventmeta.projector.parking import ParkedStream, ParkingStatements, failed_at, stream_of
 from eventmeta.projector.target import Target, live_target
+from eventmeta.projector.transactions import Batch, Transactions, nothing
 from projections import AnyProjection
 
 logger = logging.getLogger("eventmeta")
-
-T = TypeVar("T")
 
 BATCH = 1_000
 
@@ -53,20 +49,6 @@ class Step(NamedTuple):
     position: int
     events: int
     caught_up: bool
-
-
-class Batch(NamedTuple, Generic[T]):
-    """Events that a transaction has read.
-
-    Attributes:
-        result: The outcome of the transaction.
-        events: Those that Python has to apply.
-        save: Writes how far the log is applied then.
-    """
-
-    result: T
-    events: list[RecordedEvent]
-    save: Callable[[], Program[None]]
 
 
 @dataclass(frozen=True)
@@ -92,6 +74,11 @@ class CatchUp:
     def parking(self) -> ParkingStatements:
         """What is asked of parked streams."""
         return ParkingStatements(self.log.tables, self.log.dialect)
+
+    @cached_property
+    def transactions(self) -> Transactions:
+        """In which events are applied."""
+        return Transactions(self.log, self.target)
 
     async def checkpoint(self) -> Checkpoint | None:
         """How far the projection is, without waiting for whoever moves it on."""
@@ -133,7 +120,7 @@ class CatchUp:
                 return step._replace(events=done)
 
     async def _advance(self, claim: Claim, horizon: int, limit: int) -> Step:
-        return await self._transact(partial(self.advance, claim, horizon, limit))
+        return await self.transactions.run(partial(self.advance, claim, horizon, limit))
 
     def advance(self, claim: Claim, horizon: int, limit: int) -> Program[Batch[Step]]:
         """Read the events of one step, and apply those that the database can fold."""
@@ -185,7 +172,7 @@ class CatchUp:
                 stream.stream_type,
                 stream.stream_id,
                 stream.position,
-                stream.error,
+                stream.error.partition("\n")[0],  # some databases show the row in those below
             )
 
     # --- Parked streams -------------------------------------------------------------------------
@@ -203,7 +190,7 @@ class CatchUp:
         limit = self.limit
         while True:
             try:
-                done = await self._transact(partial(self._resume, parked, limit))
+                done = await self.transactions.run(partial(self._resume, parked, limit))
             except EventMetaError as failure:
                 if not self._is_of_the_event(failure):
                     raise
@@ -258,29 +245,6 @@ class CatchUp:
 
     # --------------------------------------------------------------------------------------------
 
-    async def _transact(self, program: Callable[[], Program[Batch[T]]]) -> T:
-        """Carry out ``program`` as a transaction of its own."""
-        if self.target.applied is None:
-            return await self.log.fold(lambda: _saved(program()))
-
-        async def work() -> T:
-            async with self.log.dialect.transaction() as connection:
-                return await self.carry_out(program(), connection)
-
-        return await self.log.repeated(work)
-
-    async def carry_out(self, program: Program[Batch[T]], connection: AsyncConnection) -> T:
-        """Carry out ``program`` in the transaction of ``connection``.
-
-        What it saves comes last: an `apply` that has ended the transaction is found out before.
-        """
-        dialect, applied = self.log.dialect, self.target.applied
-        batch = await dialect.write_within(connection, program)
-        if applied is not None:
-            await apply_events(applied, dialect, connection, batch.events, self.target.tables)
-        await dialect.write_within(connection, batch.save())
-        return batch.result
-
     def _is_of_the_event(self, failure: EventMetaError) -> bool:
         """Return whether ``failure`` comes from what was applied, and not from the database.
 
@@ -311,14 +275,3 @@ def live_mover(log: EventLog, projection: AnyProjection, limit: int = BATCH) -> 
 
 def _parked(row: Sequence[object]) -> ParkedStream:
     return ParkedStream(*row)  # type: ignore[arg-type]
-
-
-def nothing() -> Program[None]:
-    """Do nothing."""
-    yield from ()
-
-
-def _saved(program: Program[Batch[T]]) -> Program[T]:
-    batch = yield from program
-    yield from batch.save()
-    return batch.result

@@ -125,7 +125,9 @@ class Swapping:
         """Apply the last events; nobody else moves the live tables on meanwhile, or afterwards."""
         dialect = self.database.dialect
         end = await dialect.write_within(connection, self._lock(horizon))
-        step = await self.mover.carry_out(self.mover.advance(self.claim, end, _ALL), connection)
+        step = await self.mover.transactions.carry_out(
+            self.mover.advance(self.claim, end, _ALL), connection
+        )
         if self._stays:
             await dialect.write_within(connection, self._merge())
         return step.position

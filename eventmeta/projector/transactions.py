@@ -1,0 +1,78 @@
+"""Transactions of the projector: events are read, then applied, and then it is saved how far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmeta.applying import apply_events
+from eventmeta.dialects.statement import Program
+from eventmeta.events import RecordedEvent
+from eventmeta.log import EventLog
+from eventmeta.projector.target import Target
+
+T = TypeVar("T")
+
+
+class Batch(NamedTuple, Generic[T]):
+    """Events that a transaction has read.
+
+    Attributes:
+        result: The outcome of the transaction.
+        events: Those that Python has to apply.
+        save: Writes how far the log is applied then.
+    """
+
+    result: T
+    events: list[RecordedEvent]
+    save: Callable[[], Program[None]]
+
+
+@dataclass(frozen=True)
+class Transactions:
+    """The transactions in which a projection is moved on.
+
+    Attributes:
+        log: The log.
+        target: The projection, and its tables.
+    """
+
+    log: EventLog
+    target: Target
+
+    async def run(self, program: Callable[[], Program[Batch[T]]]) -> T:
+        """Carry out ``program`` as a transaction of its own."""
+        if self.target.applied is None:
+            return await self.log.fold(lambda: _saved(program()))
+
+        async def work() -> T:
+            async with self.log.dialect.transaction() as connection:
+                return await self.carry_out(program(), connection)
+
+        return await self.log.repeated(work)
+
+    async def carry_out(self, program: Program[Batch[T]], connection: AsyncConnection) -> T:
+        """Carry out ``program`` in the transaction of ``connection``.
+
+        What it saves comes last: an `apply` that has ended the transaction is found out before.
+        """
+        dialect, applied = self.log.dialect, self.target.applied
+        batch = await dialect.write_within(connection, program)
+        if applied is not None:
+            await apply_events(applied, dialect, connection, batch.events, self.target.tables)
+        await dialect.write_within(connection, batch.save())
+        return batch.result
+
+
+def nothing() -> Program[None]:
+    """Do nothing."""
+    yield from ()
+
+
+def _saved(program: Program[Batch[T]]) -> Program[T]:
+    batch = yield from program
+    yield from batch.save()
+    return batch.result
