@@ -127,6 +127,12 @@ def check_moment(value: object) -> datetime:
         raise InvalidPoint(f"{value!r} is out of the range of datetime in UTC") from None
 
 
+def check_flag(what: str, value: object) -> None:
+    """Refuse ``value`` unless it is True or False: a text such as "no" would count as True."""
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{what} {value!r} is not usable: give True or False")
+
+
 def check_seconds(what: str, value: object) -> float:
     """``value``, if one can wait for so long."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

@@ -13,7 +13,7 @@ from eventmeta.commands import DeleteUser, StreamKey
 from eventmeta.database import Database
 from eventmeta.dialects import make_engine
 from eventmeta.events import RecordedEvent
-from eventmeta.identifiers import check_positive, check_user_id
+from eventmeta.identifiers import check_flag, check_positive, check_user_id
 from eventmeta.options import WriteOptions, check_options, command_fields, options_of
 from eventmeta.projected_store import ProjectedStore
 from eventmeta.search import SessionEntry, latest_sessions, list_sessions
@@ -70,6 +70,8 @@ class MetadataStore(ProjectedStore):
         if table_names.keys() - TableOptions.__annotations__.keys():
             kind = type(self)
             check_options(f"{kind.__name__}()", table_names, options_of(kind))
+        check_flag("create_tables", create_tables)
+        check_flag("hints", hints)
         check_positive("max_value_bytes", max_value_bytes)
         database = Database.of(engine, TableNames(**table_names))
         database.creates_tables = database.creates_tables or create_tables

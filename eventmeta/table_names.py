@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TypedDict
 
 from eventmeta.errors import InvalidIdentifier
-from eventmeta.identifiers import check_table_name
+from eventmeta.identifiers import check_flag, check_table_name
 
 RESERVED_ENDINGS = ("_building", "_retired")
 """What the tables are called that take the place of others, and those that had it."""
@@ -71,7 +71,7 @@ class TableNames:
     def __post_init__(self) -> None:
         """Check every name, for they become part of statements."""
         options = asdict(self)
-        options.pop("structured_metadata")
+        check_flag("structured_metadata", options.pop("structured_metadata"))
         names = [check_table_name(name) for name in options.values()]
         for name in names:
             if names.count(name) > 1:
