@@ -115,13 +115,6 @@ def check_positive(what: str, value: object) -> int:
     return cast("int", value)
 
 
-def check_bool(what: str, value: object) -> bool:
-    """Return ``value``, if it is True or False: nothing else is taken for one of them."""
-    if not isinstance(value, bool):
-        raise InvalidInput(f"{what} {value!r} is not usable: give True or False")
-    return value
-
-
 def check_moment(value: object) -> datetime:
     """``value`` in UTC, if it names a moment."""
     if not isinstance(value, datetime):
@@ -135,6 +128,12 @@ def check_moment(value: object) -> datetime:
         return value.astimezone(UTC)
     except OverflowError:
         raise InvalidPoint(f"{value!r} is out of the range of datetime in UTC") from None
+
+
+def check_flag(what: str, value: object) -> None:
+    """Refuse ``value`` unless it is True or False: a text such as "no" would count as True."""
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{what} {value!r} is not usable: give True or False")
 
 
 def check_seconds(what: str, value: object) -> float:

@@ -79,6 +79,7 @@ class OpenedStore:
         Raises:
             InvalidInput: An argument cannot be used, or ``as_of`` names no point in history.
         """
+        self._check_open()
         return await find_sessions(self._view, key, value, limit, after, as_of)
 
     async def get_usage(

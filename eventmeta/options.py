@@ -67,7 +67,8 @@ def _options_of(kind: Any) -> frozenset[str]:
             continue
         taken = inspect.signature(constructor).parameters.values()
         names |= {each.name for each in taken if each.kind is not each.VAR_KEYWORD}
-        if all(each.kind is not each.VAR_KEYWORD for each in taken):
+        passed_on = [each.annotation for each in taken if each.kind is each.VAR_KEYWORD]
+        if passed_on in ([], ["Unpack[TableOptions]"]):
             break
     return frozenset(names - {"self", "session_id", "engine"})
 

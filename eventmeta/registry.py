@@ -37,13 +37,13 @@ class Registry:
             for projection in tables.built_in
         }
 
-    def __getitem__(self, name: str) -> Registered:
+    def __getitem__(self, name: object) -> Registered:
         """The projection of this name.
 
         Raises:
             UnknownProjection: There is none.
         """
-        if name not in self._found:
+        if not isinstance(name, str) or name not in self._found:
             raise UnknownProjection(name, sorted(self._found))
         return self._found[name]
 

@@ -14,7 +14,7 @@ from eventmeta.database import Database
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT, Limits
 from eventmeta.dialects import make_engine
 from eventmeta.events import RecordedEvent
-from eventmeta.identifiers import check_limits, check_positive, check_user_id
+from eventmeta.identifiers import check_flag, check_limits, check_positive, check_user_id
 from eventmeta.options import WriteOptions, check_options, command_fields, options_of
 from eventmeta.projected_store import ProjectedStore
 from eventmeta.search import SessionEntry, latest_sessions, list_sessions
@@ -84,6 +84,8 @@ class MetadataStore(ProjectedStore):
         if table_names.keys() - TableOptions.__annotations__.keys():
             kind = type(self)
             check_options(f"{kind.__name__}()", table_names, options_of(kind))
+        check_flag("create_tables", create_tables)
+        check_flag("hints", hints)
         check_positive("max_value_bytes", max_value_bytes)
         limits = check_limits(timeout, retry_for)
         database = Database.of(engine, TableNames.of(table_names))

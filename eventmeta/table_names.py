@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TypedDict
 
 from eventmeta.errors import InvalidIdentifier
-from eventmeta.identifiers import MAX_TABLE_NAME, check_table_name
+from eventmeta.identifiers import MAX_TABLE_NAME, check_flag, check_table_name
 
 RESERVED_ENDINGS = ("_building", "_retired")
 """What the tables are called that take the place of others, and those that had it."""
@@ -94,7 +94,7 @@ class TableNames:
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
         options = asdict(self)
-        options.pop("structured_metadata")
+        check_flag("structured_metadata", options.pop("structured_metadata"))
         names = [check_table_name(name) for name in options.values()]
         for name in names:
             if names.count(name) > 1:

@@ -233,17 +233,10 @@ async def cancelled_commits(
     commit, running = log.commit, dict[str, asyncio.Task[Any] | None]()
     steps: list[_CancelledMeanwhile] = []
 
-<<<<<<< HEAD
     async def disturbed(*given: Any, **options: Any) -> Any:
         running["writer"] = asyncio.current_task()
         call = commit(*given, **options)
         steps.append(_CancelledMeanwhile(call, len(steps) + 1, lambda: running[whom]))
-=======
-    async def disturbed(commands: Sequence[Any], **options: bool) -> Any:
-        running["writer"] = asyncio.current_task()
-        committing = commit(commands, **options)
-        steps.append(_CancelledMeanwhile(committing, len(steps) + 1, lambda: running[whom]))
->>>>>>> part/waiting
         return await steps[-1]
 
     while not steps or steps[-1].reached:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from eventmeta.access import ADMINISTRATOR, Access
-from eventmeta.errors import UserMismatch, UserUnknown
-from eventmeta.identifiers import check_user_id
+from eventmeta.errors import InvalidInput, UserMismatch, UserUnknown
+from eventmeta.identifiers import check_flag, check_user_id
 
 if TYPE_CHECKING:
     from agents import RunContextWrapper
@@ -21,6 +21,12 @@ class Binding:
 
     def __init__(self, user_id: str | None, *, claim: bool, user_from: UserFrom | None) -> None:
         self.user_id = None if user_id is None else check_user_id(user_id)
+        check_flag("claim", claim)
+        if user_from is not None and not callable(user_from):
+            raise InvalidInput(
+                f"user_from is a {type(user_from).__name__}: give a function that takes the "
+                "context of a run and returns the user's id"
+            )
         self._claim = claim
         self._user_from = user_from
 
@@ -31,6 +37,11 @@ class Binding:
             UserMismatch: The session is bound to another one.
             InvalidIdentifier: The run names none.
         """
+        if wrapper is not None and not hasattr(wrapper, "usage"):
+            raise InvalidInput(
+                f"wrapper is a {type(wrapper).__name__}: give the RunContextWrapper of the run, or "
+                "leave it out"
+            )
         if self._user_from is None or wrapper is None:
             return
         user_id = check_user_id(self._user_from(wrapper.context))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from eventmeta.codec import json_error, text_problem
 from eventmeta.commands import AddItems, ClearSession, PopItem
 from eventmeta.errors import InvalidInput
-from eventmeta.identifiers import check_items, check_limit
+from eventmeta.identifiers import check_flag, check_items, check_limit
 from eventmeta.options import WriteOptions
 from eventmeta.read_statements import NO_LIMIT
 from eventmeta.session.usage import SessionUsage
@@ -173,6 +173,7 @@ class SessionItems(SessionUsage):
         self._bind(wrapper)
         if keep_metadata is None:
             keep_metadata = self._clear_keeps_metadata
+        check_flag("keep_metadata", keep_metadata)
         command = ClearSession(
             stream=self._stream,
             keep_metadata=keep_metadata,

@@ -13,7 +13,8 @@ from eventmeta.database import Database
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
 from eventmeta.engines import shared_engine
 from eventmeta.entity import Entity
-from eventmeta.identifiers import check_limits, check_session_id
+from eventmeta.errors import InvalidInput
+from eventmeta.identifiers import check_flag, check_limits, check_positive, check_session_id
 from eventmeta.options import check_options, options_of
 from eventmeta.session.arguments import SessionOptions
 from eventmeta.session.binding import Binding, UserFrom
@@ -80,6 +81,14 @@ class OpenedSession(Entity):
         if table_names.keys() - TableOptions.__annotations__.keys():
             kind = type(self)
             check_options(f"{kind.__name__}()", table_names, options_of(kind))
+        flags = {
+            "create_tables": create_tables,
+            "ensure_ascii": ensure_ascii,
+            "clear_keeps_metadata": clear_keeps_metadata,
+        }
+        for name, value in flags.items():
+            check_flag(name, value)
+        check_positive("max_value_bytes", max_value_bytes)
         self._limits = check_limits(timeout, retry_for)
         self._database = Database.of(engine, TableNames.of(table_names))
         self._max_value_bytes = max_value_bytes
@@ -146,7 +155,14 @@ class OpenedSession(Entity):
             if isinstance(value, Mapping):
                 from agents.memory import SessionSettings
 
-                value = SessionSettings(**value)
+                try:
+                    value = SessionSettings(**value)
+                except (TypeError, ValueError) as error:
+                    raise InvalidInput(f"session_settings cannot be used: {error}") from None
+            elif value is not None and not hasattr(value, "limit"):
+                raise InvalidInput(
+                    f"session_settings is a {type(value).__name__}; give a dict or SessionSettings"
+                )
             self._session_settings = value
 
     def _bind(self, wrapper: RunContextWrapper[Any] | None) -> None:

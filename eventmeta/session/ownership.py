@@ -14,7 +14,7 @@ from eventmeta.commands import CreateSession, SetMetadata, TransferSession
 from eventmeta.database import Database
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
 from eventmeta.events import RecordedEvent
-from eventmeta.identifiers import check_bool, check_limits, check_user_id, derived_event_id
+from eventmeta.identifiers import check_flag, check_limits, check_user_id, derived_event_id
 from eventmeta.options import WriteOptions, check_options, command_fields, options_of
 from eventmeta.search import latest_sessions, session_exists
 from eventmeta.session.arguments import CreationOptions, HandleOptions, SessionOptions
@@ -178,7 +178,7 @@ class SessionOwnership(OpenedSession):
         command = TransferSession(
             stream=self._stream,
             to_user=check_user_id(to_user),
-            with_history=check_bool("with_history", with_history),
+            with_history=check_flag("with_history", with_history),
             **self._fields("transfer()", options),
         )
         return await self._submit(command, options)

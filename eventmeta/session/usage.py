@@ -15,7 +15,7 @@ from eventmeta.access import Access
 from eventmeta.codec import canonical, parse
 from eventmeta.commands import AddItems, Message
 from eventmeta.database import own_connection
-from eventmeta.errors import EventMetaError
+from eventmeta.errors import EventMetaError, InvalidInput
 from eventmeta.events import RecordedEvent
 from eventmeta.identifiers import check_run_id
 from eventmeta.options import WriteOptions
@@ -50,11 +50,20 @@ class SessionUsage(OpenedSession):
             result: The result of the run, of the same process as the run.
 
         Raises:
+            InvalidInput: ``result`` is no result of a run.
             StructuredMetadataOff: The table of tokens used is not kept.
             EventMetaError: It could not be recorded; to call again is safe.
         """
         check_structured(self._database, "store_run_usage()")
-        await self._finish(result.context_wrapper.usage, result.raw_responses)
+        wrapper, responses = (
+            getattr(result, name, None) for name in ("context_wrapper", "raw_responses")
+        )
+        if wrapper is None or responses is None:
+            raise InvalidInput(
+                f"the result is a {type(result).__name__}: give what Runner.run() returned, or the "
+                "run_data of the error that it raised"
+            )
+        await self._finish(wrapper.usage, responses)
 
     async def get_usage(self, *, turn: int | None = None, run_id: str | None = None) -> UsageTotals:
         """What the session's runs have used, with those turns and items that are gone by now.
