@@ -23,6 +23,7 @@ from eventmeta.deadline import AGAIN, Deadline, Limits
 from eventmeta.dialects import dialect_of
 from eventmeta.dialects.statement import Query, Row
 from eventmeta.drafts import Outcome
+from eventmeta.encoding import Order
 from eventmeta.errors import EventMetaError, StoreClosed
 from eventmeta.events import RecordedEvent
 from eventmeta.log import EventLog
@@ -255,6 +256,11 @@ class Database:
             return
         async with self.dialect.hints(self.tables, self.appended.give):
             yield
+
+    @property
+    def order(self) -> Order:
+        """The order of writes in this event loop."""
+        return self._writer().order
 
     def _writer(self) -> Writer:
         loop = asyncio.get_running_loop()

@@ -16,6 +16,7 @@ from typing import Protocol
 from eventmeta.commands import Command
 from eventmeta.deadline import Limits
 from eventmeta.drafts import Outcome
+from eventmeta.encoding import Order
 from eventmeta.errors import EventMetaError
 from eventmeta.settle import fail, give, settle
 
@@ -59,6 +60,7 @@ class Writer:
     def __init__(self, commit: Commit, expired: ExpiredError) -> None:
         self._commit = commit
         self._expired = expired
+        self.order = Order()
         self._waiting: deque[_Entry] = deque()
         self._places = asyncio.Semaphore(MAX_WAITING)
         self._task: asyncio.Task[None] | None = None

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from eventmeta.codec import text_problem
+from eventmeta.codec import (
+    MAX_CALL_BYTES,
+    MAX_ITEM_BYTES,
+    MAX_ITEMS,
+    check_number,
+    check_size,
+    text_problem,
+)
 from eventmeta.commands import AddItems, ClearSession, PopItem
+from eventmeta.encoding import Pauses, encoded, is_large
 from eventmeta.errors import InvalidInput
+from eventmeta.events import RecordedEvent
 from eventmeta.identifiers import check_limit
 from eventmeta.options import WriteOptions
 from eventmeta.read_statements import NO_LIMIT
@@ -24,11 +34,12 @@ class SessionItems(SessionUsage):
 
     async def _serialize_item(self, item: TResponseInputItem) -> str:
         """The text that is stored for ``item``; subclasses may override it."""
-        return json.dumps(item, ensure_ascii=self._ensure_ascii, separators=(",", ":"))
+        encode = partial(_dump, item, ensure_ascii=self._ensure_ascii)
+        return await encoded(item, encode)
 
     async def _deserialize_item(self, item: str) -> TResponseInputItem:
         """The item of a stored text; subclasses may override it."""
-        return cast("TResponseInputItem", json.loads(item))
+        return cast("TResponseInputItem", await encoded(item, partial(json.loads, item)))
 
     async def get_items(
         self,
@@ -106,7 +117,8 @@ class SessionItems(SessionUsage):
             items. (Typed as Any, as for upstream's protocol it would have to be None.)
 
         Raises:
-            InvalidInput: An item is not JSON, or an option cannot be used; nothing was changed.
+            InvalidInput: An item is not JSON or over 16 MiB, there are over 10,000 or 64 MiB, or an
+                option cannot be used; nothing was changed.
             VersionConflict: The session is not at ``expected_version``; nothing was changed.
             SessionNotFound: There is no such session within the user's reach.
         """
@@ -114,12 +126,26 @@ class SessionItems(SessionUsage):
         fields = self._fields(options)
         if not items:
             return None
+        if is_large(items):
+            async with self._order.large_write(self._stream):
+                return await self._add_items(items, wrapper, fields, options, in_order=True)
+        return await self._add_items(items, wrapper, fields, options, in_order=False)
+
+    async def _add_items(
+        self,
+        items: list[TResponseInputItem],
+        wrapper: RunContextWrapper[Any] | None,
+        fields: dict[str, Any],
+        options: WriteOptions,
+        *,
+        in_order: bool,
+    ) -> RecordedEvent | None:
         texts = await self._texts(items)
         command = AddItems(stream=self._stream, items=texts, **fields)
         if options.get("connection") is not None:
-            return await self._submit(command, options)
+            return await self._submit(command, options, in_order=in_order)
         await self._link(command, wrapper)
-        added = await self._submit(command, options)
+        added = await self._submit(command, options, in_order=in_order)
         assert added is not None
         await self._capture(command, items, added, wrapper)
         return added
@@ -185,21 +211,40 @@ class SessionItems(SessionUsage):
         """What is stored for ``items``.
 
         Raises:
-            InvalidInput: A database would refuse or alter the text.
+            InvalidInput: A database would refuse or alter the text, or there are too many.
+            ValueTooLarge: One of them is too long, or all together are.
         """
+        check_number("items", len(items), MAX_ITEMS)
         texts: list[str] = []
+        pauses, total = Pauses(), 0
         for index, item in enumerate(items):
             text = await self._serialize_item(item)
             if problem := text_problem(text):
                 raise InvalidInput(f"items[{index}]: its text {problem}")
+            size = len(text) if text.isascii() else len(text.encode())
+            total += size
+            check_size(f"items[{index}]", size, MAX_ITEM_BYTES)
+            check_size("items", total, MAX_CALL_BYTES)
             texts.append(text)
+            await pauses.pause()
         return texts
 
     async def _items(self, texts: Iterable[str]) -> list[TResponseInputItem]:
         items: list[TResponseInputItem] = []
+        pauses = Pauses()
         for text in texts:
+            await pauses.pause()
             try:
                 items.append(await self._deserialize_item(text))
             except (json.JSONDecodeError, TypeError):
                 continue
         return items
+
+
+def _dump(item: TResponseInputItem, *, ensure_ascii: bool) -> str:
+    """Return the JSON of ``item``.
+
+    What has many parts is encoded piece by piece: the encoder in C would not let other threads run.
+    """
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, separators=(",", ":"))
+    return "".join(encoder.iterencode(item)) if is_large(item) else encoder.encode(item)
