@@ -26,6 +26,21 @@ MAX_DEPTH = 64
 MAX_INDEXED_BYTES = 64
 DEFAULT_MAX_VALUE_BYTES = 2**20
 
+MAX_KEYS = 10_000
+"""How many keys of metadata one call may name."""
+
+MAX_ITEMS = 10_000
+"""How many items one call may add."""
+
+MAX_ITEM_BYTES = 16 * 2**20
+"""How long an item may be, in bytes of JSON."""
+
+MAX_CALL_BYTES = 64 * 2**20
+"""How long all that one call gives may be, in bytes of JSON."""
+
+MAX_CONTEXT_BYTES = 64 * 2**10
+"""How long the context of a call may be, in bytes of JSON."""
+
 Change = list[str | None]
 """``[key, text]``, ``[key, text, indexed]``, or ``[key, None]`` where the key is removed."""
 
@@ -34,15 +49,60 @@ def encode_changes(metadata: object, max_value_bytes: int) -> list[Change]:
     """Each entry of ``metadata`` as the log keeps it.
 
     Raises:
-        InvalidInput: ``metadata`` is not a mapping.
+        InvalidInput: ``metadata`` is not a mapping, or has over `MAX_KEYS` keys.
         InvalidKey: A key is not a non-empty string of at most 255 bytes.
         InvalidValue: A value is not JSON; the error names the path to it.
-        ValueTooLarge: A value is over ``max_value_bytes`` (a string's own quotes are not counted).
+        ValueTooLarge: A value is over ``max_value_bytes`` (a string's own quotes are not counted),
+            or all of them are over `MAX_CALL_BYTES`.
     """
     if not isinstance(metadata, Mapping):
         raise InvalidInput(f"metadata is a {type(metadata).__name__}; give a dict")
     entries = cast("Mapping[object, object]", metadata)
-    return [_change(key, value, max_value_bytes) for key, value in entries.items()]
+    check_number("keys", len(entries), MAX_KEYS)
+    changes: list[Change] = []
+    size = 0
+    for key, value in entries.items():
+        changes.append(_change(key, value, max_value_bytes))
+        size += len(changes[-1][1] or "")
+        check_size("metadata", size, MAX_CALL_BYTES)
+    return changes
+
+
+def check_number(what: str, number: int, limit: int) -> None:
+    """Refuse more than ``limit`` of something in one call.
+
+    Raises:
+        InvalidInput: There are more.
+    """
+    if number > limit:
+        raise InvalidInput(
+            f"{number:,} {what} are over the limit of {limit:,} in one call: make several calls"
+        )
+
+
+def check_size(path: str, size: int, limit: int) -> None:
+    """Refuse more than ``limit`` bytes in one call.
+
+    Raises:
+        ValueTooLarge: There are more; ``path`` is how the error calls them.
+    """
+    if size > limit:
+        raise ValueTooLarge(path, size, limit, "make several calls")
+
+
+def context_text(context: Mapping[str, Any]) -> str | None:
+    """Return the canonical JSON of the context of a call; None if it is empty.
+
+    Raises:
+        InvalidValue: It is not JSON.
+        ValueTooLarge: It is over `MAX_CONTEXT_BYTES`.
+    """
+    if not context:
+        return None
+    text = canonical(context, "context")
+    if (size := len(text.encode())) > MAX_CONTEXT_BYTES:
+        raise ValueTooLarge("context", size, MAX_CONTEXT_BYTES, "make it an event of its own")
+    return text
 
 
 def _change(key: object, value: Any, max_value_bytes: int) -> Change:

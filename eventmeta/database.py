@@ -23,6 +23,7 @@ from eventmeta.dialects import check_engine, dialect_of
 from eventmeta.dialects.pool import connections_to_spare
 from eventmeta.dialects.statement import Query, Row
 from eventmeta.drafts import Outcome
+from eventmeta.encoding import Order
 from eventmeta.errors import EventMetaError, StoreClosed
 from eventmeta.events import RecordedEvent
 from eventmeta.lanes import MAX_IN_LINE
@@ -280,6 +281,11 @@ class Database:
             except Exception as error:
                 logger.warning("looks at the log without hints from other processes: %s", error)
             yield
+
+    @property
+    def order(self) -> Order:
+        """The order of writes in this event loop."""
+        return self._writer().order
 
     def _writer(self) -> Writer:
         loop = asyncio.get_running_loop()

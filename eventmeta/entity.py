@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Unpack
 
 from eventmeta import history as past
 from eventmeta.codec import Change, encode_changes
 from eventmeta.commands import Command, StreamKey
+from eventmeta.encoding import Order, is_large
 from eventmeta.events import Position, RecordedEvent
 from eventmeta.identifiers import check_keys
 from eventmeta.options import WriteOptions, command_fields
@@ -28,19 +31,26 @@ class Entity(ABC):
         """Merge ``metadata`` into that of the session or user, which is created if need be.
 
         Args:
-            metadata: JSON values by key. ``{}`` does nothing.
+            metadata: JSON values by key. ``{}`` does nothing. What is large is encoded in a thread:
+                do not change it before the call has returned.
             **options: See `WriteOptions`.
 
         Returns:
             The ``metadata_set`` event; None if there was nothing to set.
 
         Raises:
-            InvalidInput: A key or value cannot be stored, or all that is known about a user is
-                longer than ``max_value_bytes``; nothing was changed.
+            InvalidInput: A key or value cannot be stored, there are over 10,000 keys or 64 MiB, or
+                all that is known about a user is longer than ``max_value_bytes``; nothing was
+                changed.
             VersionConflict: It is not at ``expected_version``; nothing was changed.
         """
         fields = self._fields("set_metadata()", options)
-        changes = encode_changes(metadata, self._max_value_bytes)
+        encode = partial(encode_changes, metadata, self._max_value_bytes)
+        if is_large(metadata):
+            async with self._order.large_write(self._stream):
+                changes = await asyncio.to_thread(encode)
+                return await self._submit(self._setting(changes, fields), options, in_order=True)
+        changes = encode()
         if not changes:
             return None
         return await self._submit(self._setting(changes, fields), options)
@@ -152,7 +162,15 @@ class Entity(ABC):
     def _fields(self, call: str, options: WriteOptions) -> dict[str, Any]:
         return command_fields(call, options, self._view.access)
 
-    async def _submit(self, command: Command, options: WriteOptions) -> RecordedEvent | None:
+    @property
+    def _order(self) -> Order:
+        return self._view.database.order
+
+    async def _submit(
+        self, command: Command, options: WriteOptions, *, in_order: bool = False
+    ) -> RecordedEvent | None:
+        if not in_order:
+            await self._order.wait(self._stream)
         connection = options.get("connection")
         if connection is None:
             await self._connected()

@@ -92,20 +92,22 @@ class InvalidValue(InvalidInput):
 
 
 class ValueTooLarge(InvalidValue):
-    """A value is longer than the store's limit.
+    """A value, an item, a context, or all that one call gives is too long.
 
     Attributes:
         size: Its length in bytes of JSON.
-        limit: The store's ``max_value_bytes``.
+        limit: How many there may be: the store's ``max_value_bytes``, or a limit that is the same
+            for all.
     """
 
-    def __init__(self, path: str, size: int, limit: int) -> None:
+    def __init__(self, path: str, size: int, limit: int, remedy: str | None = None) -> None:
         self.size = size
         self.limit = limit
+        remedy = remedy or "open the store with a larger max_value_bytes"
         super().__init__(
             path,
             f"{size:,} bytes of JSON are over the limit of {limit:,}; keep large content elsewhere "
-            "and store a reference, or open the store with a larger max_value_bytes",
+            f"and store a reference, or {remedy}",
         )
 
 

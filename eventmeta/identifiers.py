@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from eventmeta.codec import check_key, text_problem
+from eventmeta.codec import MAX_KEYS, check_key, check_number, text_problem
 from eventmeta.deadline import Limits
 from eventmeta.errors import InvalidIdentifier, InvalidInput, InvalidPoint
 
@@ -162,7 +162,9 @@ def check_keys(keys: object) -> list[str]:
         raise InvalidInput(f"keys is the string {keys!r}; give a list: [{keys!r}]")
     if not isinstance(keys, Iterable):
         raise InvalidInput(f"keys is a {type(keys).__name__}; give a list of strings")
-    return list(dict.fromkeys(check_key(key) for key in cast("Iterable[object]", keys)))
+    found = list(dict.fromkeys(check_key(key) for key in cast("Iterable[object]", keys)))
+    check_number("keys", len(found), MAX_KEYS)
+    return found
 
 
 def check_items(items: object) -> list[Any]:

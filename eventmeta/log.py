@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import ColumnElement, Executable, bindparam, false, or_, select
+from sqlalchemy import Executable
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.batch import append_in_steps
-from eventmeta.commands import Append, Command, StreamKey, with_companions
+from eventmeta.commands import Append, Command, with_companions
 from eventmeta.database_errors import (
     DatabaseBusy,
     DatabaseUnavailable,
     OutcomeUnknown,
-    StandbyServer,
 )
 from eventmeta.deadline import Deadline, Expired, Limits
-from eventmeta.dialects import Dialect, EventRelation, Failure
+from eventmeta.dialects import Dialect, Failure
 from eventmeta.dialects.statement import Program, Query, Row, Statement, only
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError
-from eventmeta.events import RecordedEvent, read_event
 from eventmeta.gate import Gate
 from eventmeta.inline import append_and_apply, nothing
+from eventmeta.log_reading import LogReading
 from eventmeta.plain import append_at_once, statement_for
 from eventmeta.retrying import Retrying
 from eventmeta.settle import settle
 from eventmeta.tables import Tables
 from eventmeta.write_statements import AppendStatements
-from projections import EVENT_COLUMNS, AnySelect, AppliedProjection
+from projections import AppliedProjection
 
 T = TypeVar("T")
 
@@ -41,11 +40,8 @@ RETRY_SECONDS = 15.0
 RACES = 5
 """How often the key of a row that a projection in plain Python adds may turn out to exist."""
 
-PAGE = 1_000
-MAX_POSITION = 2**63 - 1
 
-
-class EventLog:
+class EventLog(LogReading):
     """The append-only log of one database, and the tables that follow from it."""
 
     def __init__(self, dialect: Dialect, tables: Tables) -> None:
@@ -292,83 +288,3 @@ class EventLog:
             limits=limits or self.limits,
             changes=False,
         )
-
-    async def horizon(self) -> int:
-        """The highest position below which nothing can still appear.
-
-        A reader that takes only events up to it, and goes on from it, never skips one.
-
-        Raises:
-            StandbyServer: The server cannot tell.
-        """
-        value = 0
-        for executable in self.dialect.horizon(self.tables):
-            statement = self.dialect.compile(executable)
-            ((found,),) = await self.fetch(statement(previous=value))
-            if found is None:
-                raise StandbyServer
-            value = found
-        return value
-
-    async def read_all(
-        self,
-        after: int = 0,
-        *,
-        until: int | None = None,
-        types: Collection[str] | None = None,
-        stream: StreamKey | None = None,
-        conditions: Sequence[ColumnElement[bool]] = (),
-        **values: Any,
-    ) -> AsyncIterator[RecordedEvent]:
-        """The events after position ``after``, in order, up to the horizon as it is at the start.
-
-        Those of one stream are not held up by the horizon: its lock makes them visible in order.
-
-        Args:
-            after: The position of the last event already seen.
-            until: The last position to read.
-            types: Only events of these types.
-            stream: Only events of this stream.
-            conditions: Only events that meet these.
-            **values: The parameters of the conditions.
-        """
-        end = await self.horizon() if stream is None else MAX_POSITION
-        if until is not None:
-            end = min(end, until)
-        statement = self.dialect.compile(self._page(types, stream).where(*conditions))
-        while after < end:
-            rows = await self.fetch(statement(after=after, until=end, **values))
-            for row in rows:
-                yield read_event(row)
-            if len(rows) < PAGE:
-                return
-            after = rows[-1][0]
-
-    def _page(self, types: Collection[str] | None, stream: StreamKey | None) -> AnySelect:
-        log = self.tables.events
-        return (
-            select(*(log.c[name] for name in EVENT_COLUMNS))
-            .where(log.c.position > bindparam("after"), log.c.position <= bindparam("until"))
-            .where(*self.conditions(types, stream))
-            .order_by(log.c.position)
-            .limit(PAGE)
-        )
-
-    def conditions(
-        self, types: Collection[str] | None, stream: StreamKey | None
-    ) -> list[ColumnElement[bool]]:
-        """That an event is of one of ``types``, and of ``stream``."""
-        log = self.tables.events
-        found: list[ColumnElement[bool]] = []
-        if types is not None:
-            found.append(or_(false(), *(log.c.type == name for name in sorted(types))))
-        if stream is not None:
-            found.append(log.c.stream_id == stream.stream_id)
-            found.append(log.c.stream_type == stream.stream_type)
-        return found
-
-    def events(self, *conditions: Any) -> EventRelation:
-        """The events that meet ``conditions``, as a relation."""
-        log = self.tables.events
-        rows = select(*(log.c[name] for name in EVENT_COLUMNS)).where(*conditions)
-        return self.dialect.relation(rows.subquery("events"))

@@ -15,6 +15,7 @@ from eventmeta.codec import canonical, parse
 from eventmeta.commands import Append, Fact, StreamKey
 from eventmeta.database import Database
 from eventmeta.deadline import Limits
+from eventmeta.encoding import encoded
 from eventmeta.errors import InvalidIdentifier, InvalidInput, StoreClosed, ValueTooLarge
 from eventmeta.events import BUILT_IN_TYPES, NewEvent, Position, RecordedEvent
 from eventmeta.identifiers import check_count, check_event_type, check_session_id, check_types
@@ -140,10 +141,8 @@ class OpenedStore:
             raise InvalidIdentifier(
                 "event type", kind, "is built in: use the method of the session that records it"
             )
-        data = canonical(_object(event.data), "data")
-        limit = self._max_value_bytes
-        if (size := len(data.encode())) > limit:
-            raise ValueTooLarge("data", size, limit)
+        given = _object(event.data)
+        data, size = await encoded(given, lambda: _encoded(given, self._max_value_bytes))
         fields = command_fields(
             "append()",
             {
@@ -157,11 +156,12 @@ class OpenedStore:
         )
         command = Append(
             stream=StreamKey(check_session_id(stream_id)),
-            fact=Fact(kind, parse(data)),
-            data_size=len(data),
+            fact=Fact(kind, data),
+            data_size=size,
             **fields,
         )
         self._check_open()
+        await self._database.order.wait(command.stream)
         if connection is None:
             await self._connected()
         recorded = await self._view.submit(command, connection)
@@ -258,6 +258,14 @@ def _new_event(event: object) -> NewEvent:
             'NewEvent("ticket_opened", {"number": 12})'
         )
     return event
+
+
+def _encoded(data: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any], int]:
+    """Return ``data`` as the log keeps it, and how long that is."""
+    text = canonical(data, "data")
+    if (size := len(text.encode())) > max_bytes:
+        raise ValueTooLarge("data", size, max_bytes)
+    return parse(text), size
 
 
 def _object(data: object) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from eventmeta.access import Access
 from eventmeta.actor import current_actor
-from eventmeta.codec import canonical
+from eventmeta.codec import context_text
 from eventmeta.errors import InvalidInput, UnknownOption
 from eventmeta.identifiers import check_actor, check_event_id, new_event_id
 from eventmeta.table_names import TableOptions
@@ -120,6 +120,6 @@ def command_fields(
         "may_be_recorded": event_id is not None,
         "expected_version": expected,
         "actor": ambient.name if actor is None else check_actor(actor),
-        "context": canonical(context, "context") if context else None,
+        "context": context_text(context),
         "access": access,
     }

@@ -17,6 +17,7 @@ from eventmeta.commands import Command
 from eventmeta.contexts import alike
 from eventmeta.deadline import Limits
 from eventmeta.drafts import Outcome
+from eventmeta.encoding import Order
 from eventmeta.errors import EventMetaError
 from eventmeta.lanes import MAX_IN_LINE, Commit, Entry, Lanes, carry_out
 from eventmeta.settle import fail, give, settle
@@ -63,6 +64,7 @@ class Writer:
         self._is_for_one = is_for_one
         self._commit = commit
         self._expired = expired
+        self.order = Order()
         self._waiting: deque[Entry] = deque()
         self._places = asyncio.Semaphore(MAX_WAITING)
         self._lanes = Lanes(commit, _take_batch, in_line)

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from eventmeta.codec import json_error, text_problem
+from eventmeta.codec import (
+    MAX_CALL_BYTES,
+    MAX_ITEM_BYTES,
+    MAX_ITEMS,
+    check_number,
+    check_size,
+    json_error,
+    text_problem,
+)
 from eventmeta.commands import AddItems, ClearSession, PopItem
+from eventmeta.encoding import Pauses, encoded, is_large
 from eventmeta.errors import InvalidInput
+from eventmeta.events import RecordedEvent
 from eventmeta.identifiers import check_flag, check_items, check_limit
 from eventmeta.options import WriteOptions
 from eventmeta.read_statements import NO_LIMIT
@@ -24,11 +35,12 @@ class SessionItems(SessionUsage):
 
     async def _serialize_item(self, item: TResponseInputItem) -> str:
         """The text that is stored for ``item``; subclasses may override it."""
-        return json.dumps(item, ensure_ascii=self._ensure_ascii, separators=(",", ":"))
+        encode = partial(_dump, item, ensure_ascii=self._ensure_ascii)
+        return await encoded(item, encode)
 
     async def _deserialize_item(self, item: str) -> TResponseInputItem:
         """The item of a stored text; subclasses may override it."""
-        return cast("TResponseInputItem", json.loads(item))
+        return cast("TResponseInputItem", await encoded(item, partial(json.loads, item)))
 
     async def get_items(
         self,
@@ -107,7 +119,8 @@ class SessionItems(SessionUsage):
             items. (Typed as Any, as for upstream's protocol it would have to be None.)
 
         Raises:
-            InvalidInput: An item is not JSON, or an option cannot be used; nothing was changed.
+            InvalidInput: An item is not JSON or over 16 MiB, there are over 10,000 or 64 MiB, or an
+                option cannot be used; nothing was changed.
             VersionConflict: The session is not at ``expected_version``; nothing was changed.
             SessionNotFound: There is no such session within the user's reach.
         """
@@ -116,9 +129,23 @@ class SessionItems(SessionUsage):
         items = check_items(items)
         if not items:
             return None
+        if is_large(items):
+            async with self._order.large_write(self._stream):
+                return await self._add_items(items, wrapper, fields, options, in_order=True)
+        return await self._add_items(items, wrapper, fields, options, in_order=False)
+
+    async def _add_items(
+        self,
+        items: list[TResponseInputItem],
+        wrapper: RunContextWrapper[Any] | None,
+        fields: dict[str, Any],
+        options: WriteOptions,
+        *,
+        in_order: bool,
+    ) -> RecordedEvent | None:
         texts = await self._texts(items)
         command = AddItems(stream=self._stream, items=texts, **fields)
-        return await self._add(command, items, wrapper, options)
+        return await self._add(command, items, wrapper, options, in_order=in_order)
 
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None, **options: Unpack[WriteOptions]
@@ -185,9 +212,13 @@ class SessionItems(SessionUsage):
         """What is stored for ``items``.
 
         Raises:
-            InvalidInput: An item is not JSON, or a database would refuse or alter the text.
+            InvalidInput: An item is not JSON, a database would refuse or alter the text, or there
+                are too many.
+            ValueTooLarge: One of them is too long, or all together are.
         """
+        check_number("items", len(items), MAX_ITEMS)
         texts: list[str] = []
+        pauses, total = Pauses(), 0
         for index, item in enumerate(items):
             try:
                 text = await self._serialize_item(item)
@@ -195,14 +226,30 @@ class SessionItems(SessionUsage):
                 raise json_error(item, f"items[{index}]", error) from None
             if problem := text_problem(text):
                 raise InvalidInput(f"items[{index}]: its text {problem}")
+            size = len(text) if text.isascii() else len(text.encode())
+            total += size
+            check_size(f"items[{index}]", size, MAX_ITEM_BYTES)
+            check_size("items", total, MAX_CALL_BYTES)
             texts.append(text)
+            await pauses.pause()
         return texts
 
     async def _items(self, texts: Iterable[str]) -> list[TResponseInputItem]:
         items: list[TResponseInputItem] = []
+        pauses = Pauses()
         for text in texts:
+            await pauses.pause()
             try:
                 items.append(await self._deserialize_item(text))
             except (json.JSONDecodeError, TypeError):
                 continue
         return items
+
+
+def _dump(item: TResponseInputItem, *, ensure_ascii: bool) -> str:
+    """Return the JSON of ``item``.
+
+    What has many parts is encoded piece by piece: the encoder in C would not let other threads run.
+    """
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, separators=(",", ":"))
+    return "".join(encoder.iterencode(item)) if is_large(item) else encoder.encode(item)

@@ -8,6 +8,7 @@ from typing import Any
 
 from eventmeta.codec import Change, parse
 from eventmeta.commands import Command, DeleteMetadata, SetMetadata
+from eventmeta.encoding import encoded
 from eventmeta.events import Position
 from eventmeta.search import find_sessions
 from eventmeta.session.opened import OpenedSession
@@ -55,4 +56,7 @@ class SessionMetadata(OpenedSession):
             rows = await view.look_up(lookup, session_id=session_id, keys=keys)
         else:
             return {}
-        return {key: parse(text) for _, key, text in rows}
+        texts = {key: text for _, key, text in rows}
+        return await encoded(
+            list(texts.values()), lambda: {key: parse(text) for key, text in texts.items()}
+        )

@@ -175,10 +175,11 @@ class SessionOwnership(OpenedSession):
             InvalidInput: An argument cannot be used; nothing was changed.
             SessionNotFound: There is no such session, or it is not one's own to hand over.
         """
+        check_flag("with_history", with_history)
         command = TransferSession(
             stream=self._stream,
             to_user=check_user_id(to_user),
-            with_history=check_flag("with_history", with_history),
+            with_history=with_history,
             **self._fields("transfer()", options),
         )
         return await self._submit(command, options)

@@ -124,13 +124,17 @@ class SessionUsage(OpenedSession):
         items: Sequence[Any],
         wrapper: RunContextWrapper[Any] | None,
         options: WriteOptions,
+        *,
+        in_order: bool,
     ) -> RecordedEvent:
         """Add items and, in the same transaction, record what their run has used by now."""
         ledger = self._notice(wrapper)
         if wrapper is None or ledger is None:
-            added = await self._submit(command, options)
+            added = await self._submit(command, options, in_order=in_order)
             assert added is not None
             return added
+        if not in_order:
+            await self._order.wait(self._stream)
         connection = await own_connection(options.get("connection"))
         if connection is None:
             await self._connected()
@@ -139,7 +143,7 @@ class SessionUsage(OpenedSession):
         cause = await self._enter(ledger, wrapper.usage, command, items, connection)
         taken = ledger.take(command, cause)
         try:
-            added = await self._database.submit(command, connection)
+            added = await self._view.submit(command, connection)
         except BaseException:
             ledger.put_back(taken)
             raise

@@ -1,0 +1,86 @@
+"""Large inputs: they are encoded in a thread, or with pauses, so that the event loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, cast
+
+from eventmeta.commands import StreamKey
+
+T = TypeVar("T")
+
+LARGE = 10_000
+"""How many values, or times 64 characters, take some milliseconds to be encoded."""
+
+PAUSE_AFTER = 0.005
+"""Seconds of work in the event loop after which others get their turn."""
+
+
+def is_large(value: object) -> bool:
+    """Return whether it takes long to encode ``value``; that is found out in little time."""
+    left = LARGE
+    waiting = [value]
+    while waiting and left > 0:
+        item = waiting.pop()
+        left -= 1
+        if isinstance(item, str):
+            left -= len(item) // 64
+        elif isinstance(item, dict):
+            entries = cast("dict[Any, Any]", item)
+            left -= len(entries)
+            if left > 0:
+                waiting += dict[Any, Any].values(entries)
+        elif isinstance(item, list):
+            values = cast("list[Any]", item)
+            left -= len(values)
+            if left > 0:
+                waiting += list[Any].__iter__(values)
+    return left <= 0
+
+
+async def encoded(given: object, encode: Callable[[], T]) -> T:
+    """Return ``encode()``, which runs in a thread if what was ``given`` is large."""
+    return await asyncio.to_thread(encode) if is_large(given) else encode()
+
+
+class Pauses:
+    """Lets others have their turn, again and again, while something takes long."""
+
+    def __init__(self) -> None:
+        self._end = time.monotonic() + PAUSE_AFTER
+
+    async def pause(self) -> None:
+        """Let them, if it has taken long since the last pause."""
+        if time.monotonic() > self._end:
+            await asyncio.sleep(0)
+            self._end = time.monotonic() + PAUSE_AFTER
+
+
+class Order:
+    """The order of writes to a stream, where a large one would be overtaken by those after it."""
+
+    def __init__(self) -> None:
+        self._last: dict[StreamKey, asyncio.Future[None]] = {}
+
+    @asynccontextmanager
+    async def large_write(self, stream: StreamKey) -> AsyncGenerator[None]:
+        """Wait for the large writes before this one, and have later writes wait for its end."""
+        before = self._last.get(stream)
+        mine = self._last[stream] = asyncio.get_running_loop().create_future()
+        try:
+            if before is not None:
+                await asyncio.wait([before])
+            yield
+        finally:
+            if self._last.get(stream) is mine:
+                del self._last[stream]
+            mine.set_result(None)
+
+    async def wait(self, stream: StreamKey) -> None:
+        """Wait for the large writes to ``stream`` that came before."""
+        before = self._last.get(stream)
+        if before is not None:
+            await asyncio.wait([before])
