@@ -168,8 +168,9 @@ async def test_those_that_wait_keep_their_order(
 
     async with hold("head"):
         calls = start(*(write(n) for n in range(20)))
-        await asyncio.sleep(0.2)
-        calls += start(*(write(n) for n in range(20, 40)))
+        for n in range(20, 40):
+            await asyncio.sleep(0.01)
+            calls += start(write(n))
         await other.set_metadata({"k": 1})
         assert order == []
     await asyncio.sleep(0)
@@ -239,7 +240,7 @@ async def test_close_waits_for_what_is_held(
 async def test_too_many_for_one_session_wait_for_a_place_of_their_own(
     store: MetadataStore, hold: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "MAX_IN_LANE", 3)
+    monkeypatch.setattr(lanes, "MAX_IN_LANE", 1)
     session, other = await prepare(store, "held", "other")
     async with hold("head"):
         calls = start(session.set_metadata({"n": 0}))
@@ -247,14 +248,12 @@ async def test_too_many_for_one_session_wait_for_a_place_of_their_own(
         calls += start(*(session.set_metadata({"n": n}) for n in range(1, 12)))
         calls[7].cancel()
         assert await seconds(other.set_metadata({"k": 1})) < SOON
+    for n in range(12, 60):
+        calls += start(session.set_metadata({"n": n}))
+        await asyncio.sleep(0.002)
     await asyncio.gather(*calls, return_exceptions=True)
-    events = [entry.event.data["changes"] async for entry in _entries(session)]
-    assert [change[0][1] for change in events] == [str(n) for n in range(12) if n != 7]
-
-
-async def _entries(session: MetadataSession) -> AsyncIterator[Any]:
-    for entry in await session.history(after=2):
-        yield entry
+    changes = [entry.event.data["changes"] for entry in await session.history(after=2)]
+    assert [value for ((_, value),) in changes] == [str(n) for n in range(60) if n != 7]
 
 
 # --- Strangers ----------------------------------------------------------------------------------
