@@ -408,6 +408,42 @@ async def test_a_bad_count_is_refused(refusing: MetadataSession, number: Any) ->
             await attempt()
 
 
+# --- Items --------------------------------------------------------------------------------------
+
+NOW = datetime.now(UTC)
+BAD_ITEMS: dict[str, tuple[Any, str]] = {
+    "text": ("Hello", "items is a str; give a list of dicts"),
+    "one dict": ({"role": "user"}, "items is a dict"),
+    "number": (7, "items is a int"),
+    "texts": (["Hello"], r"items\[0\] is a str; give a dict, such as"),
+    "none": ([{"role": "user"}, None], r"items\[1\] is a NoneType"),
+    "datetime": (
+        [{}, {}, {"content": [{"when": NOW}]}],
+        r"items\[2\]\.content\[0\]\.when: a datetime .* store value.isoformat\(\)",
+    ),
+    "bytes": ([{"content": b"x"}], r"items\[0\]\.content: a bytes .* a base64 string"),
+    "set": ([{"content": ({1},)}], r"items\[0\]\.content\[0\]: a set .* sorted\(value\)"),
+    "model": ([{"content": Model()}], r"items\[0\]\.content: .*model_dump"),
+    "tuple as a name": ([{"a": {(1, 2): 3}}], r"items\[0\]\.a: the object key \(1, 2\)"),
+    "too deep": ([{"a": nested(100_000)}], r"items\[0\]: nested too deep"),
+    "within itself": ([{"a": circular()}], r"items\[0\]: "),
+}
+
+
+@pytest.mark.parametrize(("items", "message"), BAD_ITEMS.values(), ids=list(BAD_ITEMS))
+async def test_items_that_are_no_json_are_refused(
+    unreachable: AsyncEngine, items: Any, message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        await MetadataSession("alpha", engine=unreachable).add_items(items)
+
+
+async def test_what_upstream_takes_is_taken(session: MetadataSession) -> None:
+    """Its `json.dumps` takes tuples, and numbers as names."""
+    await session.add_items([{"role": "user", "content": ("a", "b"), 7: None}])  # type: ignore[list-item]
+    assert await session.get_items() == [{"role": "user", "content": ["a", "b"], "7": None}]
+
+
 # --- Events of the app's own --------------------------------------------------------------------
 
 BAD_EVENTS: dict[str, tuple[NewEvent, type[InvalidInput], str]] = {
@@ -464,3 +500,21 @@ async def test_a_missing_table_says_what_creates_it(
         await call(MetadataSession("alpha", engine=engine))
     assert "agent_" in str(error.value)
     assert isinstance(error.value, EventMetaError)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE agent_streams DROP COLUMN recorded_at",
+        "ALTER TABLE agent_sessions_metadata DROP COLUMN updated_at",
+    ],
+)
+async def test_a_missing_column_says_what_adds_it(engine: AsyncEngine, change: str) -> None:
+    """As in a database that an older version has made."""
+    session = MetadataSession("alpha", engine=engine, create_tables=True)
+    await session.set_metadata({"k": 1})
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("DROP VIEW IF EXISTS agent_metadata_changes")
+        await connection.exec_driver_sql(change)
+    with pytest.raises(TablesMissing, match=r"store.create_tables\(\).*store.schema_sql\(\)"):
+        await session.set_metadata({"k": 2})

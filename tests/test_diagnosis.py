@@ -8,7 +8,7 @@ import socket
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import asyncmy.errors
 import asyncpg
@@ -335,12 +335,8 @@ async def test_what_became_of_a_write_is_found_out_by_repeating_it(
     ],
 )
 def test_an_engine_without_a_dialect_is_refused(name: str, driver: str, message: str) -> None:
-    engine = cast(
-        AsyncEngine,
-        SimpleNamespace(
-            sync_engine=SimpleNamespace(), dialect=SimpleNamespace(name=name, driver=driver)
-        ),
-    )
+    engine = create_async_engine("sqlite+aiosqlite://")
+    vars(engine.sync_engine)["dialect"] = SimpleNamespace(name=name, driver=driver)
     with pytest.raises(UnsupportedEngine, match=message):
         MetadataStore(engine)
     with pytest.raises(UnsupportedEngine, match=message):

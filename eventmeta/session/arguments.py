@@ -15,11 +15,8 @@ if TYPE_CHECKING:
     from agents.memory import SessionSettings
 
 
-class HandleOptions(TableOptions, total=False):
-    """Keyword arguments of all calls that open sessions: see `MetadataSession`."""
-
+class _CommonOptions(TableOptions, total=False):
     create_tables: bool
-    session_settings: SessionSettings | dict[str, Any] | None
     ensure_ascii: bool
     max_value_bytes: int
     timeout: float
@@ -27,6 +24,18 @@ class HandleOptions(TableOptions, total=False):
     clear_keeps_metadata: bool
     claim: bool
     user_from: UserFrom | None
+
+
+class UrlOptions(_CommonOptions, total=False):
+    """Keyword arguments of `MetadataSession.from_url` besides those that upstream's has."""
+
+    user_id: str | None
+
+
+class HandleOptions(_CommonOptions, total=False):
+    """Keyword arguments of all calls that open sessions of a user: see `MetadataSession`."""
+
+    session_settings: SessionSettings | dict[str, Any] | None
 
 
 class CreationOptions(HandleOptions, total=False):
@@ -39,11 +48,8 @@ class CreationOptions(HandleOptions, total=False):
     connection: AsyncConnection | AsyncSession | None
 
 
-class SessionOptions(HandleOptions, total=False):
+class SessionOptions(HandleOptions, UrlOptions, total=False):
     """Keyword arguments with which a session is opened; each may be left out.
 
-    Attributes:
-        user_id: On whose behalf. This and the others are explained at `MetadataSession`.
+    They are explained at `MetadataSession`.
     """
-
-    user_id: str | None

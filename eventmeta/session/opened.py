@@ -16,7 +16,7 @@ from eventmeta.entity import Entity
 from eventmeta.errors import InvalidInput
 from eventmeta.identifiers import check_flag, check_limits, check_positive, check_session_id
 from eventmeta.options import check_options, options_of
-from eventmeta.session.arguments import SessionOptions
+from eventmeta.session.arguments import UrlOptions
 from eventmeta.session.binding import Binding, UserFrom
 from eventmeta.table_names import TableNames, TableOptions
 from eventmeta.view import View
@@ -107,7 +107,8 @@ class OpenedSession(Entity):
         *,
         url: str,
         engine_kwargs: dict[str, Any] | None = None,
-        **options: Unpack[SessionOptions],
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+        **kwargs: Unpack[UrlOptions],
     ) -> Self:
         """Open the session in the database at ``url``.
 
@@ -118,15 +119,17 @@ class OpenedSession(Entity):
             session_id: Which conversation.
             url: Such as ``"postgresql+asyncpg://user:password@host/database"``.
             engine_kwargs: Passed to ``create_async_engine``.
-            **options: As for the constructor.
+            session_settings: As for the constructor.
+            **kwargs: As for the constructor.
 
         Raises:
             InvalidInput: An argument or an option cannot be used, or the URL cannot be read.
             MissingExtra: The driver is not installed.
             UnsupportedEngine: There is no dialect for the database or the driver.
         """
-        check_options(f"{cls.__name__}.from_url()", options, options_of(cls))
-        return cls(session_id, engine=shared_engine(url, engine_kwargs), **options)
+        check_options(f"{cls.__name__}.from_url()", kwargs, options_of(cls))
+        engine = shared_engine(url, engine_kwargs)
+        return cls(session_id, engine=engine, session_settings=session_settings, **kwargs)
 
     @property
     def engine(self) -> AsyncEngine:

@@ -232,6 +232,7 @@ def _folded(projection: Projection, quoted: Quoted, first: int) -> str:
     times = ("_heads.recorded_at" for _ in columns[len(given) :])
     return f"""_folded AS (
   INSERT INTO {quoted(projection.table.name)}
+    ({", ".join(f'"{each.name}"' for each in columns)})
   SELECT {", ".join(given)}, {", ".join(times)}
   FROM ROWS FROM ({", ".join(texts)}) AS given ({", ".join(given)})
   JOIN _heads ON _heads.stream_id = given.{keys[0]}
