@@ -15,8 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import comparison, growth, plots, results, session, whole_log
-from benchmarks.backends import BACKENDS, OUR_BACKENDS
-from benchmarks.growing import INPUTS
+from benchmarks.backends import BACKENDS
 from benchmarks.peers import PEERS, Missing
 from benchmarks.runner import SIZES
 from benchmarks.scenarios import SCENARIOS
@@ -103,19 +102,6 @@ def _log(given: argparse.Namespace, console: Console) -> int:
     return status
 
 
-def _growth(given: argparse.Namespace, console: Console) -> int:
-    names, status = given.input or list(INPUTS), 0
-    for backend in dict.fromkeys(given.backend or OUR_BACKENDS):
-        try:
-            found = asyncio.run(growth.measure(backend, names, given.scale, console))
-        except Unavailable as error:
-            status = _failed(f"No {backend}: {error}", console)
-        else:
-            for fault in growth.faults(found):
-                status = _failed(f"{backend}: {fault}", console)
-    return status
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line; its help names each option and what it may be."""
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -166,15 +152,7 @@ def parser() -> argparse.ArgumentParser:
         "--events", type=_number(int, 1), default=100_000, metavar="N", help="how many (100,000)"
     )
 
-    growing = commands.add_parser("growth", help="how the time of every call grows with its input")
-    growing.set_defaults(command=_growth)
-    for option, choices in (("backend", OUR_BACKENDS), ("input", INPUTS)):
-        growing.add_argument(
-            f"--{option}", action="append", choices=list(choices), help="repeatable; all if none"
-        )
-    growing.add_argument(
-        "--scale", type=_number(float, 0.01), default=1.0, metavar="X", help="of the sizes (1)"
-    )
+    growth.add_parser(commands)
     return made
 
 

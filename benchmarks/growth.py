@@ -7,18 +7,21 @@ not when it is measured again.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.backends import Place, opened
+from benchmarks.backends import OUR_BACKENDS, Place, opened
 from benchmarks.growing import INPUTS, Input, register
 from eventmeta import MetadataStore
+from tests.servers import Unavailable
 
 FACTOR = 10
 SIZES = (1, FACTOR, FACTOR**2)
@@ -145,3 +148,42 @@ def _table(name: str, calls: Mapping[str, Growth]) -> Table:
         times = (f"{1000 * taken:,.1f} ms" for taken in growth.seconds)
         shown.add_row(call, *times, power, style=style)
     return shown
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command ``growth``."""
+    growing = commands.add_parser("growth", help="how the time of every call grows with its input")
+    growing.set_defaults(command=_run)
+    for option, names in (("backend", list(OUR_BACKENDS)), ("input", list(INPUTS))):
+        growing.add_argument(
+            f"--{option}", action="append", choices=names, help="repeatable; all if none"
+        )
+    growing.add_argument(
+        "--scale",
+        type=_scale,
+        default=1.0,
+        metavar="X",
+        help="multiplies all sizes (1)",
+    )
+
+
+def _scale(text: str) -> float:
+    scale = float(text)
+    if not 0 < scale <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give a number up to 100")
+    return scale
+
+
+def _run(given: argparse.Namespace, console: Console) -> int:
+    problems: list[str] = []
+    for backend in dict.fromkeys(given.backend or OUR_BACKENDS):
+        try:
+            names = given.input or list(INPUTS)
+            found = asyncio.run(measure(backend, names, given.scale, console))
+        except Unavailable as error:
+            problems.append(f"No {backend}: {error}")
+        else:
+            problems += (f"{backend}: {fault}" for fault in faults(found))
+    for problem in problems:
+        console.print(problem, style="bold red", highlight=False, markup=False)
+    return 1 if problems else 0

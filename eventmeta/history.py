@@ -156,7 +156,7 @@ class Page(NamedTuple):
 async def history(view: View, stream: StreamKey, page: Page) -> list[HistoryEntry]:
     """The events of a stream in order, each with what it changed."""
     events = await _events(view, stream, page)
-    state = await metadata_as_of(view, stream, _before(events)) if events else {}
+    state = await _state_before(view, stream, events[0]) if events else {}
     entries: list[HistoryEntry] = []
     for event in events:
         changes: dict[str, ValueChange] = {}
@@ -170,13 +170,16 @@ async def history(view: View, stream: StreamKey, page: Page) -> list[HistoryEntr
     return entries
 
 
-def _before(events: Sequence[RecordedEvent]) -> Bound:
-    """Return the point at which the metadata is what the first event found.
+async def _state_before(view: View, stream: StreamKey, event: RecordedEvent) -> dict[str, Any]:
+    """Return the metadata as ``event`` found it.
 
-    That is the event itself where it changes none, for it may be the first that is seen at all.
+    If the event changes none, that is how it left it: it may be the first that is seen at all.
     """
-    first = events[0]
-    return Bound("version", first.version - (first.type in KEYED_EVENTS))
+    if event.version == 1:
+        return {}
+    return await metadata_as_of(
+        view, stream, Bound("version", event.version - (event.type in KEYED_EVENTS))
+    )
 
 
 async def _events(view: View, stream: StreamKey, page: Page) -> list[RecordedEvent]:

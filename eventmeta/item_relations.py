@@ -77,41 +77,42 @@ class ItemRelations:
         return self._in_turns(union_all(new, self._linked(self._links(new, removed))))
 
     def linked(self, source: FromClause, removed: FromClause) -> FromClause:
-        """The stored items that these are linked with."""
+        """Return the stored items that these are linked with."""
         return self._linked_items(self._links(self._added(source), removed))
 
     def _links(self, new: AnySelect, removed: FromClause | None) -> FromClause:
         """``session_id, call_id`` of what ``new`` items complete, or ``removed`` ones did."""
         arrived = MessageRelation(classified(self._relation(new, "arrived")), self.dialect)
-        links = [completed_calls(arrived)]
-        row = self._tool_calls
+        links, row = [completed_calls(arrived)], self._tool_calls
         if removed is not None:
-            lost = and_(
-                row.session_id == removed.c.session_id, row.output_raw_event_id == removed.c.id
-            )
-            links.append(self.dialect.look_up(removed, [row.session_id, row.call_id], lost))
+            session_id, item_id = removed.c["session_id", "id"]
+            lost = and_(row.session_id == session_id, row.output_raw_event_id == item_id)
+            links.append(self._look_up_calls(removed, "output", lost, "session_id", "call_id"))
         return union(*links).cte("links")
 
     def _in_turns(self, rows: Any) -> MessageRelation:
         turned = in_turns(self._relation(rows, "items"))
         return MessageRelation(turned.cte("in_turns"), self.dialect)
 
+    def _look_up_calls(
+        self, wanted: FromClause, by: str, on: ColumnElement[bool], *columns: str
+    ) -> AnySelect:
+        """Return the ``columns`` of tool calls that are found by the session and what is ``by``."""
+        row = self._tool_calls
+        index = f"idx_{row.id.table.name}_session_{by}"
+        return self.dialect.look_up(wanted, [row[name] for name in columns], on, index=index)
+
     def _linked(self, links: FromClause) -> AnySelect:
         """The stored calls and outputs with these ``call_id``, with what is known of their rows."""
         stored = readable(self.dialect, self._linked_items(links))
-        return self._rows(
-            stored,
-            [stored.c[name] for name in PROVENANCE],
-            stored.c.turn,
-            stored.c.parent_raw_event_id,
-        )
+        provenance = [stored.c[name] for name in PROVENANCE]
+        return self._rows(stored, provenance, stored.c.turn, stored.c.parent_raw_event_id)
 
     def _linked_items(self, links: FromClause) -> FromClause:
         row = self._tool_calls
         same = and_(row.session_id == links.c.session_id, row.call_id == links.c.call_id)
-        known = (row.id, row.output_raw_event_id, row.turn, row.parent_raw_event_id)
-        provenance = [row[name] for name in PROVENANCE]
-        found = self.dialect.look_up(links, [*known, *provenance], same).subquery("found")
+        known = ("id", "output_raw_event_id", "turn", "parent_raw_event_id", *PROVENANCE)
+        found = self._look_up_calls(links, "call", same, *known).subquery("found")
         zero: ColumnElement[int] = literal_column("0")
         one: ColumnElement[int] = literal_column("1")
         halves = union_all(select(zero.label("of_output")), select(one)).subquery("halves")
@@ -221,8 +222,8 @@ class ItemRelations:
 
         Args:
             sessions: ``session_id``; ``at``, the time of the next item, or NULL; ``first``, its id,
-                or NULL, unless it cannot be seen yet; ``moved``, where it may be that more has
-                happened than can be seen.
+                or NULL, unless it cannot be seen yet; ``gone``, the id of one just removed, or
+                NULL; ``moved``, where it may be that more has happened than can be seen.
 
         Returns:
             ``session_id, turn, parent, stale``. Stale is a session whose tables do not end with its
@@ -292,7 +293,9 @@ class ItemRelations:
             select(said.id).where(said.id == state.last_item).scalar_subquery().is_not(None),
             select(call.id).where(call.id == state.last_item).scalar_subquery().is_not(None),
         )
-        reasons = [~known, state.last_output > last_item, state.item_at > state.at]
+        gone = func.coalesce(state.gone, 0) if "gone" in state else 0
+        lost = and_(state.last_output > last_item, state.last_output != gone)
+        reasons = [~known, lost, state.item_at > state.at]
         if "moved" in state:
             reasons.append(state.moved)
         return case((or_(*reasons), 1), else_=0)

@@ -55,11 +55,15 @@ class ItemStatements:
 
     @cached_property
     def states(self) -> Statement:
-        """``sessions``, each with its ``first`` new item → ``session_id, turn, parent, stale``."""
-        given = self.dialect.recordset("sessions", {**_SESSION, "first": BigInteger()})
+        """``sessions`` → ``session_id, turn, parent, stale``.
+
+        Each is given with its ``first`` new item, and the one that is ``gone``, if any.
+        """
+        items = {"first": BigInteger(), "gone": BigInteger()}
+        given = self.dialect.recordset("sessions", {**_SESSION, **items})
         message = self.tables.messages.c
         at = select(message.created_at).where(message.id == given.c.first).scalar_subquery()
-        sessions = select(given.c.session_id, given.c.first, at.label("at")).subquery("sessions")
+        sessions = select(*given.c, at.label("at")).subquery("sessions")
         return self.dialect.compile(self.dialect.current(self._relations.states(sessions)))
 
     @cached_property

@@ -37,7 +37,11 @@ def follow(sql: ItemStatements, changes: Sequence[ItemChange]) -> Program[None]:
         known = first[change.session_id]
         new = min(change.data["item_ids"])
         first[change.session_id] = new if known is None else min(known, new)
-    sessions = [{"session_id": key, "first": value} for key, value in sorted(first.items())]
+    gone = {change.session_id: change.data["item_id"] for change in _of_type(touched, ITEM_POPPED)}
+    sessions = [
+        {"session_id": key, "first": value, "gone": gone.get(key)}
+        for key, value in sorted(first.items())
+    ]
     states = yield sql.states(sessions=recordset(sessions))
     anew = {change.session_id for change in _of_type(touched, ITEMS_REPLACED)}
     anew |= {session_id for session_id, _, _, stale in states if stale}

@@ -23,10 +23,12 @@ from rich.console import Console
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from benchmarks import report, results, session
+from benchmarks import growth, report, results, session
 from benchmarks.backends import in_files, on_postgresql
 from benchmarks.cli import main, parser
 from benchmarks.crew import Crew, Team
+from benchmarks.growing import INPUTS, Input
+from benchmarks.growth import Growth
 from benchmarks.peers import OURS, PEERS, Missing, Peer, PeerEntry, installed, offers
 from benchmarks.peers.base import file_of
 from benchmarks.peers.ours import Ours
@@ -500,3 +502,48 @@ def test_a_whole_log_is_rebuilt_caught_up_and_exported(capsys: pytest.CaptureFix
         assert what in printed
     assert re.search(r"rebuild / bare INSERT … SELECT of the fold: \d+\.\d\d×", printed)
     assert re.search(r"Peak memory of this process: \d+ MB", printed)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_call_is_timed_as_its_input_grows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(growth, "SIZES", (1, 2, 3))
+    monkeypatch.setattr(growth, "LEAST_SECONDS", 60)
+    monkeypatch.setenv("COLUMNS", "200")
+    given = ["growth", "--backend", "sqlite", "--input", name, "--scale", "0.04"]
+    assert main(given) == 0
+    printed = capsys.readouterr().out
+    assert [call for call in INPUTS[name].calls if call not in printed] == []
+
+
+async def test_what_grows_too_fast_is_found_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    calls: dict[str, Any] = {
+        "linear": lambda _, n: wait(n / 5_000),
+        "quadratic": lambda _, n: wait(n**2 / 500_000),
+        "quadratic, but fast": lambda _, n: wait(n**2 / 10**8),
+    }
+    monkeypatch.setitem(INPUTS, "users", Input(10, calls))
+    found = await growth.measure("sqlite", ["users"], 1.0, Console(file=io.StringIO()))
+    (fault,) = growth.faults(found)
+    assert re.fullmatch(r"users: quadratic grows with the power [12]\.\d\d", fault)
+    assert 0.8 < found["users"]["linear"].exponent < 1.2
+
+
+def test_growth_is_judged_between_the_two_largest_sizes() -> None:
+    sizes = (100, 1_000, 10_000)
+    for seconds, is_fault in {
+        (1.0, 1.0, 10.0): False,
+        (1.0, 1.0, 40.0): True,
+        (0.1, 10.0, 100.0): False,
+        (0.001, 0.001, 0.1): False,
+    }.items():
+        assert Growth(sizes, seconds).is_fault is is_fault
+    assert Growth(sizes, (1.0, 1.0, 40.0)).least(Growth(sizes, (2.0, 2.0, 10.0))).seconds == [
+        *(1.0, 1.0, 10.0)
+    ]

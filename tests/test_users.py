@@ -186,7 +186,7 @@ async def test_who_comes_again_does_not_get_the_sessions_back(store: MetadataSto
     with pytest.raises(SessionNotFound):
         await submit(store, ALICE.add("s"))
     event = await submit(store, ADMIN.transfer("s", "alice"))
-    assert event.data == {"user_id": "alice", "previous": None}
+    assert event.data == {"user_id": "alice", "previous": None, "with_history": False}
     await submit(store, ALICE.add("s"))
     assert await owner(store, "s") == "alice"
     assert (await submit(store, ADMIN.delete_user("alice"))).data["sessions"] == ["new", "s"]

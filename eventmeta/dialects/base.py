@@ -146,8 +146,12 @@ class Dialect(ItemSQL, ItemTimes, StreamSQL, RunningDialect):
         columns: Sequence[ColumnElement[Any]],
         on: ColumnElement[bool],
         *also: ColumnElement[Any],
+        index: str | None = None,
     ) -> AnySelect:
-        """``also`` of ``wanted``, and ``columns`` of the rows that ``on`` finds for it by index."""
+        """``also`` of ``wanted``, and ``columns`` of the rows that ``on`` finds for it by index.
+
+        ``index`` is its name, where others begin with the same column.
+        """
         return select(*also, *columns).where(on)
 
     def look_up_last(

@@ -134,6 +134,20 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLProjecting, Dialect):
             {name: statement.inserted[name] for name in update} or same
         )
 
+    def look_up(
+        self,
+        wanted: FromClause,
+        columns: Sequence[ColumnElement[Any]],
+        on: ColumnElement[bool],
+        *also: ColumnElement[Any],
+        index: str | None = None,
+    ) -> AnySelect:
+        """Of a table that it has not counted, the planner takes any index, and reads a session."""
+        found = super().look_up(wanted, columns, on, *also, index=index)
+        if index is None:
+            return found
+        return found.with_hint(columns[0].table, f"FORCE INDEX (`{index}`)")
+
     def current(self, query: AnySelect, *, waits: bool = True) -> AnySelect:
         """A plain SELECT would read the snapshot of the transaction's first one."""
         return query.with_for_update(read=True, nowait=not waits)

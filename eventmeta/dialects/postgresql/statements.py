@@ -132,6 +132,7 @@ class PostgreSQLStatements(
         columns: Sequence[ColumnElement[Any]],
         on: ColumnElement[bool],
         *also: ColumnElement[Any],
+        index: str | None = None,
     ) -> AnySelect:
         """Row by row: of a record set, the planner expects enough rows to scan a whole table."""
         found = select(*columns).where(on).offset(0).lateral("found")
