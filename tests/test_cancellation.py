@@ -389,7 +389,7 @@ async def test_the_thread_of_a_cancelled_call_has_ended(tmp_path: Path, in_memor
     assert isinstance(dialect, SQLite)
     began, ended = threading.Event(), threading.Event()
 
-    def work(_: Any) -> None:
+    def work(*_: Any) -> None:
         began.set()
         time.sleep(0.1)
         ended.set()
@@ -416,7 +416,7 @@ async def test_a_transaction_that_is_cancelled_as_it_begins_has_not_begun() -> N
             async with dialect.transaction():
                 raise AssertionError("it was cancelled before")
 
-        busy = asyncio.create_task(dialect._in_thread(lambda _: time.sleep(0.1)))
+        busy = asyncio.create_task(dialect._in_thread(lambda *_: time.sleep(0.1)))
         await asyncio.sleep(0.02)
         beginning = asyncio.create_task(begin())
         await asyncio.sleep(0.02)

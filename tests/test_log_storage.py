@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import MetadataSession, MetadataStore, NewEvent, verify_projection
-from eventmeta.dialects.mysql import MySQL
+from eventmeta.dialects.mysql import running as mysql_running
 from eventmeta.dialects.statement import Query
 from tests.backends import Backend
 
@@ -203,12 +203,12 @@ async def sent_by(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> Watc
         else:
             driver.add_query_logger(lambda query: note(query.query, query.args))
 
-    async def execute(dialect: MySQL, connection: Any, query: Query) -> Any:
+    async def execute(connection: Any, facts: Any, query: Query) -> Any:
         note(query.statement.sql, query.values)  # as asyncmy tells nobody
-        return await mysql_execute(dialect, connection, query)
+        return await mysql_execute(connection, facts, query)
 
-    mysql_execute = MySQL._execute
-    monkeypatch.setattr(MySQL, "_execute", execute)
+    mysql_execute = mysql_running._execute
+    monkeypatch.setattr(mysql_running, "_execute", execute)
     event.listen(engine, "checkout", watch)
     await store.session("alpha").set_metadata({"a": 1})  # every connection has been prepared
     await store.session("alpha").get_metadata()

@@ -345,9 +345,9 @@ def count_statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ran: list[str] = []
     execute = running._execute
 
-    async def counted(connection: Any, query: Any) -> Any:
+    async def counted(connection: Any, facts: Any, query: Any) -> Any:
         ran.append(query.statement.sql)
-        return await execute(connection, query)
+        return await execute(connection, facts, query)
 
     monkeypatch.setattr(running, "_execute", counted)
     return ran
