@@ -51,7 +51,7 @@ async def check_tables_within(
     dialect: Dialect, tables: Tables, connection: AsyncConnection
 ) -> None:
     """Refuse such a database by what can be seen in the caller's transaction."""
-    check_opened(dialect, tables, await look(dialect, tables, _on(connection)))
+    check_opened(dialect, tables, await look(dialect, tables, _on(dialect, connection)))
 
 
 async def create_tables(dialect: Dialect, tables: Tables, *, turn_on: bool = False) -> None:
@@ -75,7 +75,7 @@ async def create_tables(dialect: Dialect, tables: Tables, *, turn_on: bool = Fal
             await dialect.begin_schema_change(connection)
             async with afterwards(connection, dialect.finish_schema_change()):
                 parts = _parts_query(dialect, tables)
-                existing = await look(dialect, tables, _on(connection), parts=parts)
+                existing = await look(dialect, tables, _on(dialect, connection), parts=parts)
                 changes = _changes(dialect, tables, existing, turn_on=turn_on)
                 changes = [change for change in changes if change not in done]
                 step = _next_step(changes)
@@ -111,13 +111,9 @@ def _reading(dialect: Dialect) -> Fetch:
     return fetch
 
 
-def _on(connection: AsyncConnection) -> Fetch:
-    async def fetch(queries: Sequence[str]) -> Sequence[Sequence[Row]]:
-        found: list[Sequence[Row]] = []
-        for query in queries:
-            rows = await connection.exec_driver_sql(query)
-            found.append([tuple(row) for row in rows.fetchall()])
-        return found
+def _on(dialect: Dialect, connection: AsyncConnection) -> Fetch:
+    async def fetch(queries: Sequence[str]) -> list[Sequence[Row]]:
+        return [await dialect.execute_on(connection, Statement(each, ())()) for each in queries]
 
     return fetch
 

@@ -52,14 +52,15 @@ class RunningDialect(SchemaDialect, ProjectingDialect):
     async def _through(self, program: Program[T]) -> T:
         """Run ``program`` as a transaction whose events the app hears of."""
         async with self.transaction() as connection:
-            return await run(program, partial(self._execute_through, connection))
+            return await run(program, partial(self.execute_on, connection))
 
     async def _read_through(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
         """Run ``queries`` in a transaction whose events the app hears of."""
         async with self.transaction() as connection:
-            return [await self._execute_through(connection, query) for query in queries]
+            return [await self.execute_on(connection, query) for query in queries]
 
-    async def _execute_through(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
+    async def execute_on(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
+        """Run ``query`` on a connection of SQLAlchemy's, in its events, and return its rows."""
         return await execute_query(connection, query)
 
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import BigInteger, ColumnElement, literal_column
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -41,8 +41,10 @@ async def begun(connection: AsyncConnection) -> AsyncGenerator[None]:
     So is the level: where a connection that is lost cannot set it, SQLAlchemy never gives it back.
     """
     async with connection.begin():
-        level = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
-        await execute(connection, (level, "START TRANSACTION"))
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        if not driver.get_transaction_status():  # as a listener of the app's may have begun it
+            level = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
+            await execute(connection, (level, "START TRANSACTION"))
         yield
 
 

@@ -93,7 +93,7 @@ class MySQL(MySQLStatements):
             driver, facts = await driver_of(connection)
             async with _set_up(driver, facts, facts.writing), self.savepoint(connection):
                 if is_watched_on(connection):
-                    return await run(program, partial(self._execute_through, connection))
+                    return await run(program, partial(self.execute_on, connection))
                 return await run(program, partial(_execute, driver, facts))
 
         return await settle(work())
@@ -110,10 +110,10 @@ class MySQL(MySQLStatements):
                 await settle(connection.invalidate())
                 raise
 
-    async def _execute_through(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
+    async def execute_on(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
         _check_packet(query, (await driver_of(connection))[1])
         try:
-            return await super()._execute_through(connection, query)
+            return await super().execute_on(connection, query)
         except DBAPIError as error:
             if error.orig is not None and _is_held(error.orig, query):
                 raise RowHeld(*error.orig.args) from error

@@ -28,7 +28,10 @@ _NEEDED = {
     **dict.fromkeys(_CHARSETS, "utf8mb4"),
     "sql_safe_updates": "0",
     "sql_select_limit": "18446744073709551615",
+    "sql_big_selects": "1",
     "completion_type": "NO_CHAIN",
+    "foreign_key_checks": "1",
+    "unique_checks": "1",
 }
 
 

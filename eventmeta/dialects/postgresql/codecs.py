@@ -54,7 +54,11 @@ _TEXT = "SELECT $1::text, $2::varchar, convert_to($1::text || $2::varchar, 'UTF8
 _READ_COMMITTED = b"read committed"
 _PROBE = ", ".join(f"${n}::{name}" for n, name in enumerate(_SAMPLES, 1))
 # A codec may undo what it does itself, so the server says what has arrived.
-_ARRIVED = "json_typeof($3::json) = 'object' AND jsonb_typeof($4::jsonb) = 'object'"
+_ARRIVED = """$1::text = 'text' AND $2::varchar = 'text' AND json_typeof($3::json) = 'object'
+AND jsonb_typeof($4::jsonb) = 'object' AND $5::int4 = 4 AND $6::int8 = 8 AND $7::bool
+AND $8::uuid = '00000000-0000-0000-0000-000000000001'
+AND $9::timestamp = '2001-02-03 04:05:06.000007'
+AND $10::timestamptz = '2001-02-03 04:05:06.000007+00' AND $11::date = '2001-02-03'"""
 
 
 def find_out(dbapi_connection: Any) -> Facts:

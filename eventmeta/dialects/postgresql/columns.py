@@ -35,7 +35,8 @@ class PostgreSQLColumns(PostgreSQLSchema):
   FROM unnest(ARRAY[{names}]::text[]) AS relation
 )
 SELECT relation, CASE WHEN relkind IN ('r', 'p') THEN 'table' WHEN relkind IN ('v', 'm') THEN 'view'
-  ELSE 'foreign table' END, attname::text, format_type(atttypid, atttypmod), NOT attnotnull,
+  ELSE 'foreign table' END, attname::text,
+  replace(format_type(atttypid, atttypmod), '"', ''), NOT attnotnull,
   atthasdef OR attidentity <> '', attgenerated <> '', EXISTS (
     SELECT FROM pg_index WHERE indrelid = attrelid AND indisunique AND indpred IS NULL
     AND indnkeyatts = 1 AND indkey[0] = attnum

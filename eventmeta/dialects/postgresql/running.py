@@ -54,7 +54,7 @@ class PostgreSQL(PostgreSQLStatements):
         """
         async with self.transaction() as connection:
             await execute(connection, _IN_PARALLEL)
-            return await self._execute_through(connection, query)
+            return await self.execute_on(connection, query)
 
     async def write(self, program: Program[T], *, single: bool = False) -> T:
         if self.is_watched:
@@ -79,7 +79,7 @@ class PostgreSQL(PostgreSQLStatements):
         async def work() -> T:
             async with self.savepoint(connection):
                 if is_watched_on(connection):
-                    return await run(program, partial(self._execute_through, connection))
+                    return await run(program, partial(self.execute_on, connection))
                 return await run(program, partial(_execute, *await driver_of(connection)))
 
         return await settle(work())
@@ -105,12 +105,12 @@ class PostgreSQL(PostgreSQLStatements):
         async with part:
             yield
 
-    async def _execute_through(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
+    async def execute_on(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
         driver, facts = await driver_of(connection)
         if facts.has_codecs:
             query = await codec_proof(driver, facts, query)
         try:
-            return await super()._execute_through(connection, query)
+            return await super().execute_on(connection, query)
         except DBAPIError as error:
             _check_complete(error, query)
             raise

@@ -25,6 +25,7 @@ from eventmeta.dialects.sqlite.settings import (
     waiting_no_longer,
 )
 from eventmeta.dialects.sqlite.statements import SQLiteStatements
+from eventmeta.dialects.sqlite.thread import hop
 from eventmeta.dialects.statement import Program, Query, Row, T, run, run_in_thread
 from eventmeta.settle import settle
 
@@ -68,7 +69,7 @@ class SQLite(SQLiteStatements):
     async def _read_through(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
         """Not as `transaction`, which would keep writers out."""
         async with self.own_engine.begin() as connection:
-            return [await self._execute_through(connection, query) for query in queries]
+            return [await self.execute_on(connection, query) for query in queries]
 
     async def write(self, program: Program[T], *, single: bool = False) -> T:
         if self.is_watched:
@@ -120,7 +121,7 @@ class SQLite(SQLiteStatements):
         async def through(driver: Any) -> T:
             await hop(_own, driver)
             async with self.savepoint(connection):
-                return await run(program, partial(self._execute_through, connection))
+                return await run(program, partial(self.execute_on, connection))
 
         if not connection.in_transaction():
             await connection.begin()  # SQLAlchemy must know that there is something to commit
@@ -130,6 +131,12 @@ class SQLite(SQLiteStatements):
         except BaseException:
             await _end_if_undone(connection)
             raise
+
+    async def execute_on(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
+        if is_watched_on(connection):
+            return await super().execute_on(connection, query)
+        driver, _ = await driver_of(connection)
+        return await hop(lambda raw: _execute(raw, query), driver)
 
     @asynccontextmanager
     async def savepoint(self, connection: AsyncConnection) -> AsyncGenerator[None]:
@@ -223,39 +230,6 @@ async def _end_if_undone(connection: AsyncConnection) -> bool:
         return False
     await whole.rollback()
     return True
-
-
-async def hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:
-    """Run ``work`` in the thread of an aiosqlite connection, on the connection of the stdlib.
-
-    Rows and texts are then as the stdlib makes them, whatever the app has made of that.
-
-    aiosqlite's public methods are one statement a hop; ``_execute`` is what they are made of. When
-    a cancellation comes through, the thread has nothing left to do, or to tell an event loop that
-    may be closed by then.
-    """
-    try:
-        result: T = await connection._execute(_plainly, work, connection._conn)
-        return result
-    except asyncio.CancelledError:
-        with suppress(ValueError):  # closed meanwhile
-            await settle(connection._execute(_idle))
-        raise
-
-
-def _plainly(work: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
-    rows, texts = connection.row_factory, connection.text_factory
-    if rows is None and texts is str:
-        return work(connection)
-    connection.row_factory, connection.text_factory = None, str
-    try:
-        return work(connection)
-    finally:
-        connection.row_factory, connection.text_factory = rows, texts
-
-
-def _idle() -> None:
-    pass
 
 
 def _has_begun(connection: Any) -> bool:

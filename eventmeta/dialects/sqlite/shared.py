@@ -16,8 +16,8 @@ from eventmeta.dialects.sqlite.running import (
     SQLite,
     begin_watched,
     end_watched,
-    hop,
 )
+from eventmeta.dialects.sqlite.thread import hop
 from eventmeta.dialects.statement import Query, Row
 from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
 from eventmeta.settle import settle

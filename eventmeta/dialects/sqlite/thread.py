@@ -1,0 +1,45 @@
+"""Work in the thread of a connection of SQLite's."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from eventmeta.dialects.statement import T
+from eventmeta.settle import settle
+
+
+async def hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:
+    """Run ``work`` in the thread of an aiosqlite connection, on the connection of the stdlib.
+
+    Rows and texts are then as the stdlib makes them, whatever the app has made of that.
+
+    aiosqlite's public methods are one statement a hop; ``_execute`` is what they are made of. When
+    a cancellation comes through, the thread has nothing left to do, or to tell an event loop that
+    may be closed by then.
+    """
+    try:
+        result: T = await connection._execute(_plainly, work, connection._conn)
+        return result
+    except asyncio.CancelledError:
+        with suppress(ValueError):  # closed meanwhile
+            await settle(connection._execute(_idle))
+        raise
+
+
+def _plainly(work: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
+    rows, texts = connection.row_factory, connection.text_factory
+    if rows is None and texts is str:
+        return work(connection)
+    connection.row_factory, connection.text_factory = None, str
+    try:
+        return work(connection)
+    finally:
+        connection.row_factory, connection.text_factory = rows, texts
+
+
+def _idle() -> None:
+    pass
