@@ -212,12 +212,19 @@ class EventLog:
         """
         value = 0
         for executable in self.dialect.horizon(self.tables):
-            statement = self.dialect.compile(executable)
-            ((found,),) = await self.fetch(statement(previous=value))
-            if found is None:
-                raise StandbyServer
-            value = found
+            value = await self._bound(executable, value)
         return value
+
+    async def refuse_standby(self) -> None:
+        """Raise `StandbyServer` if the server is a standby."""
+        await self._bound(self.dialect.horizon(self.tables)[0], 0)
+
+    async def _bound(self, executable: Executable, previous: int) -> int:
+        statement = self.dialect.compile(executable)
+        ((value,),) = await self.fetch(statement(previous=previous))
+        if value is None:
+            raise StandbyServer
+        return int(value)
 
     async def read_all(
         self,
