@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, false, or_, select
+from sqlalchemy import ColumnElement, Executable, bindparam, false, or_, select
 
 from eventmeta.commands import StreamKey
 from eventmeta.database_errors import StandbyServer
@@ -41,12 +41,19 @@ class LogReading(ABC):
         """
         value = 0
         for executable in self.dialect.horizon(self.tables):
-            statement = self.dialect.compile(executable)
-            ((found,),) = await self.fetch(statement(previous=value))
-            if found is None:
-                raise StandbyServer
-            value = found
+            value = await self._bound(executable, value)
         return value
+
+    async def refuse_standby(self) -> None:
+        """Raise `StandbyServer` if the server is a standby."""
+        await self._bound(self.dialect.horizon(self.tables)[0], 0)
+
+    async def _bound(self, executable: Executable, previous: int) -> int:
+        statement = self.dialect.compile(executable)
+        ((value,),) = await self.fetch(statement(previous=previous))
+        if value is None:
+            raise StandbyServer
+        return int(value)
 
     async def read_all(
         self,

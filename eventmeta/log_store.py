@@ -125,7 +125,7 @@ class LogStore(OpenedStore):
         kinds = check_types(types)
         check_seconds("max_poll", max_poll)
         await self._connected()
-        await self._database.log.horizon()  # refuses a standby, before it is written to
+        await self._database.log.refuse_standby()
         following = Subscription(self._database, name, after, kinds, max_poll).follow()
         try:
             async for event in following:

@@ -196,7 +196,7 @@ class ProjectedStore(LogStore):
         """
         registered = self._database.registry[projection]
         await self._connected()
-        await self._database.log.horizon()  # refuses a standby, before it is written to
+        await self._database.log.refuse_standby()
         rebuild = Rebuild(self._database, registered, new_holder(), compare, progress)
         return await rebuild.run()
 

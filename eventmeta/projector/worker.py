@@ -66,7 +66,7 @@ class Projector:
         """Raise `StandbyServer` on a standby. What else fails now is tried again later."""
         try:
             await self._database.connect(create=False)
-            await self._database.log.horizon()
+            await self._database.log.refuse_standby()
         except StandbyServer:
             raise
         except EventMetaError as failure:
