@@ -201,7 +201,10 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLProjecting, Dialect):
         )
 
     def add_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
-        """Insert first: locking rows that do not exist yet would deadlock on their gaps."""
+        """Insert first: locking rows that do not exist yet would deadlock on their gaps.
+
+        MariaDB gives the rows back; MySQL has no RETURNING.
+        """
         missing = select(
             keys.c.stream_id,
             keys.c.stream_type,
@@ -211,15 +214,18 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLProjecting, Dialect):
         own = self.upsert(
             streams, ["stream_id", "stream_type", "version", "recorded_at"], missing, ()
         )
+        columns = (
+            streams.c.stream_id,
+            streams.c.stream_type,
+            streams.c.version,
+            streams.c.recorded_at,
+            streams.c.user_id,
+            func.utc_timestamp(literal_column("6"), type_=UtcDateTime()).label("now"),
+        )
+        if self.is_mariadb:
+            return (own.returning(*columns),)
         heads = (
-            select(
-                streams.c.stream_id,
-                streams.c.stream_type,
-                streams.c.version,
-                streams.c.recorded_at,
-                streams.c.user_id,
-                func.utc_timestamp(literal_column("6"), type_=UtcDateTime()).label("now"),
-            )
+            select(*columns)
             .select_from(keys)
             .join(
                 streams,
@@ -231,7 +237,7 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLProjecting, Dialect):
             # Of a small table the planner would read, and so lock, every row.
             .prefix_with("STRAIGHT_JOIN")
             .with_hint(streams, "FORCE INDEX (PRIMARY)")
-            .with_for_update(of=streams if not self.is_mariadb else None)
+            .with_for_update(of=streams)
         )
         return (own, heads)
 
