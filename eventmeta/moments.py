@@ -55,7 +55,10 @@ def overtaken_positions(log: Table, moment: ColumnElement[Any]) -> AnySelect:
 
 
 def _ends_of_overtakers(log: Table, moment: ColumnElement[Any]) -> FromClause:
-    """Return where the prefixes end that hold more events than were recorded by ``moment``."""
+    """Return where the prefixes end that hold more events than were recorded by ``moment``.
+
+    Found once: PostgreSQL might else go through the log for each event that it joins.
+    """
     seen = log.alias("seen")
     last = func.max(seen.c.version)
     return (
@@ -63,7 +66,8 @@ def _ends_of_overtakers(log: Table, moment: ColumnElement[Any]) -> FromClause:
         .where(seen.c.recorded_at <= moment)
         .group_by(seen.c.stream_id, seen.c.stream_type)
         .having(last > func.count())
-        .subquery("ends")
+        .cte("ends")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
     )
 
 
