@@ -16,6 +16,7 @@ from eventmeta.dialects.statement import Query, Row
 from eventmeta.events import RecordedEvent, read_event
 from eventmeta.tables import Tables
 from projections import EVENT_COLUMNS, AnySelect
+from projections.types import BigInt
 
 PAGE = 1_000
 MAX_POSITION = 2**63 - 1
@@ -81,23 +82,43 @@ class LogReading(ABC):
         if until is not None:
             end = min(end, until)
         statement = self.dialect.compile(self._page(types, stream).where(*conditions))
+        version = await self._version_at(after, stream) if stream is not None else 0
         while after < end:
-            rows = await self.fetch(statement(after=after, until=end, **values))
+            bounds = {"after": after, "until": end, "after_version": version}
+            rows = await self.fetch(statement(**bounds, **values))
             for row in rows:
                 yield read_event(row)
             if len(rows) < PAGE:
                 return
-            after = rows[-1][0]
+            after, version = rows[-1][0], rows[-1][3]
+
+    async def _version_at(self, position: int, stream: StreamKey) -> int:
+        """Return the version of the event at ``position``; 0 if that is none of ``stream``."""
+        if not position:
+            return 0
+        log = self.tables.events
+        query = select(log.c.version).where(log.c.position == bindparam("position"))
+        query = query.where(*self.conditions(None, stream))
+        rows = await self.fetch(self.dialect.compile(query)(position=position))
+        return int(rows[0][0]) if rows else 0
 
     def _page(self, types: Collection[str] | None, stream: StreamKey | None) -> AnySelect:
+        """Return the query: ``after``, ``until``, ``after_version`` → the next events.
+
+        Those of a stream by its key, or each page would go through all of the stream.
+        """
         log = self.tables.events
-        return (
+        position = log.c.position if stream is None else log.c.position + 0
+        page = (
             select(*(log.c[name] for name in EVENT_COLUMNS))
-            .where(log.c.position > bindparam("after"), log.c.position <= bindparam("until"))
+            .where(position > bindparam("after"), position <= bindparam("until"))
             .where(*self.conditions(types, stream))
-            .order_by(log.c.position)
             .limit(PAGE)
         )
+        if stream is None:
+            return page.order_by(log.c.position)
+        later = log.c.version > bindparam("after_version", type_=BigInt)
+        return page.where(later).order_by(log.c.version)
 
     def conditions(
         self, types: Collection[str] | None, stream: StreamKey | None

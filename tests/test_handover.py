@@ -308,7 +308,7 @@ async def test_where_a_session_begins_is_looked_up_by_key(
     assert handed is not None
     bob = structured.as_user("bob")
     feed = bob.events(handed.position - 5)
-    reads = {**READS, "the feed": lambda _: anext(cast(Any, feed))}
+    reads: dict[str, Read] = {**READS, "the feed": lambda _: anext(cast(Any, feed))}
     position, moment = handed.position, handed.recorded_at
     reads["as of a position"] = lambda bob: bob.session("s").get_metadata(as_of=position)
     reads["as of a time"] = lambda bob: bob.session("s").get_metadata(as_of=moment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -11,7 +12,13 @@ from typing import Any, cast
 
 import pytest
 
-from eventmeta import MetadataSession, MetadataStore, backfill_conversations, structure
+from eventmeta import (
+    MetadataSession,
+    MetadataStore,
+    backfill_conversations,
+    log_reading,
+    structure,
+)
 from eventmeta.dialects.mysql import running as mysql_running
 from eventmeta.dialects.statement import Query, recordset
 from eventmeta.turns import last_turns
@@ -49,6 +56,7 @@ async def test_a_call_is_found_by_its_id_however_many_the_session_has(
     plan = await explain(structured.engine, query)
     for index in ("session_call", "session_output"):
         assert f"idx_agent_tool_calls_{index}" in plan, plan
+    assert not re.search("'given_spelled'.*join buffer", plan), "each text for each item"
 
 
 async def counted(store: MetadataStore) -> None:
@@ -119,6 +127,30 @@ def watched(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> list[Query
 
     monkeypatch.setattr(store.database.dialect, "read", watched)
     return sent
+
+
+async def test_a_page_of_a_stream_takes_no_work_for_those_before_it(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever one goes on: so the whole takes work in proportion to its length."""
+    monkeypatch.setattr(log_reading, "PAGE", 20)
+    for n in range(4):
+        sessions = [store.session(f"s{number % 5}") for number in range(250)]
+        await asyncio.gather(*(session.set_metadata({"n": n}) for session in sessions))
+    await counted(store)
+    sent = watched(store, monkeypatch)
+    seen = [event async for event in store.events(stream="s3")]
+    assert [event.version for event in seen] == list(range(1, 201))
+    assert len(sent) == 11
+    if store.engine.dialect.name == "postgresql":  # which would rather sort as few as ours
+        assert re.search(r"Index Cond: .*\(version > ", await explain(store.engine, sent[-2]))
+    else:
+        work = [await work_of(store.engine, q.statement.sql, q.values) for q in sent[:-1:3]]
+        assert max(work) < 2 * min(work), work
+    resumed = [event async for event in store.events(int(seen[149].position), stream="s3")]
+    assert resumed == seen[150:]
+    of_others = [event async for event in store.events(int(seen[149].position) + 1, stream="s3")]
+    assert of_others == seen[150:]
 
 
 # --- Texts that a database cannot read ------------------------------------------------------------
