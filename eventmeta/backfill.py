@@ -67,7 +67,7 @@ async def backfill_conversations(
     if after:
         check_session_id(after)
     database = store.database
-    await database.connect(create=False)
+    await database.opening.connect(create=False)
     log = database.log
     structure = log.statements.structure
     if structure is None:

@@ -10,20 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from eventmeta.batch_items import put_items_last, session_rows, write_items
 from eventmeta.commands import (
-    AddItems,
     Append,
     Command,
     Fact,
     RecordUsage,
     StreamKey,
     TransferSession,
-    insert_items,
     with_companions,
 )
 from eventmeta.database_errors import DatabaseBusy
 from eventmeta.dialects.statement import Program, Row, recordset, steps
-from eventmeta.drafts import Draft, Outcome, item_rows
+from eventmeta.drafts import Draft, Outcome
 from eventmeta.errors import AppendRejected, EventMetaError, InvalidInput, VersionConflict
 from eventmeta.events import RecordedEvent, read_event
 from eventmeta.folding import can_remove
@@ -148,7 +147,7 @@ class _Batch:
         if not drafts:
             return
         self.written += drafts
-        yield from self._write_items(drafts)
+        yield from write_items(drafts, self.sql)
         for draft in drafts:
             if isinstance(draft.command, RecordUsage):
                 draft.fact = draft.command.completed
@@ -161,7 +160,7 @@ class _Batch:
         yield self.sql.insert_events(rows)
         yield from self._project(drafts, rows)
         yield from self._assign(drafts)
-        yield from self._put_items_last(drafts)
+        yield from put_items_last(drafts, self.sql)
         if self.sql.structure:
             yield from follow(self.sql.structure, [draft.change() for draft in drafts])
 
@@ -177,7 +176,7 @@ class _Batch:
             return
         yield from self.save_heads()
         yield from self._hand_over(drafts)
-        yield self.sql.commands.assign_sessions(sessions=_session_rows(assigned))
+        yield self.sql.commands.assign_sessions(sessions=session_rows(assigned))
 
     def _hand_over(self, drafts: Sequence[Draft]) -> Program[None]:
         """Write from which version on the new owners see the sessions they were given."""
@@ -191,53 +190,6 @@ class _Batch:
             yield self.sql.save_streams(
                 [(session_id, HANDOVER, *row) for session_id, row in sorted(rows.items())]
             )
-
-    def _write_items(self, drafts: Sequence[Draft]) -> Program[None]:
-        adding = [(draft, draft.command) for draft in drafts if isinstance(draft.command, AddItems)]
-        touched = {command.stream.stream_id for _, command in adding}
-        created = {
-            draft.command.stream.stream_id for draft in drafts if draft.command.creates_session
-        } - touched
-        if created:
-            yield self.sql.commands.create_sessions(sessions=_session_rows(created))
-        if not touched:
-            return
-        touch = self.sql.commands.touch_sessions(sessions=_session_rows(touched))
-        yield touch.affecting(len(touched)) if self.sql.dialect.counts_upserts else touch
-        items = item_rows(enumerate(command for _, command in adding))
-        times = [self.sql.dialect.time_text(draft.recorded_at) for draft, _ in adding]
-        for item in items:
-            item["recorded_at"] = times[item["event"]]
-        rows = yield from insert_items(self.sql.commands, recordset(items), len(items))
-        ids: dict[str, list[int]] = {}
-        for session_id, item_id in sorted(map(tuple, rows), reverse=True):
-            ids.setdefault(session_id, []).append(item_id)
-        for draft, command in adding:
-            own = ids[command.stream.stream_id]
-            item_ids = [own.pop() for _ in command.items]
-            command.item_ids = item_ids
-            draft.fact = Fact(draft.fact.type, {"item_ids": item_ids})
-
-    def _put_items_last(self, drafts: Sequence[Draft]) -> Program[None]:
-        """Give new items no earlier time than older ones, where the INSERT could not.
-
-        The positions are drawn by now: on MySQL, what others change after the first plain SELECT
-        could not be locked any more, such as the counter.
-        """
-        ahead, move = self.sql.commands.items_ahead, self.sql.commands.move_items
-        added: dict[str, list[int]] = {}
-        for draft in drafts:
-            if isinstance(draft.command, AddItems):
-                item_ids = added.setdefault(draft.command.stream.stream_id, [])
-                item_ids += draft.fact.data["item_ids"]
-        if ahead is None or move is None or not added:
-            return
-        first = {min(item_ids): session_id for session_id, item_ids in added.items()}
-        sessions = [{"session_id": name, "first": item_id} for item_id, name in first.items()]
-        places = yield ahead(sessions=recordset(sessions))
-        items = [{"id": each, "at": at} for at, new in places for each in added[first[new]]]
-        if items:
-            yield move(items=recordset(items))
 
     def _project(self, drafts: Sequence[Draft], rows: Sequence[Row]) -> Program[None]:
         time_text = self.sql.dialect.time_text
@@ -303,7 +255,3 @@ def _on_behalf_of(command: Command, stream: StreamKey, fact: Fact) -> Append:
 
 def _recordset_of(rows: Sequence[Row]) -> str:
     return recordset([dict(zip(EVENT_COLUMNS, row, strict=True)) for row in rows])
-
-
-def _session_rows(session_ids: Iterable[str]) -> str:
-    return recordset([{"session_id": session_id} for session_id in sorted(session_ids)])

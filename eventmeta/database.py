@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-import time
 import weakref
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from eventmeta.access import Reach
 from eventmeta.commands import Command
-from eventmeta.database_errors import DatabaseBusy, DatabaseUnavailable
-from eventmeta.deadline import AGAIN, Deadline, Limits
+from eventmeta.deadline import Deadline, Limits
 from eventmeta.dialects import check_engine, dialect_of
 from eventmeta.dialects.pool import connections_to_spare
 from eventmeta.dialects.statement import Query, Row
@@ -28,12 +24,11 @@ from eventmeta.errors import EventMetaError, StoreClosed
 from eventmeta.events import RecordedEvent
 from eventmeta.lanes import MAX_IN_LINE
 from eventmeta.log import EventLog
+from eventmeta.opening import Opening
 from eventmeta.reach import Ownership
 from eventmeta.read_statements import ReadStatements
 from eventmeta.reader import Lookup, Reader, query_for
 from eventmeta.registry import Registry
-from eventmeta.schema import check_tables_within, create_tables, open_tables, schema_sql
-from eventmeta.settle import settle, take_notice
 from eventmeta.signals import Signals
 from eventmeta.table_names import TableNames
 from eventmeta.tables import define_tables
@@ -43,7 +38,6 @@ from projections import AnyProjection
 logger = logging.getLogger("eventmeta")
 
 _ATTRIBUTE = "eventmeta_databases"
-_SCHEMA_LOCK = "eventmeta_schema_lock"
 _Key = tuple[TableNames, str | None]
 
 
@@ -58,11 +52,11 @@ class Database:
         self.dialect = dialect_of(engine)
         self.tables = define_tables(names, self.dialect)
         self.log = EventLog(self.dialect, self.tables)
+        self.opening = Opening(self.log)
         self.registry = Registry(self.tables, self.dialect)
         self.appended = Signals()
         self.applied = Signals()
         self.gives_hints = False
-        self.creates_tables = False
         self._hint: asyncio.Task[None] | None = None
         self.reads = {
             reach: ReadStatements(
@@ -76,9 +70,6 @@ class Database:
         self._writers = weakref.WeakKeyDictionary()
         self._readers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Reader]
         self._readers = weakref.WeakKeyDictionary()
-        self._connecting: asyncio.Task[None] | None = None
-        self._connected = False
-        self._created = False
         self._closed = False
 
     @classmethod
@@ -101,84 +92,15 @@ class Database:
         if self.registry.add(projection, inline=inline):
             self.tables = replace(self.tables, inline=self.registry.inline_folded)
             self.log.maintain(self.tables, self.registry.inline_applied)
-            self._created = False
+            self.opening.tables_changed()
 
-    async def connect(self, *, create: bool, limits: Limits | None = None) -> None:
-        """Make the first connection, from which the statements learn what server this is.
-
-        Args:
-            create: Create missing tables as well, as always if a store said so.
-            limits: How long to wait for it.
-
-        Raises:
-            DatabaseFailure: The database cannot be reached, or does not let us create tables.
-        """
-        if (create or self.creates_tables) and not self._created:
-            await self.create_tables(unless_done=True)
-        elif not self._connected:
-            await self._first_connection(limits or self.log.limits)
-
-    async def _first_connection(self, limits: Limits) -> None:
-        """Connect once for all callers, who go on in the order in which they came.
-
-        Where it fails for one who waits less long than this caller, it is tried once more.
-        """
-        loop = asyncio.get_running_loop()
-        end = loop.time() + limits.timeout
-        while not self._connected:
-            if self._connecting is None or self._connecting.get_loop() is not loop:
-                left = limits._replace(timeout=max(end - loop.time(), 0))
-                self._connecting = loop.create_task(self._connect(left), name="eventmeta-connect")
-                self._connecting.add_done_callback(take_notice)
-                tried = left
-            else:
-                tried = None
-            connecting = self._connecting
-            try:
-                await asyncio.wait([connecting], timeout=max(end - loop.time(), 0) + AGAIN)
-            finally:
-                if connecting.done() and self._connecting is connecting:
-                    self._connecting = None
-            if not connecting.done():
-                raise self.log.expired(limits)
-            failure = None if connecting.cancelled() else connecting.exception()
-            impatient = isinstance(failure, DatabaseUnavailable | DatabaseBusy)
-            if failure is not None and (tried or not impatient or loop.time() >= end):
-                raise failure
-
-    async def _connect(self, limits: Limits) -> None:
-        await self.log.run(lambda: open_tables(self.dialect, self.tables), limits)
-        self._connected = True
-
-    async def create_tables(self, *, unless_done: bool = False, turn_on: bool = False) -> None:
-        """Add what is missing of the tables, columns, indexes, triggers and the view."""
-        lock = vars(self.engine.sync_engine).setdefault(_SCHEMA_LOCK, threading.Lock())
-        end = time.monotonic() + self.log.limits.long.timeout
-        while not lock.acquire(blocking=False):  # polls, as callers may be in several event loops
-            if time.monotonic() > end:
-                raise DatabaseBusy("another call creates tables on this engine, and does not end")
-            await asyncio.sleep(0.01)
-        try:
-            if not (unless_done and self._created):
-                # Drivers leave connections behind that are cancelled as they are made.
-                create = partial(create_tables, self.dialect, self.tables, turn_on=turn_on)
-                await settle(self.log.run(create, self.log.limits.long))
-                if turn_on:
-                    self._check_others_again()
-                self._connected = self._created = True
-        finally:
-            lock.release()
-
-    def _check_others_again(self) -> None:
-        """Let those on this engine that are opened already see what has changed."""
-        found: dict[TableNames, Database] = vars(self.engine.sync_engine).get(_ATTRIBUTE, {})
-        for other in found.values():
-            other._connected = other._created = False
-
-    async def schema_sql(self, *, turn_on: bool = False) -> str:
-        """The script of what `create_tables` would do."""
-        script = partial(schema_sql, self.dialect, self.tables, turn_on=turn_on)
-        return await settle(self.log.run(script))
+    async def create_tables(self, *, turn_on: bool = False) -> None:
+        """Add what is missing of the tables; see `Opening.create_tables`."""
+        await self.opening.create_tables(turn_on=turn_on)
+        if turn_on:  # those on this engine that are opened already are to see it
+            found: dict[_Key, Database] = vars(self.engine.sync_engine).get(_ATTRIBUTE, {})
+            for other in found.values():
+                other.opening.check_again()
 
     async def submit(
         self,
@@ -202,10 +124,7 @@ class Database:
         connection = await own_connection(connection)
         if connection is not None:
             self.dialect.check_connection(connection)
-            if not self._connected:
-                check = partial(check_tables_within, self.dialect, self.tables, connection)
-                await self.log.run(check, limits)
-                self._connected = True
+            await self.opening.connect_within(connection, limits)
             outcome = await self.log.commit_within(connection, command, limits)
         else:
             outcome = await self._writer().submit(command, limits)
@@ -233,7 +152,7 @@ class Database:
         loop = asyncio.get_running_loop()
         if loop in self._writers:
             await self._writers[loop].drain()
-        for task in (self._connecting, self._hint):
+        for task in (self.opening.task, self._hint):
             if task is not None and task.get_loop() is loop:
                 await asyncio.wait([task])
 

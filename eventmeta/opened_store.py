@@ -248,7 +248,7 @@ class OpenedStore:
 
     async def _connected(self) -> None:
         self._check_open()
-        await self._database.connect(create=False, limits=self._limits)
+        await self._database.opening.connect(create=False, limits=self._limits)
 
 
 def _new_event(event: object) -> NewEvent:

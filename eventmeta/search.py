@@ -64,7 +64,7 @@ async def find_sessions(
         "after": "" if after is None else check_session_id(after),
         "limit": _count("limit", limit),
     }
-    await view.database.connect(create=create_tables)
+    await view.database.opening.connect(create=create_tables)
     own = view.own
     if bound is None:
         return [row[0] for row in await own.fetch(own.reads.sessions_by_value, **values)]
@@ -84,7 +84,7 @@ def _naming(key: str) -> str:
 
 async def session_exists(view: View, session_id: str, *, create_tables: bool = False) -> bool:
     """Whether there is such a session within reach."""
-    await view.database.connect(create=create_tables)
+    await view.database.opening.connect(create=create_tables)
     return bool(await view.fetch(view.reads.session, session_id=session_id))
 
 
@@ -99,7 +99,7 @@ async def latest_sessions(
         InvalidInput: ``limit`` or ``offset`` is not a whole number from 0 on.
     """
     values = {"limit": _count("limit", limit), "offset": check_count("offset", offset)}
-    await view.database.connect(create=create_tables)
+    await view.database.opening.connect(create=create_tables)
     own = view.own
     return [row[0] for row in await own.fetch(own.reads.first_sessions, **values)]
 
@@ -114,7 +114,7 @@ async def list_sessions(
     """
     count = _count("limit", limit)
     cursor = {} if after is None else _cursor(after)
-    await view.database.connect(create=False)
+    await view.database.opening.connect(create=False)
     own = view.own
     rows: Sequence[Row]
     if after is None:

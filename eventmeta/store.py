@@ -89,7 +89,7 @@ class MetadataStore(ProjectedStore):
         check_positive("max_value_bytes", max_value_bytes)
         limits = check_limits(timeout, retry_for)
         database = Database.of(engine, TableNames.of(table_names))
-        database.creates_tables = database.creates_tables or create_tables
+        database.opening.creates_tables = database.opening.creates_tables or create_tables
         super().__init__(database, ADMINISTRATOR, max_value_bytes, limits)
         if limits != Limits():
             database.log.limits = limits
@@ -165,7 +165,7 @@ class MetadataStore(ProjectedStore):
             UnsupportedSchema: As for `create_tables`.
         """
         self._check_open()
-        return await self._database.schema_sql(turn_on=turn_on_structured_metadata)
+        return await self._database.opening.schema_sql(turn_on=turn_on_structured_metadata)
 
     # --- Sessions -------------------------------------------------------------------------------
 

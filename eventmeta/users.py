@@ -34,7 +34,7 @@ class User(Entity):
         return self._own_view
 
     async def _connected(self) -> None:
-        await self._view.database.connect(create=False, limits=self._view.limits)
+        await self._view.database.opening.connect(create=False, limits=self._view.limits)
 
     def _setting(self, changes: list[Change], fields: dict[str, Any]) -> Command:
         return SetUserMetadata(

@@ -25,7 +25,7 @@ async def verify_projection(store: MetadataStore) -> list[Difference]:
         upstream's own class to a session whose conversation is kept turn by turn.
     """
     database = store.database
-    await database.connect(create=False)
+    await database.opening.connect(create=False)
     log, tables = database.log, database.tables
     items = ItemRelations(tables, database.dialect)
     query = unreadable(database.dialect, items.stored()) if tables.item_projections else None

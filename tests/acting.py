@@ -100,7 +100,7 @@ def submit(store: MetadataStore, command: Command, **options: Any) -> Awaitable[
 
 async def together(store: MetadataStore, *commands: Command) -> list[Any]:
     """What becomes of the commands in one batch."""
-    await store.database.connect(create=False)
+    await store.database.opening.connect(create=False)
     return await store.database.log.commit(commands)
 
 

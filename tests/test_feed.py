@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from eventmeta import InvalidInput, LeaseLost, MetadataStore, NewEvent
+from eventmeta import log_reading as log_module
 from eventmeta.projector import checkpoints, subscription
 from eventmeta.projector.checkpoints import LEASE_MS
 from tests.backends import Backend
@@ -214,7 +215,7 @@ async def test_it_looks_less_often_when_nothing_comes(
 
 async def test_its_memory_is_bounded(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reads a page when the one before has been handled."""
-    monkeypatch.setattr(log_reading, "PAGE", 4)
+    monkeypatch.setattr(log_module, "PAGE", 4)
     await fill(store, 11)
     fetched: list[int] = []
     read = store.database.dialect.read

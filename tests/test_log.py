@@ -21,6 +21,7 @@ from eventmeta import (
     VersionConflict,
     new_event_id,
 )
+from eventmeta import log_reading as log_module
 from tests.helpers import user
 
 
@@ -347,7 +348,7 @@ async def test_read_all_goes_on_from_page_to_page(
     monkeypatch: pytest.MonkeyPatch,
     size: int,
 ) -> None:
-    monkeypatch.setattr(log_reading, "PAGE", size)
+    monkeypatch.setattr(log_module, "PAGE", size)
     assert await recorded(store) == events
     assert await recorded(store, types=["noted"]) == [e for e in events if e.type == "noted"]
 

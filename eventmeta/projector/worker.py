@@ -65,7 +65,7 @@ class Projector:
     async def _refuse_standby(self) -> None:
         """Raise `StandbyServer` on a standby. What else fails now is tried again later."""
         try:
-            await self._database.connect(create=False)
+            await self._database.opening.connect(create=False)
             await self._database.log.refuse_standby()
         except StandbyServer:
             raise
@@ -101,7 +101,7 @@ class Projector:
         pause, told = MIN_POLL, ""
         while True:
             try:
-                await self._database.connect(create=False)
+                await self._database.opening.connect(create=False)
                 await make_current(self._database, registered, self._holder)
                 if registered.inline:
                     return

@@ -176,7 +176,7 @@ class OpenedSession(Entity):
         return View(self._database, self._binding.access, self._limits)
 
     async def _connected(self) -> None:
-        await self._database.connect(create=self._create_tables, limits=self._limits)
+        await self._database.opening.connect(create=self._create_tables, limits=self._limits)
 
     async def _last_rows(
         self, limit: int, connection: AsyncConnection | None = None
