@@ -295,7 +295,5 @@ class ItemRelations:
         )
         gone = func.coalesce(state.gone, 0) if "gone" in state else 0
         lost = and_(state.last_output > last_item, state.last_output != gone)
-        reasons = [~known, lost, state.item_at > state.at]
-        if "moved" in state:
-            reasons.append(state.moved)
-        return case((or_(*reasons), 1), else_=0)
+        moved = [state.moved] if "moved" in state else []
+        return case((or_(~known, lost, state.item_at > state.at, *moved), 1), else_=0)

@@ -14,7 +14,6 @@ from sqlalchemy import (
     Insert,
     String,
     Table,
-    Update,
     and_,
     bindparam,
     case,
@@ -25,13 +24,13 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
-    update,
 )
 from sqlalchemy.dialects.mysql import insert
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.mysql.columns import MySQLColumns
+from eventmeta.dialects.mysql.item_times import MySQLItemTimes
 from eventmeta.dialects.mysql.items import MySQLItems
 from eventmeta.dialects.mysql.projecting import MySQLProjecting
 from eventmeta.dialects.streams import seen_streams
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 _COUNTER = "$log"
 
 
-class MySQLStatements(MySQLColumns, MySQLItems, MySQLProjecting, Dialect):
+class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting, Dialect):
     """What MySQL is told."""
 
     counts_upserts: ClassVar[bool] = False
@@ -259,51 +258,6 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLProjecting, Dialect):
         )
         count = select(func.count()).select_from(numbers.alias("counted")).scalar_subquery()
         return (draw, select(last(type_=BigInteger) - count + numbers.c.n).order_by(numbers.c.n))
-
-    def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
-        """MySQL has no RETURNING. No one else can add to these sessions, whose rows are locked."""
-        if self.is_mariadb:
-            return super().insert_items(messages, items)
-        source = select(items.c.session_id, items.c.message_data).order_by(items.c.n)
-        return (
-            insert(messages).from_select(["session_id", "message_data"], source),
-            select(messages.c.session_id, messages.c.id).where(
-                messages.c.id >= func.last_insert_id(),
-                messages.c.session_id.in_(select(items.c.session_id)),
-            ),
-        )
-
-    def items_ahead(self, messages: Table, sessions: FromClause) -> AnySelect:
-        """Items get the default, for no other value is exact in the hour that comes twice.
-
-        This query locks nothing. Read by the INSERT, rows and gaps of other sessions would be.
-        """
-        new, last, earlier = (messages.alias(name) for name in ("new", "last_item", "earlier"))
-        before = (
-            select(earlier.c.id)
-            .where(earlier.c.session_id == sessions.c.session_id, earlier.c.id < sessions.c.first)
-            .order_by(earlier.c.created_at.desc(), earlier.c.id.desc())
-            .limit(1)
-            .scalar_subquery()
-        )
-        ends = select(sessions.c.first, before.label("id")).subquery("ends")
-        moments = [func.unix_timestamp(item.c.created_at) for item in (last, new)]
-        # A TIMESTAMP is compared as a moment; a later DATETIME may be none.
-        is_later = func.coalesce(moments[0] > moments[1], last.c.created_at > new.c.created_at)
-        return (
-            select(ends.c.id, ends.c.first)
-            .join(last, last.c.id == ends.c.id)
-            .join(new, new.c.id == ends.c.first)
-            .where(is_later)
-        )
-
-    def move_items(self, messages: Table, moved: FromClause) -> Update:
-        place = messages.alias("place")
-        return (
-            update(messages)
-            .where(messages.c.id == moved.c.id, place.c.id == moved.c.at)
-            .values(created_at=place.c.created_at)
-        )
 
     def horizon(self, tables: Tables) -> Sequence[Executable]:
         """Whoever draws a position holds the counter's row until its events are visible."""

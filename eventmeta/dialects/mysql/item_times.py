@@ -1,0 +1,60 @@
+"""The order of items on MySQL and MariaDB, whose defaults for times no value could match."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Executable, FromClause, Table, Update, func, insert, select, update
+
+from eventmeta.dialects.item_times import ItemTimes
+from eventmeta.dialects.mysql.schema import MySQLSchema
+from projections import AnySelect
+
+
+class MySQLItemTimes(ItemTimes, MySQLSchema):
+    """What MySQL is told to write items in their order."""
+
+    def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
+        """MySQL has no RETURNING. No one else can add to these sessions, whose rows are locked."""
+        if self.is_mariadb:
+            return super().insert_items(messages, items)
+        source = select(items.c.session_id, items.c.message_data).order_by(items.c.n)
+        return (
+            insert(messages).from_select(["session_id", "message_data"], source),
+            select(messages.c.session_id, messages.c.id).where(
+                messages.c.id >= func.last_insert_id(),
+                messages.c.session_id.in_(select(items.c.session_id)),
+            ),
+        )
+
+    def items_ahead(self, messages: Table, sessions: FromClause) -> AnySelect:
+        """Items get the default, for no other value is exact in the hour that comes twice.
+
+        This query locks nothing. Read by the INSERT, rows and gaps of other sessions would be.
+        """
+        new, last, earlier = (messages.alias(name) for name in ("new", "last_item", "earlier"))
+        before = (
+            select(earlier.c.id)
+            .where(earlier.c.session_id == sessions.c.session_id, earlier.c.id < sessions.c.first)
+            .order_by(earlier.c.created_at.desc(), earlier.c.id.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        ends = select(sessions.c.first, before.label("id")).subquery("ends")
+        moments = [func.unix_timestamp(item.c.created_at) for item in (last, new)]
+        # A TIMESTAMP is compared as a moment; a later DATETIME may be none.
+        is_later = func.coalesce(moments[0] > moments[1], last.c.created_at > new.c.created_at)
+        return (
+            select(ends.c.id, ends.c.first)
+            .join(last, last.c.id == ends.c.id)
+            .join(new, new.c.id == ends.c.first)
+            .where(is_later)
+        )
+
+    def move_items(self, messages: Table, moved: FromClause) -> Update:
+        place = messages.alias("place")
+        return (
+            update(messages)
+            .where(messages.c.id == moved.c.id, place.c.id == moved.c.at)
+            .values(created_at=place.c.created_at)
+        )
