@@ -143,9 +143,10 @@ class Database:
         return await self._reader().fetch(read, limits, **request)
 
     def check_open(self) -> None:
-        """Raise `StoreClosed` once it is closed."""
+        """Raise an error once it is closed, or its engine is not what it was."""
         if self._closed:
             raise StoreClosed
+        self.dialect.check_options()
 
     async def drain(self) -> None:
         """Wait until what was submitted in this event loop is carried out."""

@@ -245,6 +245,7 @@ class OpenedStore:
     def _check_open(self) -> None:
         if self._closed:
             raise StoreClosed
+        self._database.dialect.check_options()
 
     async def _connected(self) -> None:
         self._check_open()

@@ -119,8 +119,8 @@ def is_closed(driver: Any) -> bool:
     thread = getattr(driver, "_thread", None)
     if thread is not None:
         return not thread.is_alive()
-    writer = driver._writer  # of asyncmy
-    return writer is None or writer.transport is None or writer.transport._sock is None
+    transport = driver._transport  # of asyncmy
+    return transport is None or transport._sock is None
 
 
 async def test_engines_end_with_their_thread(persistent_backend: Backend, url: str) -> None:

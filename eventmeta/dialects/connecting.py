@@ -23,7 +23,6 @@ class ConnectingDialect(ABC):  # noqa: B024
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
         self.schema = translated_schema(engine.sync_engine.get_execution_options())
-        # What the app says later of its engine is for stores that are opened from then on.
         self.own_engine = engine.execution_options(
             schema_translate_map=self.translation, **_UNBUFFERED
         )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from eventmeta.database_errors import UnsupportedEngine
 from eventmeta.dialects.executing import execute_query
 from eventmeta.dialects.failure import Failure, Rule
 from eventmeta.dialects.pool import is_watched, runs_code_of_the_app
@@ -33,6 +34,19 @@ class RunningDialect(SchemaDialect, ProjectingDialect):
     def runs_code_of_the_app(self) -> bool:
         """Whether a transaction calls functions of the app, for the caller that it is for."""
         return runs_code_of_the_app(self.engine.sync_engine)
+
+    def check_options(self) -> None:
+        """Refuse to go on once the engine puts tables elsewhere than when the store was opened.
+
+        Raises:
+            UnsupportedEngine: It does.
+        """
+        schema = translated_schema(self.engine.sync_engine.get_execution_options())
+        if schema != self.schema:
+            raise UnsupportedEngine(
+                f"the engine's schema_translate_map was changed, from the schema {self.schema!r} "
+                f"to {schema!r}: open a store for each, on engine.execution_options(…)"
+            )
 
     def check_connection(self, connection: AsyncConnection) -> None:
         """Refuse a connection on which tables are in another schema than the store's.

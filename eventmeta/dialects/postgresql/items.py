@@ -35,7 +35,11 @@ class PostgreSQLItems(ItemSQL, ConnectingDialect):
     """What PostgreSQL is told of items."""
 
     def item(self, messages: Table, text: ColumnElement[str]) -> ColumnElement[Any]:
-        schema = () if self.schema is None else (quoted_name(self.schema, quote=True),)
+        schema = (
+            ()
+            if self.schema is None
+            else (quoted_name(self.schema.replace("%", "%%"), quote=True),)
+        )
         name = quoted_name(_item_function(messages), quote=True)
         return Function(name, text, type_=JSON(), packagenames=schema)
 

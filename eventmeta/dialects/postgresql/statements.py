@@ -28,9 +28,6 @@ from sqlalchemy import (
     true,
     type_coerce,
 )
-from sqlalchemy import (
-    Sequence as SQLSequence,
-)
 from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by, insert
 from sqlalchemy.sql.selectable import LateralFromClause
 from sqlalchemy.types import TypeEngine
@@ -41,6 +38,7 @@ from eventmeta.dialects.items import Structure
 from eventmeta.dialects.postgresql.append import (
     append_at_once,
     fence_key,
+    in_text,
     last_position,
     namespace,
     sequence_name,
@@ -221,7 +219,8 @@ class PostgreSQLStatements(
         """Announce a bound below the positions, then draw them: see `horizon`."""
         log = tables.events.name
         fence = f"SELECT pg_advisory_xact_lock_shared({fence_key(log, self.quoted)})"
-        position = SQLSequence(sequence_name(log)).next_value()
+        sequence: ColumnElement[str] = literal_column(in_text(self.quoted(sequence_name(log))))
+        position = func.nextval(sequence, type_=BigInteger)
         ordered = select(numbers.c.n).order_by(numbers.c.n).offset(0).subquery("ordered")
         return (text(fence), select(position.label("position")).select_from(ordered))
 

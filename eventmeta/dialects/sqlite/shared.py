@@ -65,7 +65,9 @@ class SharedSQLite(SQLite):
 
         But after a listener of the app's, which may begin it.
         """
-        listener_first = self.is_watched
+        options = self.own_engine.sync_engine.get_execution_options()
+        # To set a level of isolation commits what is open.
+        listener_first = self.is_watched or "isolation_level" in options
         async with self._turn():
             try:
                 await self._in_thread(_check_free if listener_first else _begin)
