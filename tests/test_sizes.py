@@ -237,7 +237,8 @@ def test_what_is_encoded_piece_by_piece_is_the_same_text(value: Any, ensure_asci
 
 
 def test_it_takes_no_time_to_see_that_something_is_large() -> None:
-    for value in ([[]] * 10_000_000, "x" * 10_000_000, {"k": ["x" * 1_000] * 1_000_000}):
+    values: list[Any] = [[[]] * 10_000_000, "x" * 10_000_000, {"k": ["x" * 1_000] * 1_000_000}]
+    for value in values:
         start = time.monotonic()
         assert is_large(value)
         assert time.monotonic() - start < 0.1
