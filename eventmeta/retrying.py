@@ -97,7 +97,8 @@ class Retrying:
         elif failure is Failure.CANCELLED:
             translated = DatabaseBusy(f"a statement was cancelled: {summary}", code)
         elif failure is Failure.NO_CONNECTION_LEFT:
-            translated = DatabaseBusy(f"no connection is free at {self._where}: {summary}", code)
+            whose = "in the engine's pool" if code is None else f"at {self._where}"
+            translated = DatabaseBusy(f"no connection became free {whose}: {summary}", code)
         elif failure is Failure.TIMED_OUT:
             translated = DatabaseBusy(f"over the limit of time of the driver: {summary}", code)
         elif failure in (Failure.DISCONNECTED, Failure.NOT_LET_IN):
