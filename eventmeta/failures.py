@@ -26,7 +26,7 @@ _RULES = frozenset({Failure.REFUSED, Failure.ORPHANED, Failure.FORBIDDEN})
 _ERRORS: Mapping[Failure, tuple[type[DatabaseFailure], str]] = {
     Failure.CONFLICT: (DatabaseBusy, "in conflict with other writers"),
     Failure.CANCELLED: (DatabaseBusy, "a statement was cancelled"),
-    Failure.NO_CONNECTION_LEFT: (DatabaseBusy, "no connection is free at {where}"),
+    Failure.NO_CONNECTION_LEFT: (DatabaseBusy, "no connection became free {whose}"),
     Failure.TIMED_OUT: (DatabaseBusy, "over the limit of time of the driver"),
     Failure.DISCONNECTED: (DatabaseUnavailable, "no connection to {where}"),
     Failure.NOT_LET_IN: (DatabaseUnavailable, "no connection to {where}"),
@@ -74,7 +74,8 @@ class Failures:
             translated = OutcomeUnknown(f"no answer came from {where}: {summary}", code)
         elif failure in _ERRORS:
             kind, says = _ERRORS[failure]
-            translated = kind(f"{says.format(where=where)}: {summary}", code)
+            whose = "in the engine's pool" if code is None else f"at {where}"
+            translated = kind(f"{says.format(where=where, whose=whose)}: {summary}", code)
         else:
             translated = DatabaseFailure(summary, code)
         translated.__cause__ = cause

@@ -129,7 +129,7 @@ class SessionItems(SessionUsage):
         items = check_items(items)
         if not items:
             return None
-        if is_large(items):
+        if is_large(list(items)):
             async with self._order.large_write(self._stream):
                 return await self._add_items(items, wrapper, fields, options, in_order=True)
         return await self._add_items(items, wrapper, fields, options, in_order=False)
@@ -218,7 +218,8 @@ class SessionItems(SessionUsage):
         """
         check_number("items", len(items), MAX_ITEMS)
         texts: list[str] = []
-        pauses, total = Pauses(), 0
+        # A small call is not to be overtaken, so it has no pauses.
+        pauses, total = Pauses() if is_large(list(items)) else None, 0
         for index, item in enumerate(items):
             try:
                 text = await self._serialize_item(item)
@@ -231,7 +232,8 @@ class SessionItems(SessionUsage):
             check_size(f"items[{index}]", size, MAX_ITEM_BYTES)
             check_size("items", total, MAX_CALL_BYTES)
             texts.append(text)
-            await pauses.pause()
+            if pauses is not None:
+                await pauses.pause()
         return texts
 
     async def _items(self, texts: Iterable[str]) -> list[TResponseInputItem]:
