@@ -11,7 +11,7 @@ from agents.memory import SessionSettings
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from eventmeta import MetadataSession, MetadataStore
+from eventmeta import InvalidValue, MetadataSession, MetadataStore
 from tests.helpers import contents, user, users
 
 LONG_AGO = datetime(2020, 1, 1)  # noqa: DTZ001 - as the column keeps it
@@ -140,7 +140,7 @@ async def test_no_items_change_nothing(session: MetadataSession, engine: AsyncEn
 
 async def test_a_batch_is_added_whole_or_not_at_all(session: MetadataSession) -> None:
     await session.add_items(users("before"))
-    with pytest.raises(TypeError, match="not JSON serializable"):
+    with pytest.raises(InvalidValue, match=r"items\[1\].content: a object is not JSON"):
         await session.add_items([user("first"), user(object())])
     assert await session.get_items() == users("before")
 
