@@ -96,9 +96,9 @@ def new_event_id() -> str:
     return "-".join((time_digits[:8], time_digits[8:], *parts))
 
 
-def derived_event_id(event_id: str, part: str) -> str:
-    """Return the id of another event that the same call records: always the same one."""
-    return str(uuid.uuid5(uuid.UUID(event_id), part))
+def derived_event_id(event_id: object, part: str) -> str:
+    """Return an id for another ``part`` of what a call makes: the same whenever it is repeated."""
+    return str(uuid.uuid5(uuid.UUID(check_event_id(event_id)), part))
 
 
 def check_count(what: str, value: object) -> int:

@@ -98,17 +98,24 @@ async def test_too_many_turns(session: MetadataSession) -> None:
     assert (await session.get_usage()).input_tokens == 7
 
 
-async def test_a_cancellation(session: MetadataSession, engine: AsyncEngine) -> None:
+async def test_a_cancellation(
+    session: MetadataSession, structured: MetadataStore, engine: AsyncEngine
+) -> None:
     """Of a run that has said nothing in its session since the model answered."""
     reached = asyncio.Event()
     agent = clerk(calls("hang", 5, "Rome"), tool=hanging(reached))
     task = asyncio.create_task(run(agent, session))
     await reached.wait()
+    others = asyncio.gather(  # so that it has to wait for the writer
+        *(structured.session(f"s{n}").set_metadata({"k": n}) for n in range(3))
+    )
+    await asyncio.sleep(0)
     while not task.done():  # as a cancelled scope of anyio does it
         task.cancel()
         await asyncio.sleep(0)
     with pytest.raises(asyncio.CancelledError):
         await task
+    await others
     assert (await session.get_usage()).input_tokens == 5
     assert await rows(engine, "agent", "input_tokens") == [("clerk", 5)]
     async with engine.connect() as connection:

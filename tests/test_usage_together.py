@@ -19,6 +19,7 @@ from eventmeta import (
     VersionConflict,
     new_event_id,
 )
+from eventmeta.dialects import Failure
 from tests.helpers import count_transactions, users
 from tests.test_usage import ANSWER, rows, run, structured, usage
 
@@ -117,6 +118,42 @@ async def test_a_retry_counts_nothing_twice(session: MetadataSession) -> None:
         )
     )
     assert len(await session.get_items()) == 6
+    assert await session.get_usage() == UsageTotals.of(wrapper.usage)
+
+
+@opened
+async def test_a_lost_answer_is_asked_for_again(
+    structured: MetadataStore, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of both: the attempt that is repeated finds them recorded."""
+    session = await own(structured, options)
+    wrapper = run()
+    await session.add_items(users("Hi"), wrapper=wrapper)
+    dialect, attempts = structured._database.dialect, 0
+    write = dialect.write
+
+    async def loses_the_first_answer(*arguments: Any, **named: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        outcome = await write(*arguments, **named)
+        if attempts == 1:
+            raise OSError("lost")
+        return outcome
+
+    diagnose = dialect.diagnose
+    monkeypatch.setattr(dialect, "write", loses_the_first_answer)
+    monkeypatch.setattr(
+        dialect,
+        "diagnose",
+        lambda error: (
+            (Failure.DISCONNECTED, None) if isinstance(error, OSError) else diagnose(error)
+        ),
+    )
+    items = len(await session.get_items())
+    wrapper.usage.add(usage(10))
+    await session.add_items(ANSWER, wrapper=wrapper)
+    assert attempts == 2
+    assert len(await session.get_items()) == items + 1
     assert await session.get_usage() == UsageTotals.of(wrapper.usage)
 
 

@@ -14,7 +14,13 @@ from eventmeta.commands import CreateSession, SetMetadata, TransferSession
 from eventmeta.database import Database
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
 from eventmeta.events import RecordedEvent
-from eventmeta.identifiers import check_flag, check_limits, check_user_id, derived_event_id
+from eventmeta.identifiers import (
+    check_flag,
+    check_limits,
+    check_user_id,
+    derived_event_id,
+    new_event_id,
+)
 from eventmeta.options import WriteOptions, check_options, command_fields, options_of
 from eventmeta.search import latest_sessions, session_exists
 from eventmeta.session.arguments import CreationOptions, HandleOptions, SessionOptions
@@ -44,7 +50,8 @@ class SessionOwnership(OpenedSession):
         Args:
             user_id: The owner.
             engine: As for the constructor.
-            session_id: The id of the session; if None a new UUID, which follows from ``event_id``.
+            session_id: The id of the session; if None a new UUIDv7, or one that follows from the
+                ``event_id``.
             metadata: JSON values by key, which are merged into the session's in the same
                 transaction.
             actor: Who makes it; the ambient actor (`acting_as`) if None.
@@ -64,7 +71,9 @@ class SessionOwnership(OpenedSession):
         check_options(call, options, options_of(cls) | CreationOptions.__annotations__.keys())
         written: WriteOptions = {"actor": actor, "event_id": event_id, "connection": connection}
         fields = command_fields(call, written, Access(user_id, claims=True))
-        made = derived_event_id(fields["event_id"], "session") if session_id is None else session_id
+        made = session_id
+        if made is None:
+            made = new_event_id() if event_id is None else derived_event_id(event_id, "session")
         session = cls(made, engine=engine, **_of_user(user_id, options))
         changes = encode_changes({} if metadata is None else metadata, session._max_value_bytes)
         command = CreateSession(stream=session._stream, **fields)
