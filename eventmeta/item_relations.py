@@ -231,15 +231,11 @@ class ItemRelations:
         """
         times = self._ends(sessions).offset(0).subquery("times").c
         message, said = self.tables.messages.c, self._conversation
-        latest = (
-            select(func.max(message.id))
-            .where(
-                message.session_id == times.session_id,
-                message.created_at == times.item_at,
-                *self._before(times),
-                *self.dialect.in_main_branch(self.tables.messages),
-            )
-            .scalar_subquery()
+        latest = select(func.max(message.id)).where(
+            message.session_id == times.session_id,
+            message.created_at == times.item_at,
+            *self._before(times),
+            *self.dialect.in_main_branch(self.tables.messages),
         )
         opening = func.coalesce(said.parent_raw_event_id, said.id)
         parent = (
@@ -250,8 +246,8 @@ class ItemRelations:
         )
         ends = select(
             *times,
-            parent.scalar_subquery().label("parent"),
-            latest.label("last_item"),
+            self._now(parent).label("parent"),
+            self._now(latest).label("last_item"),
         )
         state = ends.offset(0).subquery("state").c
         return select(
@@ -267,7 +263,7 @@ class ItemRelations:
 
         def last(row: Any, column: str, *conditions: Any) -> ColumnElement[Any]:
             values = select(row[column]).where(row.session_id == given.session_id, *conditions)
-            return values.order_by(row[column].desc()).limit(1).scalar_subquery()
+            return self._now(values.order_by(row[column].desc()).limit(1))
 
         output = call.output_raw_event_id
         before = [*self._before(given), *self.dialect.in_main_branch(self.tables.messages)]
@@ -277,6 +273,10 @@ class ItemRelations:
             last(call, "output_raw_event_id", output.is_not(None)).label("last_output"),
             last(said, "turn").label("turn"),
         )
+
+    def _now(self, query: AnySelect) -> ColumnElement[Any]:
+        """As it is now: what the outer query says of that holds for its own tables only."""
+        return self.dialect.current(query).scalar_subquery()
 
     def _before(self, sessions: Any) -> list[ColumnElement[bool]]:
         """That an item is older than those that are being added, unless they cannot be seen."""
@@ -290,8 +290,8 @@ class ItemRelations:
         known = or_(
             last_item.in_([literal_column("0"), func.coalesce(state.last_output, 0)]),
             # Not EXISTS, for which PostgreSQL might read a whole table at once.
-            select(said.id).where(said.id == state.last_item).scalar_subquery().is_not(None),
-            select(call.id).where(call.id == state.last_item).scalar_subquery().is_not(None),
+            self._now(select(said.id).where(said.id == state.last_item)).is_not(None),
+            self._now(select(call.id).where(call.id == state.last_item)).is_not(None),
         )
         gone = func.coalesce(state.gone, 0) if "gone" in state else 0
         lost = and_(state.last_output > last_item, state.last_output != gone)
