@@ -60,11 +60,17 @@ class Retrying:
         """
         passage = self.gate.enter()
         deadline = Deadline(limits.timeout)
-        attempts = _Attempts(self, work, commit, changes, seconds, limits, deadline)
+        attempts: _Attempts[T] | None = None
         try:
             with deadline:
+                try:
+                    return await work()
+                except Exception as error:
+                    attempts = _Attempts(self, work, commit, changes, seconds, limits, deadline)
+                    attempts.take(error)
                 return await attempts.run()
         except Expired:
+            attempts = attempts or _Attempts(self, work, commit, changes, seconds, limits, deadline)
             failure = attempts.expired()
         finally:
             self.gate.leave(passage)
@@ -156,7 +162,7 @@ class _Attempts(Generic[T]):
     failure: Exception | None = None
 
     async def run(self) -> T:
-        """Make them."""
+        """Make more of them, if that can help after the first one."""
         try:
             return await self._run()
         except Exception as error:
@@ -164,11 +170,9 @@ class _Attempts(Generic[T]):
         raise translated from translated.__cause__
 
     async def _run(self) -> T:
-        try:
-            return await self._attempt()
-        except Exception as error:
-            if not self._is_repeatable(error):
-                raise
+        assert self.failure is not None
+        if not self._is_repeatable(self.failure):
+            raise self.failure
         # Imported only when something fails, for it takes a while.
         from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
@@ -187,10 +191,14 @@ class _Attempts(Generic[T]):
         try:
             return await self.work()
         except Exception as error:
-            self.failure = error
-            if self._may_be_recorded and self._diagnose(error) in _UNANSWERED:
-                self.unknown = True
+            self.take(error)
             raise
+
+    def take(self, error: Exception) -> None:
+        """Take note of how an attempt ended."""
+        self.failure = error
+        if self._may_be_recorded and self._diagnose(error) in _UNANSWERED:
+            self.unknown = True
 
     def expired(self) -> EventMetaError:
         """Return the error for what had not ended in time."""

@@ -74,7 +74,10 @@ class Writer:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + limits.timeout
-        await self._take_place(limits)
+        if self._places.locked():
+            await self._wait_for_place(limits)
+        else:
+            await self._places.acquire()
         try:
             entry = _Entry(command, limits, end, loop.create_future())
             self._waiting.append(entry)
@@ -89,10 +92,7 @@ class Writer:
         finally:
             self._places.release()
 
-    async def _take_place(self, limits: Limits) -> None:
-        if not self._places.locked():
-            await self._places.acquire()
-            return
+    async def _wait_for_place(self, limits: Limits) -> None:
         try:
             async with asyncio.timeout(limits.timeout):
                 await self._places.acquire()
