@@ -54,11 +54,23 @@ class Deadline:
         was_lent: Whether a connection was lent since this was last set to False.
     """
 
+    __slots__ = (
+        "_cancelling",
+        "_cancels",
+        "_lent",
+        "_loop",
+        "_task",
+        "_timer",
+        "_token",
+        "at",
+        "was_lent",
+    )
+
     def __init__(self, seconds: float) -> None:
         self._loop = asyncio.get_running_loop()
         self.at = self._loop.time() + seconds
         self.was_lent = False
-        self._lent: dict[object, Callable[[], None]] = {}
+        self._lent: list[Callable[[], None]] = []
         self._cancels = 0
         self._task: asyncio.Task[object] | None = None
 
@@ -80,14 +92,10 @@ class Deadline:
         """Whether the time was up a while ago, so that there is nothing to wait for any more."""
         return self._cancels > 1
 
-    def lend(self, key: object, close: Callable[[], None]) -> None:
-        """Take note of a connection that is in use, which ``close`` closes at once."""
+    def lend(self, close: Callable[[], None]) -> None:
+        """Take note of a connection, which ``close`` closes at once if it is still in use."""
         self.was_lent = True
-        self._lent[key] = close
-
-    def take_back(self, key: object) -> None:
-        """Forget a connection that is in use no more."""
-        self._lent.pop(key, None)
+        self._lent.append(close)
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
@@ -118,7 +126,7 @@ class Deadline:
 
     def _expire(self) -> None:
         assert self._task is not None
-        for close in tuple(self._lent.values()):
+        for close in self._lent:
             close()
         self._cancels += 1
         self._task.cancel()

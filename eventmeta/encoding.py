@@ -15,6 +15,9 @@ T = TypeVar("T")
 LARGE = 10_000
 """How many values, or times 64 characters, take some milliseconds to be encoded."""
 
+LARGE_TEXT = 64 * LARGE
+"""How many characters of JSON take some milliseconds to be read."""
+
 PAUSE_AFTER = 0.005
 """Seconds of work in the event loop after which others get their turn."""
 
@@ -78,6 +81,10 @@ class Order:
             if self._last.get(stream) is mine:
                 del self._last[stream]
             mine.set_result(None)
+
+    def is_kept(self, stream: StreamKey) -> bool:
+        """Return whether a write to ``stream`` is to wait."""
+        return stream in self._last
 
     async def wait(self, stream: StreamKey) -> None:
         """Wait for the large writes to ``stream`` that came before."""

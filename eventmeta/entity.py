@@ -169,7 +169,7 @@ class Entity(ABC):
     async def _submit(
         self, command: Command, options: WriteOptions, *, in_order: bool = False
     ) -> RecordedEvent | None:
-        if not in_order:
+        if not in_order and self._order.is_kept(self._stream):
             await self._order.wait(self._stream)
         connection = options.get("connection")
         if connection is None:

@@ -120,7 +120,7 @@ class EventLog(LogReading):
             with Deadline(limits.timeout) as deadline:
                 lent = await connection.get_raw_connection()
                 close = partial(self.dialect.abort_driver_connection, lent.driver_connection)
-                deadline.lend(connection, close)
+                deadline.lend(close)
                 return await self._commit_within(connection, command)
         except Expired:
             with suppress(Exception):

@@ -161,7 +161,8 @@ class OpenedStore:
             **fields,
         )
         self._check_open()
-        await self._database.order.wait(command.stream)
+        if self._database.order.is_kept(command.stream):
+            await self._database.order.wait(command.stream)
         if connection is None:
             await self._connected()
         recorded = await self._view.submit(command, connection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from eventmeta.database_errors import DatabaseBusy, UnexpectedRowCount
@@ -72,12 +73,20 @@ class Retrying:
         """
         passage = self.gate.enter()
         deadline = Deadline(limits.timeout)
-        attempts = _Attempts(self, work, commit, changes, unless_held, seconds, limits, deadline)
+        make = partial(
+            _Attempts[T], self, work, commit, changes, unless_held, seconds, limits, deadline
+        )
+        attempts: _Attempts[T] | None = None
         try:
             with deadline:
+                try:
+                    return await work()
+                except Exception as error:
+                    attempts = make()
+                    attempts.take(error)
                 return await attempts.run()
         except Expired:
-            failure = attempts.expired()
+            failure = (attempts or make()).expired()
         finally:
             self.gate.leave(passage)
         raise failure from failure.__cause__
@@ -108,7 +117,7 @@ class _Attempts(Generic[T]):
     mismatches: int = 0
 
     async def run(self) -> T:
-        """Make them."""
+        """Make more of them, if that can help after the first one."""
         try:
             return await self._run()
         except Exception as error:
@@ -116,11 +125,9 @@ class _Attempts(Generic[T]):
         raise translated from translated.__cause__
 
     async def _run(self) -> T:
-        try:
-            return await self._attempt()
-        except Exception as error:
-            if not self._is_repeatable(error):
-                raise
+        assert self.failure is not None
+        if not self._is_repeatable(self.failure):
+            raise self.failure
         # Imported only when something fails, for it takes a while.
         from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
@@ -139,10 +146,14 @@ class _Attempts(Generic[T]):
         try:
             return await self.work()
         except Exception as error:
-            self.failure = error
-            if self._may_be_recorded and self._diagnose(error) in UNANSWERED:
-                self.unknown = True
+            self.take(error)
             raise
+
+    def take(self, error: Exception) -> None:
+        """Take note of how an attempt ended."""
+        self.failure = error
+        if self._may_be_recorded and self._diagnose(error) in UNANSWERED:
+            self.unknown = True
 
     def expired(self) -> EventMetaError:
         """Return the error for what had not ended in time."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import suppress
-from functools import partial
 from typing import Any, cast
 
 from sqlalchemy import event
@@ -34,20 +33,22 @@ def watch(engine: AsyncEngine) -> None:
     def checked_out(dbapi: Any, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
         connections.add(dbapi)
         deadline = Deadline.current()
-        if deadline is not None:
-            cast("dict[str, Any]", entry.record_info)[_DEADLINE] = deadline
-            deadline.lend(entry, partial(abort, dbapi.driver_connection, shared=shared))
+        lent_within = cast("dict[str, Any]", entry.record_info)
+        lent_within[_DEADLINE] = deadline
+        if deadline is None:
+            return
 
-    def checked_in(_: Any, entry: ConnectionPoolEntry) -> None:
-        deadline = cast("dict[str, Any]", entry.record_info).pop(_DEADLINE, None)
-        if deadline is not None:
-            deadline.take_back(entry)
+        def close() -> None:
+            """Close it, unless it was given back, and maybe lent to someone else."""
+            if entry.in_use and lent_within[_DEADLINE] is deadline:
+                abort(dbapi.driver_connection, shared=shared)
+
+        deadline.lend(close)
 
     def closed(dbapi: Any, *_: Any) -> None:
         connections.discard(dbapi)
 
     event.listen(engine.sync_engine, "checkout", checked_out)
-    event.listen(engine.sync_engine, "checkin", checked_in)
     for name in ("close", "close_detached"):
         event.listen(engine.sync_engine, name, closed)
 

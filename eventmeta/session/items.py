@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from eventmeta.codec import (
     text_problem,
 )
 from eventmeta.commands import AddItems, ClearSession, PopItem
-from eventmeta.encoding import Pauses, encoded, is_large
+from eventmeta.encoding import LARGE_TEXT, Pauses, encoded, is_large
 from eventmeta.errors import InvalidInput
 from eventmeta.events import RecordedEvent
 from eventmeta.identifiers import check_flag, check_items, check_limit
@@ -40,7 +41,9 @@ class SessionItems(SessionUsage):
 
     async def _deserialize_item(self, item: str) -> TResponseInputItem:
         """The item of a stored text; subclasses may override it."""
-        return cast("TResponseInputItem", await encoded(item, partial(json.loads, item)))
+        if len(item) > LARGE_TEXT:
+            return cast("TResponseInputItem", await asyncio.to_thread(json.loads, item))
+        return cast("TResponseInputItem", json.loads(item))
 
     async def get_items(
         self,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from eventmeta.codec import Change, parse
 from eventmeta.commands import Command, DeleteMetadata, SetMetadata
-from eventmeta.encoding import encoded
+from eventmeta.dialects.statement import Row
+from eventmeta.encoding import LARGE_TEXT
 from eventmeta.events import Position
 from eventmeta.search import find_sessions
 from eventmeta.session.opened import OpenedSession
@@ -56,7 +58,10 @@ class SessionMetadata(OpenedSession):
             rows = await view.look_up(lookup, session_id=session_id, keys=keys)
         else:
             return {}
-        texts = {key: text for _, key, text in rows}
-        return await encoded(
-            list(texts.values()), lambda: {key: parse(text) for key, text in texts.items()}
-        )
+        if sum([len(text) for _, _, text in rows]) > LARGE_TEXT:
+            return await asyncio.to_thread(_parsed, rows)
+        return _parsed(rows)
+
+
+def _parsed(rows: Sequence[Row]) -> dict[str, Any]:
+    return {key: parse(text) for _, key, text in rows}
