@@ -54,10 +54,9 @@ class Retrying:
             try:
                 return await work()
             except Exception as error:
-                # A rule may refuse what another writer has just changed, such as a session's row
-                # that was deleted: the second attempt sees that.
-                refused = commit and self.dialect.diagnose(error)[0] is Failure.REFUSED
-                if not (refused or is_repeatable(error)):
+                # Another writer may just have deleted the row of the session.
+                orphaned = commit and self.dialect.diagnose(error)[0] is Failure.ORPHANED
+                if not (orphaned or is_repeatable(error)):
                     raise
             # Imported only when something fails, for it takes a while.
             from tenacity import (
@@ -96,7 +95,7 @@ class Retrying:
             translated = DatabaseBusy(f"a statement was cancelled: {summary}", code)
         elif isinstance(error, PoolTimeout):
             translated = DatabaseBusy(f"no connection became free in the engine's pool: {error}")
-        elif failure in (Failure.REFUSED, Failure.FORBIDDEN):
+        elif failure in (Failure.REFUSED, Failure.ORPHANED, Failure.FORBIDDEN):
             translated = DatabaseRefused(f"the database refused it: {summary}", code)
         elif failure is Failure.RESOURCE:
             translated = DatabaseUnavailable(f"the database cannot do it now: {summary}", code)

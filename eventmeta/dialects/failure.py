@@ -10,7 +10,8 @@ class Failure(enum.Enum):
 
     CONFLICT = "in conflict with another writer; the transaction can be repeated"
     DUPLICATE = "a unique key exists already"
-    REFUSED = "a rule of the database forbids the change: a constraint or a trigger"
+    REFUSED = "against a rule of the database's own: a check, a trigger"
+    ORPHANED = "against a foreign key"
     FORBIDDEN = "the role lacks a right"
     TABLE_MISSING = "a table does not exist"
     DISCONNECTED = "the connection was lost"
@@ -23,6 +24,7 @@ OF_THE_STATEMENT = frozenset(
     {
         Failure.DUPLICATE,
         Failure.REFUSED,
+        Failure.ORPHANED,
         Failure.FORBIDDEN,
         Failure.TABLE_MISSING,
         Failure.OTHER,

@@ -127,7 +127,8 @@ _FAILURES = {
     1020: Failure.CONFLICT,  # record has changed since last read
     1412: Failure.CONFLICT,  # so has the table: a new one has taken its place
     1062: Failure.DUPLICATE,
-    **dict.fromkeys((1048, 1216, 1217, 1451, 1452, 1644, 3819, 4025), Failure.REFUSED),
+    **dict.fromkeys((1216, 1217, 1451, 1452), Failure.ORPHANED),
+    **dict.fromkeys((1048, 1644, 3819, 4025), Failure.REFUSED),
     **dict.fromkeys((1044, 1142, 1143, 1227, 1370), Failure.FORBIDDEN),
     1146: Failure.TABLE_MISSING,
     1317: Failure.CANCELLED,

@@ -124,6 +124,7 @@ _FAILURES = {
     "40P01": Failure.CONFLICT,
     "55P03": Failure.CONFLICT,
     "23505": Failure.DUPLICATE,
+    "23503": Failure.ORPHANED,
     "23": Failure.REFUSED,
     "P0001": Failure.REFUSED,  # raised by a trigger
     "42501": Failure.FORBIDDEN,
