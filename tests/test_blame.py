@@ -19,7 +19,7 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -141,21 +141,27 @@ async def test_a_full_disk_ends_the_transaction_of_the_callers(
     store: MetadataStore, backend: Backend
 ) -> None:
     """SQLite undoes all of it; to go on in it would commit only what comes later."""
-    store.register(copies(), inline=True)
+    store.register(copies(_plainly), inline=True)
     await store.create_tables()
     await store.catch_up()
     async with store.engine.begin() as connection:
         await connection.execute(text("CREATE TABLE own (n INTEGER)"))
+        await connection.execute(text("CREATE TABLE others (n INTEGER PRIMARY KEY, note TEXT)"))
+    insert_own = "INSERT INTO own VALUES (:n)"
     async with (
-        failing(store.engine, backend, "full disk", "copies"),
-        store.engine.connect() as connection,
+        failing(store.engine, backend, "full disk", "others"),
+        store.engine.begin() as connection,
     ):
-        await connection.execute(text("INSERT INTO own VALUES (1)"))
+        await connection.execute(text(insert_own), {"n": 1})
         with pytest.raises(DatabaseUnavailable):
-            await store.append("s", thing(LONG), connection=connection)
-        await connection.commit()
+            await store.append("s", thing(bad=True), connection=connection)
+        if backend.is_server:
+            await connection.execute(text(insert_own), {"n": 2})
+        else:
+            with pytest.raises(InvalidRequestError, match="closed transaction"):
+                await connection.execute(text(insert_own), {"n": 2})
     assert await log_of(store) == []
-    assert await rows(store, "own") in ([], [(1,)])
+    assert await rows(store, "own") == ([(1,), (2,)] if backend.is_server else [])
     assert await copied(store) == []
 
 

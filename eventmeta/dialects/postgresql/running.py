@@ -199,6 +199,7 @@ _FAILURES = {
     "55P03": Failure.HELD,
     "23503": Failure.ORPHANED,
     "23505": Failure.DUPLICATE,
+    "23503": Failure.ORPHANED,
     "23": Failure.REFUSED,
     "44": Failure.REFUSED,  # the condition of a view
     "P0": Failure.REFUSED,  # raised by a trigger
