@@ -11,7 +11,6 @@ from sqlalchemy import (
     ColumnElement,
     CompoundSelect,
     FromClause,
-    String,
     and_,
     case,
     cast,
@@ -26,30 +25,34 @@ from sqlalchemy import (
 
 from eventmeta.dialects import Dialect
 from eventmeta.dialects.items import MessageRelation
-from eventmeta.events import ITEMS_ADDED, ITEMS_REPLACED
+from eventmeta.item_provenance import PROVENANCE, named_in, provenance_by_event
 from eventmeta.spelling import readable
 from eventmeta.tables import Tables
 from projections import MESSAGE_COLUMNS, AnySelect
-from projections.items import MAX_NAME, classified, in_turns, is_one_of, name_of
+from projections.items import classified, in_turns
 from projections.tool_calls import completed_calls
-
-PROVENANCE = ("run_id", "trace_id", "span_id")
-"""The keys of an event's context that are columns of what its items became."""
 
 STORED = ("id", "session_id", "message_data", "created_at")
 
 
 @dataclass(frozen=True)
 class ItemRelations:
-    """Relations over one store's tables."""
+    """Relations over one store's tables.
+
+    Attributes:
+        tables: The tables.
+        dialect: Their database.
+        spelled: Whether the texts of some items are given as the parameter ``spelled``.
+    """
 
     tables: Tables
     dialect: Dialect
+    spelled: bool = False
 
     def of_sessions(self, given: FromClause | None = None) -> MessageRelation:
         """All items of the sessions ``given`` by ``session_id``, or of all there are."""
-        stored = readable(self.dialect, self.stored(given))
-        added = self._provenance_by_event(given)
+        stored = self._readable(self.stored(given))
+        added = provenance_by_event(self.tables, self.dialect, given)
         same = and_(added.c.session_id == stored.c.session_id, added.c.item_id == stored.c.id)
         provenance = [added.c[name] for name in PROVENANCE]
         rows = self._rows(stored, provenance, literal_column("0"), cast(null(), BigInteger))
@@ -74,21 +77,25 @@ class ItemRelations:
             removed: ``session_id, id`` of outputs that are gone, whose calls come along as well.
         """
         new = self._added(source)
-        return self._in_turns(union_all(new, self._linked(self._links(new, removed))))
-
-    def linked(self, source: FromClause, removed: FromClause) -> FromClause:
-        """Return the stored items that these are linked with."""
-        return self._linked_items(self._links(self._added(source), removed))
-
-    def _links(self, new: AnySelect, removed: FromClause | None) -> FromClause:
-        """``session_id, call_id`` of what ``new`` items complete, or ``removed`` ones did."""
         arrived = MessageRelation(classified(self._relation(new, "arrived")), self.dialect)
-        links, row = [completed_calls(arrived)], self._tool_calls
+        links = self._links(completed_calls(arrived), removed)
+        return self._in_turns(union_all(new, self._linked(links)))
+
+    def linked(self, links: FromClause, removed: FromClause) -> FromClause:
+        """Return the stored items with ``links``, and those that ``removed`` were linked with."""
+        return self._linked_items(self._links(select(*links.c), removed))
+
+    def _links(self, known: AnySelect, removed: FromClause | None) -> FromClause:
+        """``session_id, call_id``, those ``known`` and of the calls that ``removed`` completed."""
+        links, row = [known], self._tool_calls
         if removed is not None:
             session_id, item_id = removed.c["session_id", "id"]
             lost = and_(row.session_id == session_id, row.output_raw_event_id == item_id)
             links.append(self._look_up_calls(removed, "output", lost, "session_id", "call_id"))
         return union(*links).cte("links")
+
+    def _readable(self, stored: FromClause) -> FromClause:
+        return readable(self.dialect, stored) if self.spelled else stored
 
     def _in_turns(self, rows: Any) -> MessageRelation:
         turned = in_turns(self._relation(rows, "items"))
@@ -104,7 +111,7 @@ class ItemRelations:
 
     def _linked(self, links: FromClause) -> AnySelect:
         """The stored calls and outputs with these ``call_id``, with what is known of their rows."""
-        stored = readable(self.dialect, self._linked_items(links))
+        stored = self._readable(self._linked_items(links))
         provenance = [stored.c[name] for name in PROVENANCE]
         return self._rows(stored, provenance, stored.c.turn, stored.c.parent_raw_event_id)
 
@@ -142,8 +149,8 @@ class ItemRelations:
         return self.tables.tool_calls.table.c
 
     def _added(self, source: FromClause) -> AnySelect:
-        source = readable(self.dialect, source)
-        provenance = [self._named_in(source.c.context, name) for name in PROVENANCE]
+        source = self._readable(source)
+        provenance = [named_in(self.dialect, source.c.context, name) for name in PROVENANCE]
         return self._rows(source, provenance, source.c.turn_before, source.c.parent_before)
 
     def _rows(
@@ -180,42 +187,6 @@ class ItemRelations:
             return select(*columns).where(*main).subquery("stored")
         same = and_(message.session_id == given.c.session_id, *main)
         return self.dialect.look_up(given, columns, same).subquery("stored")
-
-    def _provenance_by_event(self, given: FromClause | None) -> FromClause:
-        """``session_id, item_id`` of what was added in a context, with that context."""
-        log = self.tables.events.c
-        columns = [log.stream_id, log.version, log.data, log.context]
-        known = and_(
-            log.stream_type == "session",
-            is_one_of(log.type, (ITEMS_ADDED, ITEMS_REPLACED)),
-            log.context.is_not(None),
-        )
-        if given is None:
-            events = select(*columns).where(known)
-        else:
-            same = log.stream_id == given.c.session_id
-            events = self.dialect.look_up(given, columns, and_(same, known))
-        event = events.offset(0).subquery("adding")
-        item = self.dialect.select_item_ids(
-            event, [event.c.stream_id, event.c.version, event.c.context]
-        ).subquery("added_items")
-        # Where a database uses the id of a removed item again, the last event counts.
-        later = func.row_number().over(
-            partition_by=(item.c.stream_id, item.c.item_id), order_by=item.c.version.desc()
-        )
-        ranked = select(*item.c, later.label("recency")).subquery("ranked").c
-        return (
-            select(
-                ranked.stream_id.label("session_id"),
-                ranked.item_id,
-                *(self._named_in(ranked.context, name).label(name) for name in PROVENANCE),
-            )
-            .where(ranked.recency == 1)
-            .subquery("added_in")
-        )
-
-    def _named_in(self, context: ColumnElement[Any], name: str) -> ColumnElement[Any]:
-        return name_of(cast(self.dialect.json_text(context, name), String(MAX_NAME + 1)))
 
     def states(self, sessions: FromClause) -> AnySelect:
         """The state of sessions before some items: where turns and the tables are.

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Delete, FromClause, Insert, Integer, column, select, table
+from sqlalchemy import (
+    BigInteger,
+    Delete,
+    FromClause,
+    Insert,
+    Integer,
+    String,
+    column,
+    select,
+    table,
+)
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects import Dialect
@@ -52,6 +62,12 @@ class ItemStatements:
     conversation: ItemProjection
     tool_calls: ItemProjection
     dialect: Dialect
+    spelled: bool = False
+
+    @cached_property
+    def with_spelled(self) -> ItemStatements:
+        """The same statements for ``spelled``, some rows of which are given: see `spelled_out`."""
+        return replace(self, spelled=True)
 
     @cached_property
     def states(self) -> Statement:
@@ -68,12 +84,13 @@ class ItemStatements:
 
     @cached_property
     def unreadable_linked(self) -> Statement | None:
-        """``added`` items, ``removed`` items → ``id, message_data`` of what they are linked with.
+        """``links``, ``removed`` items → ``id, message_data`` of what is linked with them.
 
         Only of what is to be ``spelled`` for this database; None if it needs nothing of the kind.
         """
+        links = self.dialect.recordset("links", {**_SESSION, "call_id": String(255)})
         removed = self.dialect.recordset("removed", _REMOVED)
-        return self._unreadable(self._relations.linked(self._added, removed))
+        return self._unreadable(self._relations.linked(links, removed))
 
     @cached_property
     def unreadable(self) -> Statement | None:
@@ -88,10 +105,7 @@ class ItemStatements:
 
     @cached_property
     def write_tool_calls(self) -> Statement:
-        """``added`` items, ``removed`` items → their tool calls, complete or open again.
-
-        This statement and those after it take ``spelled`` as well: see `spelled_out`.
-        """
+        """``added`` items, ``removed`` items → their tool calls, complete or open again."""
         removed = self.dialect.recordset("removed", _REMOVED)
         items = self._relations.added_and_linked(self._added, removed)
         return self.dialect.compile(write_items(self.tool_calls, self.dialect, items))
@@ -146,7 +160,7 @@ class ItemStatements:
 
     @property
     def _relations(self) -> ItemRelations:
-        return ItemRelations(self.tables, self.dialect)
+        return ItemRelations(self.tables, self.dialect, self.spelled)
 
     @property
     def _added(self) -> FromClause:

@@ -9,7 +9,7 @@ from typing import Any
 from eventmeta.dialects.statement import Program, recordset
 from eventmeta.events import ITEM_POPPED, ITEMS_ADDED, ITEMS_REPLACED, SESSION_CLEARED
 from eventmeta.item_statements import ItemStatements
-from eventmeta.spelling import spelled_out
+from eventmeta.spelling import completed_calls, spelled_out
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,14 @@ def follow(sql: ItemStatements, changes: Sequence[ItemChange]) -> Program[None]:
         for change in _of_type(rest, ITEM_POPPED)
     ]
     if rest:
-        texts = list(_texts(rest)) if sql.unreadable else []
-        spelled = spelled_out(texts)
-        if removed or any(change.tools for change in rest):
-            items = {"added": added, "removed": recordset(removed)}
-            if sql.unreadable_linked:
-                linked = yield sql.unreadable_linked(**items, spelled=spelled)
-                spelled = spelled_out([*texts, *linked])
-            yield sql.write_tool_calls(**items, spelled=spelled)
-        yield sql.write_conversation(added=added, spelled=spelled)
+        tools = bool(removed) or any(change.tools for change in rest)
+        items = {"added": added, "removed": recordset(removed)}
+        unreadable = yield from _unreadable(sql, rest, removed)
+        if unreadable:
+            sql, items["spelled"] = sql.with_spelled, recordset(unreadable)
+        if tools:
+            yield sql.write_tool_calls(**items)
+        yield sql.write_conversation(**items)
 
 
 def rebuild(sql: ItemStatements, session_ids: Iterable[str]) -> Program[None]:
@@ -71,12 +70,12 @@ def rebuild(sql: ItemStatements, session_ids: Iterable[str]) -> Program[None]:
     sessions = recordset([{"session_id": session_id} for session_id in sorted(session_ids)])
     rows = (yield sql.unreadable(sessions=sessions)) if sql.unreadable else ()
     spelled = spelled_out(rows)
-    for table in sql.rebuild:
-        others = yield table.others(sessions=sessions, spelled=spelled)
+    for table in (sql.with_spelled if spelled else sql).rebuild:
+        others = yield table.others(sessions=sessions, spelled=recordset(spelled))
         if others:
             gone = recordset([{"id": item_id} for (item_id,) in others])
             yield table.remove(items=gone).affecting(len(others))
-        yield table.write(sessions=sessions, spelled=spelled)
+        yield table.write(sessions=sessions, spelled=recordset(spelled))
 
 
 _TYPES = frozenset({ITEMS_ADDED, ITEM_POPPED, ITEMS_REPLACED, SESSION_CLEARED})
@@ -86,10 +85,23 @@ def _of_type(changes: Iterable[ItemChange], kind: str) -> Iterable[ItemChange]:
     return (change for change in changes if change.type == kind)
 
 
-def _texts(changes: Iterable[ItemChange]) -> Iterable[tuple[int, str]]:
-    """Return the ids and the texts of the items that were added."""
+def _unreadable(
+    sql: ItemStatements, changes: Sequence[ItemChange], removed: Sequence[dict[str, Any]]
+) -> Program[list[dict[str, Any]]]:
+    """Return what is to be ``spelled`` of the items added, and of those that are linked to them."""
+    if sql.unreadable_linked is None:
+        return []
+    links: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for change in _of_type(changes, ITEMS_ADDED):
-        yield from zip(change.data["item_ids"], change.items, strict=True)
+        found += spelled_out(zip(change.data["item_ids"], change.items, strict=True))
+        if change.tools:
+            session = {"session_id": change.session_id}
+            links += ({**session, "call_id": each} for each in completed_calls(change.items))
+    if links or removed:
+        rows = yield sql.unreadable_linked(links=recordset(links), removed=recordset(removed))
+        found += spelled_out(rows)
+    return found
 
 
 def _added(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from sqlalchemy import select
 
 from eventmeta.comparison import Comparison, Difference, comparisons
 from eventmeta.database import Database
+from eventmeta.dialects.statement import recordset
 from eventmeta.item_relations import ItemRelations
 from eventmeta.projector.target import live_target
 from eventmeta.spelling import spelled_out, unreadable
@@ -29,7 +31,8 @@ async def verify_projection(store: MetadataStore) -> list[Difference]:
     log, tables = database.log, database.tables
     items = ItemRelations(tables, database.dialect)
     query = unreadable(database.dialect, items.stored()) if tables.item_projections else None
-    spelled = spelled_out(() if query is None else await log.scan(query))
+    unread = spelled_out(() if query is None else await log.scan(query))
+    items, spelled = replace(items, spelled=bool(unread)), recordset(unread)
     compared = [
         *comparisons(tables, log.events()),
         *(
@@ -40,7 +43,8 @@ async def verify_projection(store: MetadataStore) -> list[Difference]:
     ]
     found: list[Difference] = []
     for comparison in compared:
-        found += comparison.named(await log.scan(comparison.differences(), spelled=spelled))
+        rows = await log.scan(comparison.differences(), spelled=spelled)
+        found += comparison.named(rows)
     return found
 
 

@@ -55,7 +55,9 @@ async def test_a_call_is_found_by_its_id_however_many_the_session_has(
     )
     plan = await explain(structured.engine, query)
     for index in ("session_call", "session_output"):
-        assert f"idx_agent_tool_calls_{index}" in plan, plan
+        name = f"idx_agent_tool_calls_{index}"
+        used = f"'{name}', '[0-9]" if structured.engine.dialect.name == "mysql" else name
+        assert re.search(used, plan), plan
     assert not re.search("'given_spelled'.*join buffer", plan), "each text for each item"
 
 
@@ -176,7 +178,7 @@ async def test_mariadb_rewrites_no_text(
     await talk.pop_item()
     await talk.pop_item()
     await backfill_conversations(structured)
-    assert sum("regexp" in sql for sql in sent) > 4
+    assert sum("regexp" in sql for sql in sent) >= 4
     assert [sql for sql in sent if "replace(" in sql] == []
 
 

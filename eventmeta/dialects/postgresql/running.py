@@ -197,7 +197,6 @@ _FAILURES = {
     "40001": Failure.CONFLICT,
     "40P01": Failure.CONFLICT,
     "55P03": Failure.HELD,
-    "23503": Failure.ORPHANED,
     "23505": Failure.DUPLICATE,
     "23503": Failure.ORPHANED,
     "23": Failure.REFUSED,
