@@ -167,8 +167,12 @@ def check_keys(keys: object) -> list[str]:
     return found
 
 
-def check_items(items: object) -> list[Any]:
+def check_items(items: object, *, of_any_kind: bool = False) -> list[Any]:
     """Return ``items`` as a list, if they can be a session's items; none if None.
+
+    Args:
+        items: As given to a call.
+        of_any_kind: A subclass of the app's makes texts of them, so they need not be dicts.
 
     Raises:
         InvalidInput: It is no list, or one of them is no dict.
@@ -180,7 +184,7 @@ def check_items(items: object) -> list[Any]:
         raise InvalidInput(f"items is a {kind}; give a list of dicts")
     found = list(cast("Iterable[Any]", items))
     for index, item in enumerate(found):
-        if not isinstance(item, Mapping):
+        if not (of_any_kind or isinstance(item, Mapping)):
             raise InvalidInput(
                 f"items[{index}] is a {type(item).__name__}; give a dict, such as "
                 '{"role": "user", "content": "Hello"}'

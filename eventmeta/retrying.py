@@ -205,6 +205,9 @@ class _Attempts(Generic[T]):
     def _is_enough(self, state: RetryCallState) -> bool:
         """Return whether there is no time for another attempt."""
         assert self.failure is not None
-        unreachable = self._diagnose(self.failure) in UNREACHABLE
+        failure = self._diagnose(self.failure)
+        # A server that let us in, and then lost the connection, is there.
+        lost = failure is Failure.DISCONNECTED and self.deadline.was_lent
+        unreachable = failure in UNREACHABLE and not lost
         seconds = self.limits.retry_for if unreachable else self.seconds
         return (state.seconds_since_start or 0) >= seconds or self.deadline.left < _BARELY

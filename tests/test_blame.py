@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    event,
     insert,
     literal_column,
     select,
@@ -21,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from eventmeta import (
@@ -39,6 +40,20 @@ from projections.types import BigInt, LongText
 from tests.backends import Backend
 from tests.failing import STATES, failing
 from tests.projecting import log_of, rows, tag, tags, tags_of, trail, trail_of
+
+
+@pytest.fixture
+def engine(engine: AsyncEngine) -> AsyncEngine:
+    """An engine of an app that has SQLite heed foreign keys."""
+    if engine.dialect.name == "sqlite":
+
+        def connected(dbapi: Any, _: object) -> None:
+            cursor = dbapi.cursor()
+            cursor.execute("PRAGMA foreign_keys = ON")
+            cursor.close()
+
+        event.listen(engine.sync_engine, "connect", connected)
+    return engine
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +74,8 @@ def copies(act: Act | None = None, name: str = "copies") -> AppliedProjection:
     )
 
     async def apply(connection: Any, events: Any, tables: Any) -> None:
-        for event in events:
-            row = {"position": event.position, "note": str(event.data["note"])}
+        for each in events:
+            row = {"position": each.position, "note": str(each.data["note"])}
             await connection.execute(insert(tables[0]), row)
             if event.data.get("bad") and act is not None:
                 await act(connection, tables[0])
@@ -232,8 +247,12 @@ async def _by_orm(connection: AsyncConnection, _: Table) -> None:
         await session.commit()
 
 
-@pytest.mark.parametrize("error", [PoolTimeout("none is free"), StoreClosed()])
-async def test_what_apply_meets_of_the_store_itself(store: MetadataStore, error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "passes"), [(PoolTimeout("none is free"), True), (StoreClosed(), False)]
+)
+async def test_what_apply_meets_of_the_store_itself(
+    store: MetadataStore, error: Exception, passes: bool
+) -> None:
     """It may read from the store, which may be busy, or closed meanwhile."""
     failures = [error]
 
@@ -245,7 +264,7 @@ async def test_what_apply_meets_of_the_store_itself(store: MetadataStore, error:
     await store.create_tables()
     await store.catch_up()
     await store.append("s", thing(bad=True))
-    with pytest.raises(EventMetaError):
+    with nullcontext() if passes else pytest.raises(EventMetaError):
         await store.catch_up()
     assert await store.parked_streams("copies") == []
     await store.catch_up()

@@ -348,7 +348,7 @@ async def wrong_for_a_while(
 
     await write(False, session.set_metadata({"a": 1}))
     await write(False, session.set_metadata({"b": 1}))
-    monkeypatch.setattr("eventmeta.batch.time_of_next", lambda last, now: now + AHEAD)
+    monkeypatch.setattr("eventmeta.owning.time_of_next", lambda last, now: now + AHEAD)
     monkeypatch.setattr("eventmeta.log.statement_for", lambda *_: None)
     await write(True, session.delete_metadata(["a"]))
     await write(True, session.set_metadata({"a": 3}))
@@ -407,7 +407,7 @@ async def test_users_have_the_times_of_their_last_events(
     store: MetadataStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ann = store.user("ann")
-    monkeypatch.setattr("eventmeta.batch.time_of_next", lambda last, now: now + AHEAD)
+    monkeypatch.setattr("eventmeta.owning.time_of_next", lambda last, now: now + AHEAD)
     await ann.set_metadata({"a": 1})
     await store.delete_user("ann")
     monkeypatch.undo()

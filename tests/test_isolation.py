@@ -147,9 +147,17 @@ SESSION = {
     ],
     "create_session": [indifferent(lambda it, _: it.create_session("alice", engine=it.engine))],
     "get_session": [
-        case(lambda it, target: it.get_session("alice", target.session_id, engine=it.engine))
+        case(
+            lambda it, target: it.get_session(
+                "alice", target.session_id, engine=it.engine, structured_metadata=True
+            )
+        )
     ],
-    "get_sessions": [indifferent(lambda it, _: it.get_sessions("alice", engine=it.engine))],
+    "get_sessions": [
+        indifferent(
+            lambda it, _: it.get_sessions("alice", engine=it.engine, structured_metadata=True)
+        )
+    ],
     "get_turns": [
         case(lambda it, _: it.get_turns()),
         case(lambda it, _: it.get_turns(limit=1, after=1)),

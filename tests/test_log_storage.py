@@ -274,6 +274,7 @@ async def test_a_write_sends_no_more_for_many_keys_or_many_sessions(
 ) -> None:
     many_keys = {f"key {n}": n for n in range(100)}
     sessions = [store.session(f"s{n}") for n in range(50)]
+    await asyncio.gather(*(session.set_metadata({"a": 0}) for session in sessions))
     one = statements(await sent_by(sessions[0].set_metadata({"a": 1})))
     many = statements(await sent_by(sessions[0].set_metadata(many_keys)))
     calls = asyncio.gather(*(s.set_metadata(many_keys) for s in sessions))

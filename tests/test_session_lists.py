@@ -122,10 +122,10 @@ async def test_sessions_of_a_user_are_found_by_index(
     sent: list[tuple[str, Any]] = []
     fetch = store.database.fetch
 
-    async def watched(read: Any, **request: Any) -> Any:
+    async def watched(read: Any, *limits: Any, **request: Any) -> Any:
         query = read.query([request]) if request else read
         sent.append((query.statement.sql, query.values))
-        return await fetch(read, **request)
+        return await fetch(read, *limits, **request)
 
     monkeypatch.setattr(store.database, "fetch", watched)
     alice = store.as_user("alice")

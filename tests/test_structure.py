@@ -506,7 +506,7 @@ async def test_tables_may_be_switched_on_late(engine: AsyncEngine) -> None:
     with acting_as("me", run_id="r"):
         await plain.session("talk").add_items([user("1"), call("1")])
     late = MetadataStore(engine, structured_metadata=True)
-    await late.create_tables()
+    await late.create_tables(turn_on_structured_metadata=True)
     await late.session("talk").add_items([output("1"), user("2")])
     assert await verify_projection(late) == []
     assert await select(late, "turn, run_id", SAID) == [(1, "r"), (2, None)]

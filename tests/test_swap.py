@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from eventmeta import DatabaseBusy, MetadataStore, OutcomeUnknown, RebuildFailed, verify_projection
 from eventmeta.dialects import executing
 from eventmeta.dialects.mysql import projecting
+from eventmeta.dialects.mysql import running as mysql_running
 from tests.backends import Backend
 from tests.conftest import LONG_VARIABLE
 from tests.processes import TIMEOUT
@@ -283,8 +284,7 @@ async def test_several_reads_between_which_the_table_changes(
     """On one connection, to which the new table is of the future."""
     await write(store, 1)
     database, engine = store.database, create_async_engine(url)
-    dialect: Any = database.dialect
-    execute, swapped = dialect._execute, list[object]()
+    execute, swapped = mysql_running._execute, list[object]()
 
     async def swap_after_the_first(*arguments: Any) -> Any:
         rows = await execute(*arguments)
@@ -292,7 +292,7 @@ async def test_several_reads_between_which_the_table_changes(
             swapped.append(await MetadataStore(engine).rebuild("metadata"))
         return rows
 
-    monkeypatch.setattr(dialect, "_execute", swap_after_the_first)
+    monkeypatch.setattr(mysql_running, "_execute", swap_after_the_first)
     tables = (database.tables.events, database.tables.session_metadata.table)
     queries = [
         database.dialect.compile(select(func.count()).select_from(each))() for each in tables

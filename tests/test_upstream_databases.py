@@ -298,7 +298,7 @@ async def test_advanced_deletes_what_others_added_with_a_branch(other: str, path
 async def test_what_others_remove_is_gone_for_advanced_too(
     other: str, path: Path, sql: Callable[[str], list[Any]]
 ) -> None:
-    """Ours leaves no row behind in the second book, as it has foreign keys on."""
+    """In the second book a row is left behind, as foreign keys are for the app to turn on."""
     async with opened(open_advanced, path) as advanced:
         await advanced.add_items(users("a", "b"))
         async with beside(other, path) as session:
@@ -308,7 +308,7 @@ async def test_what_others_remove_is_gone_for_advanced_too(
                 "SELECT * FROM message_structure WHERE message_id NOT IN"
                 " (SELECT id FROM agent_messages)"
             )
-            assert len(dangling) == (0 if other == "ours" else 1)
+            assert len(dangling) == 1
 
 
 async def test_metadata_and_history_survive_what_advanced_deletes(path: Path) -> None:

@@ -167,9 +167,9 @@ async def test_a_lost_answer_is_asked_for_again(
     wrapper.usage.add(usage(10))
     submit = session._database.submit
 
-    async def lossy(command: Any, connection: Any = None) -> Any:
+    async def lossy(command: Any, *given: Any) -> Any:
         if recorded:
-            await submit(command, connection)
+            await submit(command, *given)
         raise OutcomeUnknown("lost")
 
     event_id = new_event_id()

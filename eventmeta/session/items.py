@@ -129,7 +129,8 @@ class SessionItems(SessionUsage):
         """
         self._bind(wrapper)
         fields = self._fields("add_items()", options)
-        items = check_items(items)
+        theirs = type(self)._serialize_item is not SessionItems._serialize_item
+        items = check_items(items, of_any_kind=theirs)
         if not items:
             return None
         if is_large(list(items)):
