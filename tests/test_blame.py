@@ -77,7 +77,7 @@ def copies(act: Act | None = None, name: str = "copies") -> AppliedProjection:
         for each in events:
             row = {"position": each.position, "note": str(each.data["note"])}
             await connection.execute(insert(tables[0]), row)
-            if event.data.get("bad") and act is not None:
+            if each.data.get("bad") and act is not None:
                 await act(connection, tables[0])
 
     return AppliedProjection(name, 1, "session", frozenset({"thing"}), (table,), apply)

@@ -181,8 +181,7 @@ Sent = list[tuple[str, Any]]
 Watch = Callable[[Awaitable[Any]], Awaitable[Sent]]
 
 
-@pytest.fixture
-async def sent_by(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> Watch:
+async def watching(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> Watch:
     """What a call sends, as the database or its driver sees it; begin and commit left out."""
     sent: Sent = []
     watched: set[Any] = set()
@@ -220,6 +219,12 @@ async def sent_by(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> Watc
         return list(sent)
 
     return sent_by
+
+
+@pytest.fixture
+async def sent_by(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """What a call of ``store`` sends."""
+    return await watching(store, monkeypatch)
 
 
 READS: dict[str, Callable[[MetadataSession], Awaitable[Any]]] = {
@@ -380,14 +385,13 @@ async def test_the_past_takes_work_in_proportion_to_its_length(
 async def test_a_batch_takes_work_in_proportion_to_its_length(
     postgresql_backend: Backend,
     engine: AsyncEngine,
-    store: MetadataStore,
-    sent_by: Watch,
+    monkeypatch: pytest.MonkeyPatch,
     structured_metadata: bool,
 ) -> None:
     """A planner that expects few rows would try all pairs of them."""
     store = MetadataStore(engine, structured_metadata=structured_metadata)
     await store.create_tables()
-    work: list[int] = []
+    sent_by, work = await watching(store, monkeypatch), list[int]()
     for length in (20, 80):
         sessions = [store.session(f"{length}-{n}") for n in range(length)]
         calls = [session.add_items([{"role": "user", "content": "x"}] * 2) for session in sessions]
@@ -398,6 +402,7 @@ async def test_a_batch_takes_work_in_proportion_to_its_length(
         work.append(await work_of(engine, sql, (again, *others)))
     assert work[0] > 100
     assert work[1] < 6 * work[0], work
+    assert await verify_projection(store) == []
 
 
 async def work_of(engine: AsyncEngine, sql: str, values: Any) -> int:

@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta import DatabaseFailure, MetadataStore, database
+from eventmeta import DatabaseFailure, MetadataStore, opening
 from eventmeta.deadline import Deadline, Expired
+from eventmeta.schema import create_tables
 from eventmeta.settle import settle
 from eventmeta.signals import Signals
 from tests.backends import Backend
@@ -151,17 +152,16 @@ async def test_a_failure_to_create_tables_is_that_of_one_call(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, calls = MetadataStore(engine), 0
-    create = database.create_tables  # type: ignore[attr-defined]
 
-    async def fails_once(*arguments: Any) -> None:
+    async def fails_once(*arguments: Any, **options: Any) -> None:
         nonlocal calls
         calls += 1
         await asyncio.sleep(0.01)
         if calls == 1:
             raise DatabaseFailure("as the database says it")
-        await create(*arguments)
+        await create_tables(*arguments, **options)
 
-    monkeypatch.setattr(database, "create_tables", fails_once)
+    monkeypatch.setattr(opening, "create_tables", fails_once)
     tasks = [
         asyncio.create_task(store.session("s", create_tables=True).get_metadata()) for _ in range(3)
     ]

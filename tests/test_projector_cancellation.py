@@ -114,14 +114,18 @@ async def test_a_rebuild_that_is_cancelled_as_it_clears_away_does_that(
     assert await verify_projection(store) == []
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [OutcomeUnknown("the connection was lost", None), RuntimeError("what nobody foresaw")],
+)
 async def test_a_projector_can_be_stopped_when_the_database_is_gone(
-    store: MetadataStore, monkeypatch: pytest.MonkeyPatch
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     store.register(trace())
     await store.create_tables()
 
-    async def gone(work: Any) -> Any:
-        raise OutcomeUnknown("the connection was lost", None)
+    async def gone(work: Any, *, long: bool = True) -> Any:
+        raise failure
 
     projector = store.projector()
     await projector.__aenter__()

@@ -8,11 +8,9 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import StaticPool
 
+from eventmeta.dialects.executing import UNBUFFERED
 from eventmeta.dialects.statement import translated_schema
 from eventmeta.dialects.terminating import abort, dispose, is_exhausted
-
-_UNBUFFERED = {"stream_results": False, "yield_per": None, "no_parameters": False}
-"""Options of the app's engine that are not for the store's own statements."""
 
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
@@ -24,7 +22,7 @@ class ConnectingDialect(ABC):  # noqa: B024
         self.engine = engine
         self.schema = translated_schema(engine.sync_engine.get_execution_options())
         self.own_engine = engine.execution_options(
-            schema_translate_map=self.translation, **_UNBUFFERED
+            schema_translate_map=self.translation, **UNBUFFERED
         )
 
     @property

@@ -10,16 +10,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.dialects.statement import Query, Row
 
+UNBUFFERED = {"stream_results": False, "yield_per": None, "no_parameters": False}
+"""Options of the app's engine that are not for the store's own statements."""
+
 
 async def execute_query(connection: AsyncConnection, query: Query) -> Sequence[Row]:
     """Run ``query``, and return its rows."""
     sql, values = query.statement.sql, query.values
     if query.each:
         if values:
-            result = await connection.exec_driver_sql(sql, [tuple(row) for row in values])
+            rows_in = [tuple(row) for row in values]
+            result = await connection.exec_driver_sql(sql, rows_in, UNBUFFERED)
             query.check_affected(result.rowcount)
         return ()
-    result = await connection.exec_driver_sql(sql, tuple(values))
+    result = await connection.exec_driver_sql(sql, tuple(values), UNBUFFERED)
     rows = result.fetchall() if result.returns_rows else ()
     query.check_affected(len(rows) if result.returns_rows else result.rowcount)
     return query.statement.decode(rows)
@@ -28,7 +32,7 @@ async def execute_query(connection: AsyncConnection, query: Query) -> Sequence[R
 async def execute(connection: AsyncConnection, statements: Iterable[str]) -> None:
     """Run ``statements``, one after the other."""
     for statement in statements:
-        await connection.exec_driver_sql(statement)
+        await connection.exec_driver_sql(statement, None, UNBUFFERED)
 
 
 @asynccontextmanager

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Engine, event
-from sqlalchemy.engine.events import ConnectionEvents
+from sqlalchemy.engine.events import ConnectionEvents, DialectEvents
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, StaticPool
@@ -132,10 +132,12 @@ async def driver_of(connection: AsyncConnection) -> tuple[Any, Any]:
     return raw.driver_connection, raw.info[_KEY].facts
 
 
-_EVENTS = tuple(
-    name
-    for name in dir(ConnectionEvents)
-    if not name.startswith("_") and name not in ("dispatch", "engine_disposed")
+_EVENTS, _DRIVER_EVENTS = (
+    tuple(name for name in dir(kind) if not name.startswith("_") and name not in without)
+    for kind, without in (
+        (ConnectionEvents, ("dispatch", "engine_disposed")),
+        (DialectEvents, ("dispatch",)),
+    )
 )
 _OF_TRANSACTIONS = ("postgresql_readonly", "postgresql_deferrable")
 """Options of an engine that only SQLAlchemy's own transactions heed."""
@@ -148,20 +150,21 @@ def is_watched(engine: Engine) -> bool:
     """
     inside: Any = engine  # what SQLAlchemy itself looks at before it calls a listener
     return bool(
-        inside.dialect._has_events
-        or inside._should_log_info()
-        or (inside._has_events and _has_listeners(engine))
+        inside._should_log_info()
+        or (inside.dialect._has_events and _has_listeners(engine.dialect.dispatch, _DRIVER_EVENTS))
+        or (inside._has_events and _has_listeners(engine.dispatch, _EVENTS))
+        or any(map(engine.get_execution_options().get, _OF_TRANSACTIONS))
     )
 
 
-def _has_listeners(engine: Engine) -> bool:
-    """Return whether there are any but those by which SQLAlchemy sets an isolation level."""
-    options = engine.get_execution_options()
-    return any(options.get(name) for name in _OF_TRANSACTIONS) or any(
-        not (name == "engine_connect" and each.__module__.startswith("sqlalchemy."))
-        for name in _EVENTS
-        for each in getattr(engine.dispatch, name)
-    )
+def _has_listeners(dispatch: Any, names: Iterable[str]) -> bool:
+    return any(_is_of_the_app(name, each) for name in names for each in getattr(dispatch, name))
+
+
+def _is_of_the_app(name: str, listener: Any) -> bool:
+    """Return whether ``listener`` is neither ours nor SQLAlchemy's, which sets isolation levels."""
+    package = getattr(listener, "__module__", "").partition(".")[0]
+    return not (package == "eventmeta" or (name == "engine_connect" and package == "sqlalchemy"))
 
 
 def is_watched_on(connection: AsyncConnection) -> bool:

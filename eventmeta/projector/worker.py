@@ -115,8 +115,9 @@ class Projector:
                 level = logging.DEBUG if str(failure) == told else logging.WARNING
                 told = str(failure)
                 logger.log(level, "projection %r waits: %s", registered.projection.name, failure)
-            except Exception:  # lest one projection ends all the others
+            except Exception:  # it must not end all the others
                 logger.exception("projection %r waits", registered.projection.name)
+            _let_cancellation_through()
             await asyncio.sleep(pause)
             pause = min(2 * pause, self._max_poll)
 
@@ -138,6 +139,13 @@ class Projector:
                 return
             await self._database.appended.wait(seen, pause)
             pause = min(2 * pause, self._max_poll, renewal_seconds())
+
+
+def _let_cancellation_through() -> None:
+    """Raise `CancelledError` if the task was cancelled and a failure took that one's place."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 class Follower:
