@@ -83,19 +83,19 @@ class StreamStatements:
     @cached_property
     def events_of_key(self) -> Statement:
         """``stream_id``, ``after``, ``limit``, ``key`` → those that changed the key."""
-        log = self.tables.events
-        later = self._events(*self._later)
-        change = self._changes(later).subquery("changes")
-        versions = select(change.c.version).where(change.c.key == bindparam("key"))
-        of_key = later.where(log.c.version.in_(versions))
-        return self.dialect.compile(of_key.order_by(log.c.version).limit(LIMIT))
-
-    def _changes(self, events: AnySelect) -> AnySelect:
-        relation = self.dialect.relation(events.subquery("events"))
-        if self.stream_type == "session":
-            return relation.select_changes()
-        kinds = or_(*(relation.c.type == name for name in sorted(KEYED_EVENTS)))
-        return self.dialect.select_changes(relation.rows, [relation.c.version]).where(kinds)
+        events = self._events(*self._later).subquery("events")
+        kinds = METADATA_EVENTS if self.stream_type == "session" else KEYED_EVENTS
+        # An event changes a key once, so a join yields each event once; a semi-join would be
+        # carried out event by event, each time through the whole stream.
+        change = (
+            self.dialect.select_changes(events, [events.c[name] for name in EVENT_COLUMNS])
+            .where(or_(*(events.c.type == name for name in sorted(kinds))))
+            .subquery("changes")
+        )
+        of_key = select(*(change.c[name] for name in EVENT_COLUMNS)).where(
+            change.c.key == bindparam("key")
+        )
+        return self.dialect.compile(of_key.order_by(change.c.version).limit(LIMIT))
 
     @property
     def _later(self) -> list[ColumnElement[bool]]:
