@@ -113,6 +113,7 @@ class Deadline:
         traceback: TracebackType | None,
     ) -> None:
         self._timer.cancel()
+        self._lent.clear()  # a connection opened within it keeps it, in the context of its reader
         _current.reset(self._token)
         task, self._task = self._task, None
         assert task is not None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import MetadataSession, MetadataStore
@@ -66,3 +67,16 @@ async def refuse(engine: AsyncEngine, backend: Backend, kind: str = "refused") -
     async with engine.begin() as connection:
         for statement in statements:
             await connection.exec_driver_sql(statement)
+
+
+def heed_foreign_keys(engine: AsyncEngine) -> None:
+    """Have SQLite check foreign keys on the connections that ``engine`` opens from now on."""
+    if engine.dialect.name != "sqlite":
+        return
+
+    def connected(dbapi: Any, _: object) -> None:
+        cursor = dbapi.cursor()
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    event.listen(engine.sync_engine, "connect", connected)

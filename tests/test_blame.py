@@ -14,7 +14,6 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
-    event,
     insert,
     literal_column,
     select,
@@ -39,20 +38,14 @@ from projections import AppliedProjection
 from projections.types import BigInt, LongText
 from tests.backends import Backend
 from tests.failing import STATES, failing
+from tests.helpers import heed_foreign_keys
 from tests.projecting import log_of, rows, tag, tags, tags_of, trail, trail_of
 
 
 @pytest.fixture
 def engine(engine: AsyncEngine) -> AsyncEngine:
     """An engine of an app that has SQLite heed foreign keys."""
-    if engine.dialect.name == "sqlite":
-
-        def connected(dbapi: Any, _: object) -> None:
-            cursor = dbapi.cursor()
-            cursor.execute("PRAGMA foreign_keys = ON")
-            cursor.close()
-
-        event.listen(engine.sync_engine, "connect", connected)
+    heed_foreign_keys(engine)
     return engine
 
 

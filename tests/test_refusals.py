@@ -20,7 +20,7 @@ from eventmeta import (
     verify_projection,
 )
 from tests.backends import Backend
-from tests.helpers import count_transactions, refuse, user, versions
+from tests.helpers import count_transactions, heed_foreign_keys, refuse, user, versions
 
 SOON = 2.5
 """Less than it was tried for, as if it were a conflict; much more than it takes."""
@@ -111,6 +111,13 @@ BANS: dict[str, Ban] = {
         "agent_sessions_metadata",
     ),
 }
+
+
+@pytest.fixture
+def engine(engine: AsyncEngine) -> AsyncEngine:
+    """An engine of an app that has SQLite heed foreign keys."""
+    heed_foreign_keys(engine)
+    return engine
 
 
 @pytest.mark.parametrize("name", [*BANS, "a trigger"])
