@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -88,6 +90,7 @@ class Crew(Workers):
                 [sys.executable, "-m", "tests.torture.worker", json.dumps(spec)],
                 cwd=ROOT,
                 stderr=errors,
+                start_new_session=True,
             )
 
     def replace_one(self) -> None:
@@ -105,7 +108,9 @@ class Crew(Workers):
 
     @staticmethod
     def _end(process: subprocess.Popen[bytes]) -> None:
-        process.kill()
+        """Kill it, with those that it forked, who would write on when the journal is read."""
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
