@@ -124,7 +124,7 @@ class CommandStatements:
     def items_ahead(self) -> Statement | None:
         """``sessions``, each with its ``first`` new item → ``id, first``: see `ItemTimes`."""
         sessions = self.dialect.recordset("sessions", {**_SESSION, "first": BigInt})
-        query = self.dialect.items_ahead(self.tables.messages, sessions)
+        query = self.dialect.items_ahead(self.tables.messages, sessions, waits=self.waits)
         return None if query is None else self._one(query)
 
     @cached_property

@@ -254,6 +254,25 @@ async def test_the_servers_clock_goes_back(
     await are_read(structured, "0", "1", "2", "3", "4")
 
 
+@pytest.mark.parametrize("within", [False, True])
+async def test_what_was_committed_while_a_write_waited_comes_before_it(
+    mariadb_backend: Backend, opened: Open, structured: MetadataStore, within: bool
+) -> None:
+    """Its snapshot is older, and the clock of the other one was ahead."""
+    session, ahead = structured.session("s"), opened(**at_clock(3_600))
+    await session.add_items(users("0"))
+    async with structured.engine.begin() as late, ahead.engine.begin() as connection:
+        await late.execute(text("SELECT count(*) FROM agent_messages"))
+        await ahead.session("s").add_items(users("1"), connection=connection)
+        held = late if within else None
+        waiting = asyncio.create_task(session.add_items(users("2"), connection=held))
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        await connection.commit()
+        await waiting
+    await are_read(structured, "0", "1", "2")
+
+
 # --- Sessions -----------------------------------------------------------------------------------
 
 

@@ -175,6 +175,7 @@ async def wrong(store: MetadataStore) -> None:
 
 
 def test_type_checkers_see_every_option(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")  # it is no dependency
     module = tmp_path / "wrong.py"
     module.write_text(WRONG)
     command = [sys.executable, "-m", "mypy", "--no-error-summary", str(module)]

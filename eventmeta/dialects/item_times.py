@@ -43,11 +43,13 @@ class ItemTimes(ABC):  # noqa: B024
         added = insert(messages).from_select([*values], source)
         return (added.returning(messages.c.session_id, messages.c.id),)
 
-    def items_ahead(self, messages: Table, sessions: FromClause) -> AnySelect | None:
+    def items_ahead(
+        self, messages: Table, sessions: FromClause, *, waits: bool
+    ) -> AnySelect | None:
         """The query for ``id, first`` of the item after which those from ``first`` on must come.
 
         A row for each of ``sessions`` that has an item before ``first`` with a later time. None
-        where `insert_items` lets none come to be.
+        where `insert_items` lets none come to be. ``waits`` as for `current`.
         """
         return None
 

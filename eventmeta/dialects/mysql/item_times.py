@@ -11,6 +11,11 @@ from eventmeta.dialects.mysql.schema import MySQLSchema
 from projections import AnySelect
 
 
+def read_current(query: AnySelect, *, waits: bool) -> AnySelect:
+    """Return ``query``, reading what is committed now; a plain SELECT would read the snapshot."""
+    return query.with_for_update(read=True, nowait=not waits)
+
+
 class MySQLItemTimes(ItemTimes, MySQLSchema):
     """What MySQL is told to write items in their order."""
 
@@ -27,29 +32,32 @@ class MySQLItemTimes(ItemTimes, MySQLSchema):
             ),
         )
 
-    def items_ahead(self, messages: Table, sessions: FromClause) -> AnySelect:
+    def items_ahead(self, messages: Table, sessions: FromClause, *, waits: bool) -> AnySelect:
         """Items get the default, for no other value is exact in the hour that comes twice.
 
-        This query locks nothing. Read by the INSERT, rows and gaps of other sessions would be.
+        A plain SELECT would read the snapshot of the first one, which may be of a time before the
+        session was owned. Of each session this locks the last items only; read by the INSERT, rows
+        and gaps of other sessions would be locked, too.
         """
         new, last, earlier = (messages.alias(name) for name in ("new", "last_item", "earlier"))
-        before = (
+        last_before = (
             select(earlier.c.id)
             .where(earlier.c.session_id == sessions.c.session_id, earlier.c.id < sessions.c.first)
             .order_by(earlier.c.created_at.desc(), earlier.c.id.desc())
             .limit(1)
-            .scalar_subquery()
         )
+        before = read_current(last_before, waits=waits).scalar_subquery()
         ends = select(sessions.c.first, before.label("id")).subquery("ends")
         moments = [func.unix_timestamp(item.c.created_at) for item in (last, new)]
         # A TIMESTAMP is compared as a moment; a later DATETIME may be none.
         is_later = func.coalesce(moments[0] > moments[1], last.c.created_at > new.c.created_at)
-        return (
+        found = (
             select(ends.c.id, ends.c.first)
             .join(last, last.c.id == ends.c.id)
             .join(new, new.c.id == ends.c.first)
             .where(is_later)
         )
+        return read_current(found, waits=waits)
 
     def move_items(self, messages: Table, moved: FromClause) -> Update:
         place = messages.alias("place")

@@ -30,7 +30,7 @@ from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.mysql.columns import MySQLColumns
-from eventmeta.dialects.mysql.item_times import MySQLItemTimes
+from eventmeta.dialects.mysql.item_times import MySQLItemTimes, read_current
 from eventmeta.dialects.mysql.items import MySQLItems
 from eventmeta.dialects.mysql.projecting import MySQLProjecting
 from eventmeta.dialects.streams import seen_streams
@@ -148,8 +148,7 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting,
         return found.with_hint(columns[0].table, f"FORCE INDEX (`{index}`)")
 
     def current(self, query: AnySelect, *, waits: bool = True) -> AnySelect:
-        """A plain SELECT would read the snapshot of the transaction's first one."""
-        return query.with_for_update(read=True, nowait=not waits)
+        return read_current(query, waits=waits)
 
     def locked(self, query: AnySelect, *, waits: bool, key_share: bool = False) -> AnySelect:
         return query.with_for_update(nowait=not waits)
