@@ -50,22 +50,16 @@ class Database:
     def __init__(self, engine: AsyncEngine, names: TableNames) -> None:
         self.engine = engine
         self.dialect = dialect_of(engine)
+        self._names = names
         self.tables = define_tables(names, self.dialect)
         self.log = EventLog(self.dialect, self.tables)
-        self.opening = Opening(self.log)
+        self.opening = Opening(self.log, self._follow)
         self.registry = Registry(self.tables, self.dialect)
         self.appended = Signals()
         self.applied = Signals()
         self.gives_hints = False
         self._hint: asyncio.Task[None] | None = None
-        self.reads = {
-            reach: ReadStatements(
-                self.tables,
-                self.dialect,
-                Ownership(self.tables.streams, self.tables.events, reach),
-            )
-            for reach in Reach
-        }
+        self.reads = self._reads()
         self._writers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Writer]
         self._writers = weakref.WeakKeyDictionary()
         self._readers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Reader]
@@ -86,6 +80,22 @@ class Database:
         if key not in found:
             found[key] = cls(engine, names)
         return found[key]
+
+    def _reads(self) -> dict[Reach, ReadStatements]:
+        streams, events = self.tables.streams, self.tables.events
+        return {
+            reach: ReadStatements(self.tables, self.dialect, Ownership(streams, events, reach))
+            for reach in Reach
+        }
+
+    def _follow(self) -> None:
+        """Keep structured tables, as the database does, though nobody said so."""
+        names = replace(self._names, structured_metadata=True)
+        tables = define_tables(names, self.dialect)
+        self.registry.follow(tables)
+        self.tables = replace(tables, inline=self.registry.inline_folded)
+        self.log.maintain(self.tables, self.registry.inline_applied)
+        self.reads = self._reads()
 
     def register(self, projection: AnyProjection, *, inline: bool) -> None:
         """Have a projection kept up to date: see `MetadataStore.register`."""
@@ -162,7 +172,7 @@ class Database:
 
         What goes on step by step, such as a rebuild, ends with `StoreClosed` at its next step.
         """
-        key = (self.tables.names, self.dialect.schema)
+        key = (self._names, self.dialect.schema)
         vars(self.engine.sync_engine).get(_ATTRIBUTE, {}).pop(key, None)
         self._closed = True
         await self.drain()

@@ -132,6 +132,10 @@ def _learn(dialect: Dialect, tables: Tables, existing: Existing) -> None:
         dialect.branched.add(messages.name)
 
 
+class StructuredTablesKept(SettingsConflict):
+    """The database keeps structured tables, and the store was not told whether to."""
+
+
 def check_settings(names: TableNames, existing: Existing, *, turn_on: bool = False) -> None:
     """Refuse options that contradict what the database is.
 
@@ -148,7 +152,8 @@ def check_settings(names: TableNames, existing: Existing, *, turn_on: bool = Fal
     _check_pair(names, existing)
     structured = existing.is_structured(names)
     if structured and not names.structured_metadata:
-        raise SettingsConflict(
+        refusal = StructuredTablesKept if names.structured_metadata is None else SettingsConflict
+        raise refusal(
             "this database keeps the tables of conversations, tool calls and tokens, and the "
             "store was opened without: open it with structured_metadata=True"
         )

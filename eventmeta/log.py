@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -56,6 +57,7 @@ class EventLog(LogReading):
     def maintain(self, tables: Tables, applied: tuple[AppliedProjection, ...]) -> None:
         """Keep what is inline in ``tables`` up to date from now on, and what is ``applied``."""
         self.tables, self.applied = tables, applied
+        self._retrying = replace(self._retrying, references=tables.references)
         self._compile(tables)
 
     def _compile(self, tables: Tables) -> None:

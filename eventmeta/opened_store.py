@@ -110,7 +110,7 @@ class OpenedStore:
         """
         group = check_group(group_by)
         times = check_time("since", since), check_time("until", until)
-        check_structured(self._database, "get_usage()")
+        await check_structured(self._database, "get_usage()")
         await self._connected()
         return await grouped_usage(self._view, group, *times)
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from functools import partial
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.database_errors import DatabaseBusy, DatabaseUnavailable
 from eventmeta.deadline import AGAIN, Limits
+from eventmeta.existing import StructuredTablesKept
 from eventmeta.log import EventLog
 from eventmeta.schema import check_tables_within, create_tables, open_tables, schema_sql
 from eventmeta.settle import settle, take_notice
+
+T = TypeVar("T")
 
 _SCHEMA_LOCK = "eventmeta_schema_lock"
 
@@ -25,9 +29,11 @@ class Opening:
         creates_tables: Missing tables are created at the first call.
     """
 
-    def __init__(self, log: EventLog) -> None:
+    def __init__(self, log: EventLog, follow: Callable[[], None]) -> None:
+        """Open the database of ``log``; ``follow`` has it keep structured tables as well."""
         self.creates_tables = False
         self._log = log
+        self._follow = follow
         self._connecting: asyncio.Task[None] | None = None
         self._connected = False
         self._created = False
@@ -89,14 +95,29 @@ class Opening:
 
     async def _connect(self, limits: Limits) -> None:
         log = self._log
-        await log.run(lambda: open_tables(log.dialect, log.tables), limits)
+        await self._following(lambda: log.run(self._open, limits))
         self._connected = True
+
+    async def _open(self) -> None:
+        await open_tables(self._log.dialect, self._log.tables)
+
+    async def _following(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Await ``work``, once more if it finds that the database keeps structured tables."""
+        try:
+            return await work()
+        except StructuredTablesKept:
+            self._follow()
+            return await work()
 
     async def connect_within(self, connection: AsyncConnection, limits: Limits) -> None:
         """Check the tables in a transaction of the caller's, unless that was done before."""
         if not self._connected:
-            check = partial(check_tables_within, self._log.dialect, self._log.tables, connection)
-            await self._log.run(check, limits)
+            log = self._log
+
+            async def check() -> None:
+                await check_tables_within(log.dialect, log.tables, connection)
+
+            await self._following(lambda: log.run(check, limits))
             self._connected = True
 
     async def create_tables(self, *, unless_done: bool = False, turn_on: bool = False) -> None:
@@ -117,14 +138,21 @@ class Opening:
             await asyncio.sleep(0.01)
         try:
             if not (unless_done and self._created):
-                create = partial(create_tables, log.dialect, log.tables, turn_on=turn_on)
+
+                async def create() -> None:
+                    await create_tables(log.dialect, log.tables, turn_on=turn_on)
+
                 # Drivers leave connections behind that are cancelled as they are made.
-                await settle(log.run(create, limits))
+                await settle(self._following(lambda: log.run(create, limits)))
                 self._connected = self._created = True
         finally:
             lock.release()
 
     async def schema_sql(self, *, turn_on: bool = False) -> str:
         """Return the script of what `create_tables` would do."""
-        script = partial(schema_sql, self._log.dialect, self._log.tables, turn_on=turn_on)
-        return await settle(self._log.run(script))
+        log = self._log
+
+        async def script() -> str:
+            return await schema_sql(log.dialect, log.tables, turn_on=turn_on)
+
+        return await settle(self._following(lambda: log.run(script)))

@@ -37,6 +37,15 @@ class Registry:
             for projection in tables.built_in
         }
 
+    def follow(self, tables: Tables) -> None:
+        """Go on with ``tables``, of which more are the store's own."""
+        own = {each.name: Registered(each, inline=True, built_in=True) for each in tables.built_in}
+        for registered in self._found.values():
+            if not registered.built_in:
+                for table in registered.projection.tables:
+                    table.to_metadata(tables.metadata).info[VERSIONED] = True
+        self._tables, self._found = tables, {**self._found, **own}
+
     def __getitem__(self, name: object) -> Registered:
         """The projection of this name.
 

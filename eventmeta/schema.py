@@ -150,7 +150,7 @@ def _settings(
     """What to do before all else, so that processes agree on it, and what to do last."""
     first: list[SchemaChange] = []
     last: list[SchemaChange] = []
-    kept, wanted = existing.is_structured(tables.names), tables.names.structured_metadata
+    kept, wanted = existing.is_structured(tables.names), bool(tables.names.structured_metadata)
     if not existing.has(tables.settings.name):
         first += [
             SchemaChange((each,), alone=False) for each in _creation(dialect, tables.settings)

@@ -26,7 +26,8 @@ class TableOptions(TypedDict, total=False):
         messages_table: Upstream's table of items.
         session_metadata_table: The table of current metadata.
         users_table: The table of users.
-        structured_metadata: Keep the next three tables as well.
+        structured_metadata: Whether the next three tables are kept as well. None: as the database
+            does, and not in a new one.
         conversation_table: The table of messages, turn by turn.
         tool_calls_table: The table of tool calls, each with its output.
         usage_table: The table of tokens used.
@@ -42,7 +43,7 @@ class TableOptions(TypedDict, total=False):
     messages_table: str
     session_metadata_table: str
     users_table: str
-    structured_metadata: bool
+    structured_metadata: bool | None
     conversation_table: str
     tool_calls_table: str
     usage_table: str
@@ -68,7 +69,7 @@ class TableNames:
     messages_table: str = "agent_messages"
     session_metadata_table: str = ""
     users_table: str = ""
-    structured_metadata: bool = False
+    structured_metadata: bool | None = None
     conversation_table: str = ""
     tool_calls_table: str = ""
     usage_table: str = ""
@@ -94,7 +95,8 @@ class TableNames:
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
         options = asdict(self)
-        check_flag("structured_metadata", options.pop("structured_metadata"))
+        if (structured := options.pop("structured_metadata")) is not None:
+            check_flag("structured_metadata", structured)
         names = [check_table_name(name) for name in options.values()]
         for name in names:
             if names.count(name) > 1:

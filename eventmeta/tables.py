@@ -92,7 +92,7 @@ class Tables:
 def define_tables(names: TableNames, dialect: Dialect) -> Tables:
     """The tables of a store, as ``dialect`` wants their keys."""
     metadata = MetaData()
-    structured = names.structured_metadata
+    structured = bool(names.structured_metadata)
     messages = _messages(metadata, names)
     return Tables(
         names=names,

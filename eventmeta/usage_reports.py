@@ -48,8 +48,10 @@ def check_time(what: str, value: object) -> datetime | None:
     return check_moment(value)
 
 
-def check_structured(database: Database, call: str) -> None:
+async def check_structured(database: Database, call: str) -> None:
     """Refuse ``call`` where there is no table to ask."""
+    if database.tables.names.structured_metadata is None:
+        await database.opening.connect(create=False)  # which tells
     if database.tables.usage is None:
         raise StructuredMetadataOff(call)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from eventmeta import (
 )
 from tests.backends import Backend
 from tests.helpers import contents, user, users
+from tests.projecting import rows, tag, tags
 
 SESSIONS = {
     "mariadb": "CREATE TABLE agent_sessions (session_id VARCHAR(255) PRIMARY KEY, "
@@ -306,9 +308,47 @@ async def test_structured_tables_are_a_fact_of_the_database(engine: AsyncEngine)
     await structured.create_tables(turn_on_structured_metadata=True)
     await backfill_conversations(structured)
     assert [turn.content for turn in await structured.session("a").get_turns()] == ["b"]
-    for call in (plain.create_tables, plain.session("a").get_items):
+    without = MetadataStore(engine, structured_metadata=False)
+    for call in (without.create_tables, without.session("a").get_items):
         with pytest.raises(SettingsConflict, match="structured_metadata=True"):
             await call()
+
+
+FIRST: dict[str, Callable[[MetadataStore], Awaitable[Any]]] = {
+    "add": lambda store: store.session("a").add_items(users("late")),
+    "turns": lambda store: store.session("a").get_turns(),
+    "usage": lambda store: store.get_usage(),
+    "tables": lambda store: store.create_tables(),
+    "script": lambda store: store.schema_sql(),
+    "verify": verify_projection,
+}
+
+
+@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("within", [False, True])
+async def test_a_store_that_is_not_told_follows_the_database(
+    engine: AsyncEngine, first: str, within: bool
+) -> None:
+    """With the app's own projection, whose table was registered before."""
+    told, untold = MetadataStore(engine, structured_metadata=True), MetadataStore(engine)
+    for each in (told, untold):
+        each.register(tags(), inline=True)
+    await told.create_tables()
+    await told.session("a").add_items(users("early"))
+    if within:
+        async with engine.begin() as connection:
+            await untold.session("a").set_metadata({"k": 1}, connection=connection)
+    await FIRST[first](untold)
+    await untold.create_tables()
+    await untold.session("a").add_items(users("last"))
+    turns = [turn.content for turn in await untold.session("a").get_turns()]
+    assert turns == [turn.content for turn in await told.session("a").get_turns()]
+    assert (turns[0], turns[-1]) == ("early", "last")
+    assert await verify_projection(untold) == await verify_projection(told) == []
+    await untold.append("a", tag("red"))
+    assert len(await rows(untold, "tags")) == 1
+    assert await verify_projection(told) == []
+    await untold.close()
 
 
 @pytest.mark.parametrize("structured", [False, True])

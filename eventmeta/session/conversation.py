@@ -60,8 +60,8 @@ class SessionConversation(OpenedSession):
             "limit": NO_LIMIT if limit is None else check_count("limit", limit),
             "after": 0 if after is None else check_count("after", after),
         }
-        statements = self._statements("get_turns()")
         await self._connected()
+        statements = self._statements("get_turns()")
         rows = await self._view.fetch(statements.turns, session_id=self.session_id, **page)
         return [_turn(*of_turn) for _, of_turn in groupby(rows, itemgetter(0))]
 
@@ -76,8 +76,8 @@ class SessionConversation(OpenedSession):
         Raises:
             StructuredMetadataOff: The session keeps no structured tables.
         """
-        statements = self._statements("get_conversation_by_turns()")
         await self._connected()
+        statements = self._statements("get_conversation_by_turns()")
         rows = await self._view.fetch(statements.entries, session_id=self.session_id)
         return _by_turns(rows)
 
@@ -87,8 +87,8 @@ class SessionConversation(OpenedSession):
         Raises:
             StructuredMetadataOff: The session keeps no structured tables.
         """
-        statements = self._statements("get_tool_usage()")
         await self._connected()
+        statements = self._statements("get_tool_usage()")
         rows = await self._view.fetch(statements.tool_usage, session_id=self.session_id)
         used = [(name, count, turn) for name, turn, count in rows]
         return sorted(used, key=itemgetter(2, 0))

@@ -67,7 +67,7 @@ class SessionItems(SessionUsage):
             InvalidInput: ``limit`` and ``turns`` are both given, or not whole numbers.
         """
         self._bind(wrapper)
-        self._notice(wrapper)
+        await self._notice(wrapper)
         if turns is not None:
             return await self._items_of_turns(check_turns(turns, limit))
         if limit is None and self._session_settings is not None:

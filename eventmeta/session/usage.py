@@ -54,7 +54,7 @@ class SessionUsage(OpenedSession):
             StructuredMetadataOff: The table of tokens used is not kept.
             EventMetaError: It could not be recorded; to call again is safe.
         """
-        check_structured(self._database, "store_run_usage()")
+        await check_structured(self._database, "store_run_usage()")
         wrapper, responses = (
             getattr(result, name, None) for name in ("context_wrapper", "raw_responses")
         )
@@ -76,7 +76,7 @@ class SessionUsage(OpenedSession):
             InvalidInput: ``turn`` or ``run_id`` cannot be one.
             StructuredMetadataOff: The table of tokens used is not kept.
         """
-        check_structured(self._database, "get_usage()")
+        await check_structured(self._database, "get_usage()")
         check_turn(turn)
         if run_id is not None:
             check_run_id(run_id)
@@ -99,7 +99,7 @@ class SessionUsage(OpenedSession):
         Raises:
             StructuredMetadataOff: The table of tokens used is not kept.
         """
-        check_structured(self._database, "get_turn_usage()")
+        await check_structured(self._database, "get_turn_usage()")
         check_turn(user_turn_number)
         await self._connected()
         found = await turn_usage(self._view, self.session_id)
@@ -110,9 +110,13 @@ class SessionUsage(OpenedSession):
 
     # --- Capture --------------------------------------------------------------------------------
 
-    def _notice(self, wrapper: RunContextWrapper[Any] | None) -> Ledger | None:
+    async def _notice(self, wrapper: RunContextWrapper[Any] | None) -> Ledger | None:
         """Know a run from its beginning, when it has used nothing yet."""
-        if wrapper is None or self._database.tables.usage is None:
+        if wrapper is None:
+            return None
+        if self._database.tables.names.structured_metadata is None:
+            await self._connected()  # which tells
+        if self._database.tables.usage is None:
             return None
         ledger = ledger_of(wrapper.usage)
         ledger.finish = ledger.finish or self._finish
@@ -128,7 +132,7 @@ class SessionUsage(OpenedSession):
         in_order: bool,
     ) -> RecordedEvent:
         """Add items and, in the same transaction, record what their run has used by now."""
-        ledger = self._notice(wrapper)
+        ledger = await self._notice(wrapper)
         if wrapper is None or ledger is None:
             added = await self._submit(command, options, in_order=in_order)
             assert added is not None
