@@ -131,5 +131,5 @@ def mending(mends: Sequence[Mend]) -> tuple[str, ...]:
 
 
 def _own(tables: Tables) -> list[Table]:
-    """The store's own tables; those of an app's projections are built anew if they change."""
+    """Return the store's own tables. Those of an app's projections are rebuilt when they change."""
     return [table for table in tables.metadata.sorted_tables if VERSIONED not in table.info]

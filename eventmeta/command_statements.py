@@ -248,7 +248,7 @@ class CommandStatements:
         query = select(users.c.metadata).where(
             users.c.user_id == bindparam("user_id", type_=SessionId)
         )
-        # Before a position is drawn, lest someone who waits for that holds the row on MySQL.
+        # Before a position is drawn: on MySQL, a writer that waits for one may hold the row.
         return self._one(self.dialect.locked(query, waits=self.waits, key_share=True))
 
     def _current(self, query: AnySelect) -> AnySelect:

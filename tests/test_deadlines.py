@@ -28,7 +28,7 @@ from tests.network import Network, network
 TIMEOUT = 0.4
 """The time that the calls have."""
 
-BOUND = 3.0
+BOUND = 1.5
 """Seconds within which they end, on a machine that does other things as well."""
 
 

@@ -19,7 +19,7 @@ from projections import AnySelect
 
 
 class ItemTimes(ABC):  # noqa: B024
-    """What a database is told of those times."""
+    """The statements that keep those times in order."""
 
     @property
     def utc_now(self) -> ColumnElement[datetime] | None:

@@ -17,7 +17,7 @@ def read_current(query: AnySelect, *, waits: bool) -> AnySelect:
 
 
 class MySQLItemTimes(ItemTimes, MySQLSchema):
-    """What MySQL is told to write items in their order."""
+    """The statements that keep items in order on MySQL and MariaDB."""
 
     def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
         """MySQL has no RETURNING. No one else can add to these sessions, whose rows are locked."""

@@ -68,8 +68,8 @@ class MySQL(MySQLStatements):
             return await self._through(program)
 
         async def work(connection: Any, facts: Facts) -> T:
-            # With the settings, it is one message each to begin and to end. The server is told, for
-            # the engine may be in autocommit mode.
+            # The settings go into the message that begins, and into the one that ends. Both say so
+            # in SQL, because the engine may be in autocommit mode.
             await _say(connection, facts.writing.set_up, *before, "START TRANSACTION")
             own, connection._encoding = connection._encoding, _ENCODING
             try:

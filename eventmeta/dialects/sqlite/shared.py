@@ -61,9 +61,9 @@ class SharedSQLite(SQLite):
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
-        """Begun before SQLAlchemy is told, which would roll back what someone else has open.
+        """Begin in SQL first: SQLAlchemy's begin would roll back what someone else has open.
 
-        But after a listener of the app's, which may begin it.
+        A listener of the app's comes before that, for it may begin the transaction itself.
         """
         options = self.own_engine.sync_engine.get_execution_options()
         # To set a level of isolation commits what is open.
