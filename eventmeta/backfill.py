@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -95,6 +94,6 @@ def _rebuild(
 ) -> Program[None]:
     """Own the sessions, against our writers and upstream's, and bring their rows in line."""
     streams = recordset([StreamKey(session_id)._asdict() for session_id in sorted(session_ids)])
-    yield from steps(sql.lock_streams, streams=streams, now=datetime.now(UTC))
+    yield from steps(sql.lock_streams, streams=streams)
     yield sql.commands.lock_sessions(first=session_ids[0], last=session_ids[-1])
     yield from rebuild(structure, session_ids)

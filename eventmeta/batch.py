@@ -49,10 +49,12 @@ def append_in_steps(
     batch = _Batch(sql)
     everything = with_companions(commands)
     batch.heads = yield from own_heads(everything, sql)
+    batch.some_held = any(head.held for head in batch.heads.values())
     yield from batch.find_recorded(command for command in everything if command.may_be_recorded)
     outcomes: list[Draft | RecordedEvent | EventMetaError | None] = []
     for command in commands:
-        outcome = yield from batch.take_group(command)
+        take = batch.take_group if command.companions else batch.take
+        outcome = yield from take(command)
         outcomes.append(outcome)
     yield from batch.flush()
     yield from batch.save_heads()
@@ -64,10 +66,20 @@ def append_in_steps(
 
 @dataclass
 class _Batch:
-    """The state of a transaction between its queries."""
+    """The state of a transaction between its queries.
+
+    Attributes:
+        sql: The statements.
+        heads: Those of the streams it may append to.
+        some_held: Whether another transaction holds any of them.
+        recorded: The events that are known by their ids: found in the log, or of this batch.
+        pending: The events that are yet to be written.
+        written: Those that are.
+    """
 
     sql: AppendStatements
     heads: Heads = field(default_factory=dict[StreamKey, Head])
+    some_held: bool = False
     recorded: dict[tuple[StreamKey, str], RecordedEvent | Draft] = field(
         default_factory=dict[tuple[StreamKey, str], RecordedEvent | Draft]
     )
@@ -111,7 +123,7 @@ class _Batch:
             yield from self.flush()  # so that it is complete
         event = earlier.event() if isinstance(earlier, Draft) else earlier
         there = within_reach(command, head)
-        if there and is_held(command, self.heads):
+        if there and self.some_held and is_held(command, self.heads):
             return DatabaseBusy("held by a transaction that stays open", held=True)
         if event is not None and (there or _gave_away(command, event)):
             return command.repetition(event) or earlier

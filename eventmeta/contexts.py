@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def alike(one: Context | None, other: Context | None) -> bool:
+def alike(one: Context, other: Context) -> bool:
     """Return whether all variables have equal values in both."""
     try:
         return one == other

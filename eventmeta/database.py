@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import weakref
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from eventmeta.events import RecordedEvent
 from eventmeta.lanes import MAX_IN_LINE
 from eventmeta.log import EventLog
 from eventmeta.opening import Opening
+from eventmeta.per_loop import PerLoop
 from eventmeta.reach import Ownership
 from eventmeta.read_statements import ReadStatements
 from eventmeta.reader import Lookup, Reader, query_for
@@ -60,10 +60,8 @@ class Database:
         self.gives_hints = False
         self._hint: asyncio.Task[None] | None = None
         self.reads = self._reads()
-        self._writers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Writer]
-        self._writers = weakref.WeakKeyDictionary()
-        self._readers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Reader]
-        self._readers = weakref.WeakKeyDictionary()
+        self._writer = PerLoop(self._make_writer)
+        self._reader = PerLoop(self._make_reader)
         self._closed = False
 
     @classmethod
@@ -137,7 +135,7 @@ class Database:
             await self.opening.connect_within(connection, limits)
             outcome = await self.log.commit_within(connection, command, limits)
         else:
-            outcome = await self._writer().submit(command, limits)
+            outcome = await self._writer.here.submit(command, limits)
         if isinstance(outcome, EventMetaError):
             raise outcome
         return outcome
@@ -150,7 +148,7 @@ class Database:
         limits = limits or self.log.limits
         if self.dialect.is_within:  # those in the reader may have to wait for the end of it
             return await self.log.fetch(query_for(read, [request]), limits)
-        return await self._reader().fetch(read, limits, **request)
+        return await self._reader.here.fetch(read, limits, **request)
 
     def check_open(self) -> None:
         """Raise an error once it is closed, or its engine is not what it was."""
@@ -161,8 +159,9 @@ class Database:
     async def drain(self) -> None:
         """Wait until what was submitted in this event loop is carried out."""
         loop = asyncio.get_running_loop()
-        if loop in self._writers:
-            await self._writers[loop].drain()
+        writer = self._writer.made_here
+        if writer is not None:
+            await writer.drain()
         for task in (self.opening.task, self._hint):
             if task is not None and task.get_loop() is loop:
                 await asyncio.wait([task])
@@ -215,29 +214,19 @@ class Database:
     @property
     def order(self) -> Order:
         """The order of writes in this event loop."""
-        return self._writer().order
+        return self._writer.here.order
 
-    def _writer(self) -> Writer:
-        loop = asyncio.get_running_loop()
-        writer = self._writers.get(loop)
-        if writer is None:
-            in_line = connections_to_spare(self.engine, MAX_IN_LINE)
-            writer = self._writers[loop] = Writer(
-                self._commit, self.log.expired, in_line=in_line, is_for_one=self._is_for_one
-            )
-        return writer
+    def _make_writer(self) -> Writer:
+        in_line = connections_to_spare(self.engine, MAX_IN_LINE)
+        return Writer(self._commit, self.log.expired, in_line=in_line, is_for_one=self._is_for_one)
 
-    def _reader(self) -> Reader:
-        loop = asyncio.get_running_loop()
-        reader = self._readers.get(loop)
-        if reader is None:
-            log = self.log
-            reader = self._readers[loop] = Reader(
-                lambda queries, limits: log.run(lambda: log.dialect.read(queries), limits),
-                log.expired,
-                self._is_for_one,
-            )
-        return reader
+    def _make_reader(self) -> Reader:
+        log = self.log
+        return Reader(
+            lambda queries, limits: log.run(lambda: log.dialect.read(queries), limits),
+            log.expired,
+            self._is_for_one,
+        )
 
     def _is_for_one(self) -> bool:
         """Return whether each transaction must be for one caller, in whose context it is run."""

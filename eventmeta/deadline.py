@@ -8,6 +8,9 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from eventmeta.per_loop import PerLoop
+from eventmeta.timeouts import Timeouts
+
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_RETRY_FOR = 1.0
 
@@ -50,28 +53,29 @@ class Deadline:
     lost the cancellation, is cancelled again.
 
     Attributes:
-        at: When, in the time of the event loop.
+        end: When, in the time of the event loop.
         was_lent: Whether a connection was lent since this was last set to False.
     """
 
     __slots__ = (
+        "_again",
         "_cancelling",
         "_cancels",
         "_lent",
         "_loop",
         "_task",
-        "_timer",
         "_token",
-        "at",
+        "end",
         "was_lent",
     )
 
     def __init__(self, seconds: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self.at = self._loop.time() + seconds
+        self.end = self._loop.time() + seconds
         self.was_lent = False
         self._lent: list[Callable[[], None]] = []
         self._cancels = 0
+        self._again: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[object] | None = None
 
     @staticmethod
@@ -85,7 +89,7 @@ class Deadline:
     @property
     def left(self) -> float:
         """How many seconds are left; less than 0 if the time is up."""
-        return self.at - self._loop.time()
+        return self.end - self._loop.time()
 
     @property
     def is_hopeless(self) -> bool:
@@ -102,7 +106,7 @@ class Deadline:
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
-        self._timer = self._loop.call_at(self.at, self._expire)
+        _open.here.add(self)
         self._token: Token[Deadline | None] = _current.set(self)
         return self
 
@@ -112,7 +116,9 @@ class Deadline:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._timer.cancel()
+        _open.here.remove(self)
+        if self._again is not None:
+            self._again.cancel()
         self._lent.clear()  # a connection opened within it keeps it, in the context of its reader
         _current.reset(self._token)
         task, self._task = self._task, None
@@ -125,10 +131,14 @@ class Deadline:
         if self._cancels and ours and left <= self._cancelling:
             raise Expired from error
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Cancel what is being done, and close what was lent for it."""
         assert self._task is not None
         for close in self._lent:
             close()
         self._cancels += 1
         self._task.cancel()
-        self._timer = self._loop.call_later(AGAIN, self._expire)
+        self._again = self._loop.call_later(AGAIN, self.expire)
+
+
+_open: PerLoop[Timeouts[Deadline]] = PerLoop(lambda: Timeouts(Deadline.expire))

@@ -169,9 +169,10 @@ class Entity(ABC):
     async def _submit(
         self, command: Command, options: WriteOptions, *, in_order: bool = False
     ) -> RecordedEvent | None:
-        if not in_order and self._order.is_kept(self._stream):
-            await self._order.wait(self._stream)
+        view = self._view
+        if not in_order and (order := view.database.order).is_kept(self._stream):
+            await order.wait(self._stream)
         connection = options.get("connection")
         if connection is None:
             await self._connected()
-        return await self._view.submit(command, connection)
+        return await view.submit(command, connection)

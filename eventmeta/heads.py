@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -72,12 +72,12 @@ def is_held(command: Command, heads: Heads) -> bool:
     return True
 
 
-def users_of(command: Command, heads: Heads) -> Iterator[StreamKey]:
-    """The users in whose streams ``command`` may record something besides its own event."""
+def users_of(command: Command, heads: Heads) -> Sequence[StreamKey]:
+    """Return the users in whose streams ``command`` may record something besides its own event."""
     if isinstance(command, TransferSession):
-        yield user_stream(command.to_user)
-    elif claimant := _claimant(command, heads):
-        yield user_stream(claimant)
+        return (user_stream(command.to_user),)
+    claimant = _claimant(command, heads)
+    return () if claimant is None else (user_stream(claimant),)
 
 
 def events_before(command: Command, fact: Fact, heads: Heads) -> Iterator[tuple[StreamKey, Fact]]:
@@ -127,5 +127,7 @@ def user_stream(user_id: str) -> StreamKey:
 
 def _claimant(command: Command, heads: Heads) -> str | None:
     """The user whose a session becomes when ``command`` records something in it."""
-    unowned = command.stream.stream_type == "session" and heads[command.stream].user_id is None
-    return command.access.user_id if unowned and command.access.claims else None
+    access = command.access
+    if not access.claims or command.stream.stream_type != "session":
+        return None
+    return access.user_id if heads[command.stream].user_id is None else None

@@ -88,12 +88,19 @@ def check_event_id(value: object) -> str:
         ) from None
 
 
+_VERSION_7 = 7 << 76 | 0b10 << 62
+"""The bits of version and variant in a UUIDv7."""
+
+_RANDOM = 2**80 - 1 & ~(0b1111 << 76 | 0b11 << 62)
+"""Its random bits."""
+
+
 def new_event_id() -> str:
     """A new UUIDv7: 48 bits of Unix milliseconds, then randomness (RFC 9562, section 5.7)."""
-    time_digits, random = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10).hex()
-    variant = "89ab"[int(random[0], 16) % 4]
-    parts = (f"7{random[1:4]}", f"{variant}{random[4:7]}", random[7:19])
-    return "-".join((time_digits[:8], time_digits[8:], *parts))
+    milliseconds, random = time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10))
+    bits = milliseconds << 80 | random & _RANDOM | _VERSION_7
+    digits = f"{bits:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def derived_event_id(event_id: object, part: str) -> str:
@@ -184,7 +191,7 @@ def check_items(items: object, *, of_any_kind: bool = False) -> list[Any]:
         raise InvalidInput(f"items is a {kind}; give a list of dicts")
     found = list(cast("Iterable[Any]", items))
     for index, item in enumerate(found):
-        if not (of_any_kind or isinstance(item, Mapping)):
+        if not (of_any_kind or isinstance(item, dict | Mapping)):
             raise InvalidInput(
                 f"items[{index}] is a {type(item).__name__}; give a dict, such as "
                 '{"role": "user", "content": "Hello"}'

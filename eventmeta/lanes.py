@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from eventmeta.commands import Command, StreamKey
 from eventmeta.contexts import run_in
@@ -54,12 +54,11 @@ class Entry:
         end: When that is over, in the time of the event loop.
         outcome: What became of it.
         queue: Where it waits, unless it is being carried out.
-        context: What it must be carried out in, with others of the same only; None if in any.
         batch_ended: The end of the batch that it is part of.
         place: What it takes a place of while it waits.
         busy: Why it is in a lane.
         until: When it has waited in its lane for long enough.
-        timer: Ends the wait of its caller.
+        context: The variables of its caller.
     """
 
     command: Command
@@ -67,18 +66,11 @@ class Entry:
     end: float
     outcome: asyncio.Future[Outcome | EventMetaError]
     queue: deque[Entry]
-    context: Context | None = None
+    context: Context
     batch_ended: asyncio.Future[None] | None = None
     place: asyncio.Semaphore | None = None
     busy: DatabaseBusy | None = None
     until: float = 0.0
-    timer: asyncio.TimerHandle | None = None
-
-    def leave(self) -> None:
-        """End the wait, and let somebody else have the place."""
-        if self.timer is not None:
-            self.timer.cancel()
-        self.leave_place()
 
     def leave_place(self) -> None:
         """Let somebody else have the place."""
@@ -87,36 +79,48 @@ class Entry:
             self.place = None
 
 
-async def carry_out(batch: Sequence[Entry], commit: Commit, *, waits: bool = False) -> list[Entry]:
+class Batch(NamedTuple):
+    """What is carried out in one transaction.
+
+    Attributes:
+        entries: The commands, in their order.
+        context: What it must be carried out in, as all are of it; None if in any.
+    """
+
+    entries: Sequence[Entry]
+    context: Context | None
+
+
+async def carry_out(batch: Batch, commit: Commit, *, waits: bool = False) -> list[Entry]:
     """Carry out ``batch`` by ``commit``, and return what must wait as its stream is held.
 
     It has as much time as the most patient of its callers.
     """
+    entries, context = batch
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
-    for entry in batch:
+    for entry in entries:
         entry.batch_ended = ended
     limits = Limits(
-        max(entry.end for entry in batch) - loop.time(),
-        max(entry.limits.retry_for for entry in batch),
+        max(entry.end for entry in entries) - loop.time(),
+        max(entry.limits.retry_for for entry in entries),
     )
     held: list[Entry] = []
     try:
-        work = commit([entry.command for entry in batch], limits, waits=waits)
-        context = batch[0].context
+        work = commit([entry.command for entry in entries], limits, waits=waits)
         outcomes = await (work if context is None else run_in(context, work))
-        for entry, outcome in zip(batch, outcomes, strict=True):
+        for entry, outcome in zip(entries, outcomes, strict=True):
             if isinstance(outcome, DatabaseBusy) and outcome.held and not entry.outcome.done():
                 entry.batch_ended, entry.busy = None, outcome
                 held.append(entry)
             else:
                 give(entry.outcome, outcome)
     except Exception as error:
-        for entry in batch:
+        for entry in entries:
             fail(entry.outcome, error)
     finally:
         ended.set_result(None)
-        for entry in batch:
+        for entry in entries:
             if entry.batch_ended is not None:
                 entry.outcome.cancel()
     return held
@@ -125,9 +129,7 @@ async def carry_out(batch: Sequence[Entry], commit: Commit, *, waits: bool = Fal
 class Lanes:
     """The lanes of a writer, each a task for as long as there is something in it."""
 
-    def __init__(
-        self, commit: Commit, take: Callable[[deque[Entry]], list[Entry]], in_line: int
-    ) -> None:
+    def __init__(self, commit: Commit, take: Callable[[deque[Entry]], Batch], in_line: int) -> None:
         self._commit = commit
         self._take = take
         self._in_line = asyncio.Semaphore(in_line)
@@ -184,19 +186,21 @@ class Lanes:
         waits = not self._in_line.locked()
         async with self._in_line if waits else self._looking:
             batch = self._next(waiting)
-            return await carry_out(batch, self._commit, waits=waits) if batch else []
+            return await carry_out(batch, self._commit, waits=waits) if batch.entries else []
 
-    def _next(self, waiting: deque[Entry]) -> list[Entry]:
+    def _next(self, waiting: deque[Entry]) -> Batch:
         """Take the next batch, and tell those who have waited for long enough."""
         now = asyncio.get_running_loop().time()
-        batch: list[Entry] = []
-        while waiting and not batch:
-            for entry in self._take(waiting):
+        entries: list[Entry] = []
+        context: Context | None = None
+        while waiting and not entries:
+            taken, context = self._take(waiting)
+            for entry in taken:
                 if entry.busy is None or now < entry.until:
-                    batch.append(entry)
+                    entries.append(entry)
                 else:
                     give(entry.outcome, entry.busy)
-        return batch
+        return Batch(entries, context)
 
     def _end(self, stream: StreamKey, lane: _Lane) -> None:
         if self._lanes.get(stream) is lane:

@@ -105,7 +105,8 @@ def command_fields(
         InvalidInput: An option cannot be used.
         UnknownOption: There is no such option.
     """
-    check_options(call, options, _OPTIONS)
+    if options:
+        check_options(call, options, _OPTIONS)
     check_connection(options.get("connection"))
     check_mapping("context", extra_context)
     expected = options.get("expected_version")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from eventmeta.access import ADMINISTRATOR, Access
 from eventmeta.clocks import time_of_next
@@ -94,12 +93,13 @@ def _own(wanted: Wanted, heads: Heads, sql: AppendStatements) -> Program[None]:
     if not wanted.rows:
         return
     missing: set[StreamKey] = set()
-    rows = yield from steps(sql.lock_streams, streams=wanted.recordset(), now=datetime.now(UTC))
-    for stream_id, stream_type, exists, seen, seen_user, *own, held, now in rows:
-        key = StreamKey(stream_id, stream_type)
+    here = datetime.now(UTC)
+    rows = yield from steps(sql.lock_streams, streams=wanted.recordset())
+    for stream_id, stream_type, exists, seen, seen_user, version, last, user, held, there in rows:
+        key, now = StreamKey(stream_id, stream_type), there or here
         before = heads.get(key)
-        if own[0] is not None:
-            heads[key] = _head(own, now)
+        if version is not None:
+            heads[key] = Head(version, time_of_next(last, now), user)
         elif before is None:
             heads[key] = Head(seen or 0, now, seen_user, owned=False)
             if seen is None and wanted.may_begin(key, exists=bool(exists)):
@@ -108,15 +108,11 @@ def _own(wanted: Wanted, heads: Heads, sql: AppendStatements) -> Program[None]:
     if not missing:
         return
     streams = recordset([key._asdict() for key in sorted(missing)])
-    for stream_id, stream_type, *own, now in (yield from steps(sql.add_streams, streams=streams)):
-        heads[StreamKey(stream_id, stream_type)] = head = _head(own, now)
-        head.added = True
-
-
-def _head(own: Sequence[Any], now: datetime) -> Head:
-    """Return a head of our own, with the time of its stream's next event."""
-    version, recorded_at, user_id = own
-    return Head(version, time_of_next(recorded_at, now), user_id)
+    for stream_id, stream_type, version, last, user, now in (
+        yield from steps(sql.add_streams, streams=streams)
+    ):
+        head = Head(version, time_of_next(last, now), user, added=True)
+        heads[StreamKey(stream_id, stream_type)] = head
 
 
 def _by_stream(row: tuple[tuple[StreamKey, Access], bool]) -> StreamKey:

@@ -19,6 +19,7 @@ from eventmeta.deadline import Limits
 from eventmeta.dialects.statement import Query, Row, Statement, recordset
 from eventmeta.errors import EventMetaError
 from eventmeta.settle import fail, give
+from eventmeta.timeouts import Timeouts
 
 MAX_BATCH = 64
 MAX_LANES = 2
@@ -56,7 +57,7 @@ class _Entry:
     limits: Limits
     end: float
     rows: asyncio.Future[Sequence[Row]]
-    context: Context | None
+    context: Context
 
     @property
     def kind(self) -> Lookup | _Entry:
@@ -75,6 +76,7 @@ class Reader:
         self._read = read
         self._expired = expired
         self._is_for_one = is_for_one
+        self._timeouts: Timeouts[_Entry] = Timeouts(self._give_up)
         self._waiting: deque[_Entry] = deque()
         self._lanes = 0
         self._is_calm = True
@@ -90,15 +92,14 @@ class Reader:
             return await self._read_at_once(read, request, limits)
         loop = asyncio.get_running_loop()
         end = loop.time() + limits.timeout
-        context = copy_context() if self._is_for_one() else None
-        entry = _Entry(read, request, limits, end, loop.create_future(), context)
+        entry = _Entry(read, request, limits, end, loop.create_future(), copy_context())
         self._waiting.append(entry)
         self._open_lane()
-        timer = loop.call_at(end, self._give_up, entry)
+        self._timeouts.add(entry)
         try:
             return await entry.rows
         finally:
-            timer.cancel()
+            self._timeouts.remove(entry)
 
     def _give_up(self, entry: _Entry) -> None:
         """Let the caller go; what is being read is read for the sake of others."""
@@ -127,12 +128,13 @@ class Reader:
     async def _work(self) -> None:
         try:
             while self._waiting:
-                batch = self._take_batch()
+                is_for_one = self._is_for_one()
+                batch = self._take_batch(of_one_context=is_for_one)
                 self._is_calm = len(batch) == 1 and not self._waiting
                 batch = [entry for entry in batch if not entry.rows.done()]
                 if batch:
-                    context, work = batch[0].context, self._carry_out(batch)
-                    await (work if context is None else run_in(context, work))
+                    work = self._carry_out(batch)
+                    await (run_in(batch[0].context, work) if is_for_one else work)
         except asyncio.CancelledError:  # the loop is shutting down
             for entry in self._waiting:
                 entry.rows.cancel()
@@ -140,10 +142,10 @@ class Reader:
         finally:
             self._lanes -= 1
 
-    def _take_batch(self) -> list[_Entry]:
+    def _take_batch(self, *, of_one_context: bool) -> list[_Entry]:
         batch: list[_Entry] = []
         while self._waiting and len(batch) < MAX_BATCH:
-            if batch and not alike(batch[0].context, self._waiting[0].context):
+            if of_one_context and batch and not alike(batch[0].context, self._waiting[0].context):
                 break
             batch.append(self._waiting.popleft())
         return batch

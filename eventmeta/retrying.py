@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from eventmeta.database_errors import DatabaseBusy, UnexpectedRowCount
@@ -71,24 +70,25 @@ class Retrying:
         Raises:
             EventMetaError: It failed for good, or the time was up.
         """
-        passage = self.gate.enter()
+        loop = self.gate.enter()
         deadline = Deadline(limits.timeout)
-        make = partial(
-            _Attempts[T], self, work, commit, changes, unless_held, seconds, limits, deadline
-        )
+
+        def made() -> _Attempts[T]:
+            return _Attempts(self, work, commit, changes, unless_held, seconds, limits, deadline)
+
         attempts: _Attempts[T] | None = None
         try:
             with deadline:
                 try:
                     return await work()
                 except Exception as error:
-                    attempts = make()
+                    attempts = made()
                     attempts.take(error)
                 return await attempts.run()
         except Expired:
-            failure = (attempts or make()).expired()
+            failure = (attempts or made()).expired()
         finally:
-            self.gate.leave(passage)
+            self.gate.leave(loop)
         raise failure from failure.__cause__
 
 

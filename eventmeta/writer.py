@@ -19,8 +19,9 @@ from eventmeta.deadline import Limits
 from eventmeta.drafts import Outcome
 from eventmeta.encoding import Order
 from eventmeta.errors import EventMetaError
-from eventmeta.lanes import MAX_IN_LINE, Commit, Entry, Lanes, carry_out
+from eventmeta.lanes import MAX_IN_LINE, Batch, Commit, Entry, Lanes, carry_out
 from eventmeta.settle import fail, give, settle
+from eventmeta.timeouts import Timeouts
 
 MAX_BATCH = 512
 MAX_BATCH_BYTES = 2 * 2**20
@@ -67,7 +68,8 @@ class Writer:
         self.order = Order()
         self._waiting: deque[Entry] = deque()
         self._places = asyncio.Semaphore(MAX_WAITING)
-        self._lanes = Lanes(commit, _take_batch, in_line)
+        self._lanes = Lanes(commit, self._take_batch, in_line)
+        self._timeouts: Timeouts[Entry] = Timeouts(self._time_is_up)
         self._task: asyncio.Task[None] | None = None
 
     async def submit(self, command: Command, limits: Limits) -> Outcome | EventMetaError:
@@ -79,14 +81,14 @@ class Writer:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + limits.timeout
-        context = copy_context() if self._is_for_one() else None
-        entry = Entry(command, limits, end, loop.create_future(), self._waiting, context)
+        entry = Entry(command, limits, end, loop.create_future(), self._waiting, copy_context())
         try:
             await self._take_place(entry)
-            entry.timer = loop.call_at(end, self._time_is_up, entry)
+            self._timeouts.add(entry)
             return await self._settled(entry)
         finally:
-            entry.leave()
+            self._timeouts.remove(entry)
+            entry.leave_place()
 
     async def _take_place(self, entry: Entry) -> None:
         if not (self._places.locked() or entry.command.stream in self._lanes):
@@ -109,8 +111,7 @@ class Writer:
         if entry.outcome.done():
             return
         if entry.batch_ended is not None:  # it may know better what has become of the command
-            loop = asyncio.get_running_loop()
-            entry.timer = loop.call_later(_KNOWN_SOON, self._give_up, entry)
+            asyncio.get_running_loop().call_later(_KNOWN_SOON, self._give_up, entry)
             return
         with suppress(ValueError):  # its lane has just let it go
             entry.queue.remove(entry)
@@ -157,7 +158,7 @@ class Writer:
     async def _work(self) -> None:
         try:
             while self._waiting:
-                held = await carry_out(_take_batch(self._waiting), self._commit)
+                held = await carry_out(self._take_batch(self._waiting), self._commit)
                 if held:
                     self._open_lanes(held)
         finally:
@@ -186,15 +187,16 @@ class Writer:
         for entry in self._waiting:
             entry.outcome.cancel()
 
-
-def _take_batch(waiting: deque[Entry]) -> list[Entry]:
-    batch: list[Entry] = []
-    size = 0
-    while waiting and len(batch) < MAX_BATCH:
-        if batch and not alike(batch[0].context, waiting[0].context):
-            break
-        size += waiting[0].command.size
-        if batch and size > MAX_BATCH_BYTES:
-            break
-        batch.append(waiting.popleft())
-    return batch
+    def _take_batch(self, waiting: deque[Entry]) -> Batch:
+        is_for_one = self._is_for_one()
+        batch: list[Entry] = []
+        size = 0
+        while waiting and len(batch) < MAX_BATCH:
+            entry = waiting[0]
+            if is_for_one and batch and not alike(batch[0].context, entry.context):
+                break
+            size += entry.command.size
+            if batch and size > MAX_BATCH_BYTES:
+                break
+            batch.append(waiting.popleft())
+        return Batch(batch, batch[0].context if is_for_one else None)

@@ -24,6 +24,7 @@ from eventmeta import (
     verify_projection,
 )
 from eventmeta.dialects.sqlite import SQLite
+from eventmeta.per_loop import PerLoop
 from tests.conftest import all_returned, watch_connections
 from tests.faults import Outcome, _CancelledAt, cancel_at, cancel_everywhere
 from tests.helpers import contents, users
@@ -225,6 +226,12 @@ class _CancelledMeanwhile(_CancelledAt[Any]):
             task.cancel()
 
 
+def take_new_writer(store: MetadataStore) -> None:
+    """Have the next call make a writer, which takes the log's ``commit`` as it is then."""
+    database = store._database
+    database._writer = PerLoop(database._make_writer)
+
+
 async def cancelled_commits(
     store: MetadataStore, write: Write, known: bool, monkeypatch: pytest.MonkeyPatch, whom: str
 ) -> AsyncIterator[tuple[Attempt, Outcome[Any]]]:
@@ -243,10 +250,10 @@ async def cancelled_commits(
         attempt = await Attempt.prepare(store, write, known, len(steps))
         with monkeypatch.context() as patch:
             patch.setattr(log, "commit", disturbed)
-            store._database._writers.clear()
+            take_new_writer(store)
             caller = running["caller"] = asyncio.ensure_future(attempt.act())
             await asyncio.wait([caller])
-        store._database._writers.clear()
+        take_new_writer(store)
         error = None if caller.cancelled() else caller.exception()
         assert error is None
         yield attempt, Outcome(len(steps), steps[-1].reached, caller.cancelled(), None, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,6 +25,8 @@ class RunningDialect(SchemaDialect, ProjectingDialect):
     locks_whole_database: ClassVar[bool] = False
     """Whether a writer that is kept waiting would be so in any session."""
 
+    _checked_options: Mapping[str, Any] | None = None
+
     @property
     def is_watched(self) -> bool:
         """Whether the app listens to statements, which then go through SQLAlchemy."""
@@ -41,8 +43,13 @@ class RunningDialect(SchemaDialect, ProjectingDialect):
         Raises:
             UnsupportedEngine: It does.
         """
-        schema = translated_schema(self.engine.sync_engine.get_execution_options())
-        if schema != self.schema:
+        options = self.engine.sync_engine.get_execution_options()
+        if options is self._checked_options:  # an engine whose options are changed has others
+            return
+        schema = translated_schema(options)
+        if schema == self.schema:
+            self._checked_options = options
+        else:
             raise UnsupportedEngine(
                 f"the engine's schema_translate_map was changed, from the schema {self.schema!r} "
                 f"to {schema!r}: open a store for each, on engine.execution_options(…)"

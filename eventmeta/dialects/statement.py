@@ -52,10 +52,9 @@ class Statement:
         self._names = tuple(names)
         self._constants = constants or {}
         self._encoders = encoders or {}
-        self._decoders = decoders
+        self._decoders = [(n, decode) for n, decode in enumerate(decoders) if decode]
         self.yields_rows = bool(decoders)
         self._columns = columns
-        self._exact = not any(decoders)
 
     @classmethod
     def compile(
@@ -99,16 +98,14 @@ class Statement:
             CorruptEvent: A value of an event cannot be read.
             DatabaseFailure: A value of another row cannot be read.
         """
-        return rows if self._exact else [self._decoded(row) for row in rows]
+        return [self._decoded(row) for row in rows] if self._decoders else rows
 
     def _decoded(self, row: Row) -> Row:
+        values = list(row)
         try:
-            return tuple(
-                [
-                    decode(value) if decode else value
-                    for decode, value in zip(self._decoders, row, strict=True)
-                ]
-            )
+            for n, decode in self._decoders:
+                values[n] = decode(values[n])
+            return tuple(values)
         except (TypeError, ValueError) as error:
             found = dict(zip(self._columns, row, strict=False))
             problem = f"cannot be read: {error}"

@@ -57,8 +57,8 @@ class StreamSQL(ABC):
             A query for ``stream_id, stream_type``; ``exists``: whether there is a row of the
             session or user; ``seen_version, seen_user_id`` of the head as looked up, NULL without
             one; ``version, recorded_at, user_id`` of the head that is owned, else NULL;
-            ``held``: whether something within reach was passed over; ``now``. The parameter
-            ``now`` is the client's clock, for a database that has none with microseconds.
+            ``held``: whether something within reach was passed over; ``now``, by the database's
+            clock, NULL where that is the client's.
         """
 
     def add_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:

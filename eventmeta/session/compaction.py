@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from eventmeta.commands import ReplaceItems
 from eventmeta.dialects.statement import Row
+from eventmeta.encoding import is_large
 from eventmeta.read_statements import NO_LIMIT
 from eventmeta.session.items import SessionItems
 
@@ -79,7 +80,7 @@ class CompactableItems(SessionItems):
             stream=self._stream,
             expected=expected,
             expired=expired,
-            items=await self._texts(items),
+            items=await self._texts(items, are_large=is_large(items)),
             **self._fields("add_items()", {}),
         )
         await self._submit(command, {})

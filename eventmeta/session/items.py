@@ -30,9 +30,19 @@ from eventmeta.turns import check_turns, last_turns
 if TYPE_CHECKING:
     from agents import RunContextWrapper, TResponseInputItem
 
+_ENCODERS = {
+    ascii_only: json.JSONEncoder(ensure_ascii=ascii_only, separators=(",", ":"))
+    for ascii_only in (False, True)
+}
+
 
 class SessionItems(SessionUsage):
     """The items of a session."""
+
+    @property
+    def _has_own_texts(self) -> bool:
+        """Whether a subclass of the app's makes the texts of items."""
+        return type(self)._serialize_item is not SessionItems._serialize_item
 
     async def _serialize_item(self, item: TResponseInputItem) -> str:
         """The text that is stored for ``item``; subclasses may override it."""
@@ -129,14 +139,13 @@ class SessionItems(SessionUsage):
         """
         self._bind(wrapper)
         fields = self._fields("add_items()", options)
-        theirs = type(self)._serialize_item is not SessionItems._serialize_item
-        items = check_items(items, of_any_kind=theirs)
+        items = check_items(items, of_any_kind=self._has_own_texts)
         if not items:
             return None
-        if is_large(list(items)):
+        if is_large(items):
             async with self._order.large_write(self._stream):
-                return await self._add_items(items, wrapper, fields, options, in_order=True)
-        return await self._add_items(items, wrapper, fields, options, in_order=False)
+                return await self._add_items(items, wrapper, fields, options, are_large=True)
+        return await self._add_items(items, wrapper, fields, options, are_large=False)
 
     async def _add_items(
         self,
@@ -145,11 +154,11 @@ class SessionItems(SessionUsage):
         fields: dict[str, Any],
         options: WriteOptions,
         *,
-        in_order: bool,
+        are_large: bool,
     ) -> RecordedEvent | None:
-        texts = await self._texts(items)
+        texts = await self._texts(items, are_large=are_large)
         command = AddItems(stream=self._stream, items=texts, **fields)
-        return await self._add(command, items, wrapper, options, in_order=in_order)
+        return await self._add(command, items, wrapper, options, in_order=are_large)
 
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None, **options: Unpack[WriteOptions]
@@ -212,8 +221,10 @@ class SessionItems(SessionUsage):
         )
         return await self._submit(command, options)
 
-    async def _texts(self, items: Sequence[TResponseInputItem]) -> list[str]:
+    async def _texts(self, items: Sequence[TResponseInputItem], *, are_large: bool) -> list[str]:
         """What is stored for ``items``.
+
+        Small ones have no pauses, so that the call is not overtaken.
 
         Raises:
             InvalidInput: An item is not JSON, a database would refuse or alter the text, or there
@@ -222,11 +233,11 @@ class SessionItems(SessionUsage):
         """
         check_number("items", len(items), MAX_ITEMS)
         texts: list[str] = []
-        # A small call is not to be overtaken, so it has no pauses.
-        pauses, total = Pauses() if is_large(list(items)) else None, 0
+        pauses, total = Pauses() if are_large else None, 0
+        at_once = None if are_large or self._has_own_texts else _ENCODERS[self._ensure_ascii].encode
         for index, item in enumerate(items):
             try:
-                text = await self._serialize_item(item)
+                text = at_once(item) if at_once else await self._serialize_item(item)
             except (TypeError, ValueError, RecursionError) as error:
                 raise json_error(item, f"items[{index}]", error) from None
             if problem := text_problem(text):
@@ -257,5 +268,5 @@ def _dump(item: TResponseInputItem, *, ensure_ascii: bool) -> str:
 
     What has many parts is encoded piece by piece: the encoder in C would not let other threads run.
     """
-    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, separators=(",", ":"))
+    encoder = _ENCODERS[ensure_ascii]
     return "".join(encoder.iterencode(item)) if is_large(item) else encoder.encode(item)

@@ -6,7 +6,7 @@ import asyncio
 import re
 import sqlite3
 import weakref
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, ClassVar
@@ -168,8 +168,8 @@ class SQLite(SQLiteStatements):
             await self._in_thread(lambda connection, facts: None)
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection, Facts], T]) -> T:
-        async def hopped(connection: Any, facts: Facts) -> T:
-            return await hop(lambda raw: work(raw, facts), connection)
+        def hopped(connection: Any, facts: Facts) -> Awaitable[T]:
+            return hop(work, connection, facts)
 
         return await lend(self.engine, hopped, self.is_lost, _has_begun)
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
     delete,
     func,
     literal_column,
+    null,
     select,
     text,
     true,
@@ -150,7 +151,7 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
             streams.c.recorded_at,
             streams.c.user_id,
             literal_column("0", Integer()).label("held"),
-            bindparam("now", type_=UtcDateTime()).label("now"),
+            null().label("now"),
         ).select_from(keys.outerjoin(streams, same))
 
     def time_of_new_item(self, messages: Table, items: FromClause) -> ColumnElement[datetime]:

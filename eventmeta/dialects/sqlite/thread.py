@@ -6,13 +6,20 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from eventmeta.dialects.statement import T
 from eventmeta.settle import settle
 
+P = ParamSpec("P")
 
-async def hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:
+
+async def hop(
+    work: Callable[Concatenate[sqlite3.Connection, P], T],
+    connection: Any,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
     """Run ``work`` in the thread of an aiosqlite connection, on the connection of the stdlib.
 
     Rows and texts are then as the stdlib makes them, whatever the app has made of that.
@@ -22,7 +29,7 @@ async def hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:
     may be closed by then.
     """
     try:
-        result: T = await connection._execute(_plainly, work, connection._conn)
+        result: T = await connection._execute(_plainly, work, connection._conn, *args, **kwargs)
         return result
     except asyncio.CancelledError:
         with suppress(ValueError):  # closed meanwhile
@@ -30,13 +37,18 @@ async def hop(work: Callable[[sqlite3.Connection], T], connection: Any) -> T:
         raise
 
 
-def _plainly(work: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
+def _plainly(
+    work: Callable[Concatenate[sqlite3.Connection, P], T],
+    connection: sqlite3.Connection,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
     rows, texts = connection.row_factory, connection.text_factory
     if rows is None and texts is str:
-        return work(connection)
+        return work(connection, *args, **kwargs)
     connection.row_factory, connection.text_factory = None, str
     try:
-        return work(connection)
+        return work(connection, *args, **kwargs)
     finally:
         connection.row_factory, connection.text_factory = rows, texts
 

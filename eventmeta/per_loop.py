@@ -1,0 +1,38 @@
+"""One of something for each event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class PerLoop(Generic[T]):
+    """One of something for each event loop, made when it is first asked for."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._made: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T]
+        self._made = weakref.WeakKeyDictionary()
+        self._latest: tuple[weakref.ref[asyncio.AbstractEventLoop], T] | None = None
+
+    @property
+    def here(self) -> T:
+        """That of the running event loop."""
+        loop = asyncio.get_running_loop()
+        latest = self._latest  # a look-up in a weak dictionary costs more
+        if latest is not None and latest[0]() is loop:
+            return latest[1]
+        found = self._made.get(loop)
+        if found is None:
+            found = self._made[loop] = self._make()
+        self._latest = weakref.ref(loop), found
+        return found
+
+    @property
+    def made_here(self) -> T | None:
+        """That of the running event loop, if it was asked for."""
+        return self._made.get(asyncio.get_running_loop())

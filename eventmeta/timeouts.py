@@ -1,0 +1,80 @@
+"""Ends the waits of calls whose time is up, with one timer of the event loop for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from contextvars import Context
+from math import inf
+from typing import Generic, Protocol, TypeVar
+
+
+class Waiting(Protocol):
+    """A call that waits.
+
+    Attributes:
+        end: Until when, in the time of the event loop.
+    """
+
+    end: float
+
+
+W = TypeVar("W", bound=Waiting)
+
+
+class Timeouts(Generic[W]):
+    """The calls that wait in one event loop, and what is done with those whose time is up.
+
+    There is one timer, for the call that expires first. It stays when that call ends in time, and
+    looks for the next one when it fires. So a call costs an entry in a dict; a timer for each would
+    be most of what a quick call costs.
+    """
+
+    def __init__(self, give_up: Callable[[W], None]) -> None:
+        """Make it.
+
+        Args:
+            give_up: Called with each call whose time is up, once.
+        """
+        self._give_up = give_up
+        self._calls: dict[W, None] = {}
+        self._next_look = inf
+
+    def add(self, call: W) -> None:
+        """Watch ``call`` until it is removed."""
+        self._calls[call] = None
+        if call.end < self._next_look:
+            self._look_at(call.end)
+
+    def remove(self, call: W) -> None:
+        """Watch ``call`` no more; it may have been given up on."""
+        self._calls.pop(call, None)
+
+    def look(self, planned: float) -> None:
+        """Give up on the calls whose time is up, and set the timer for the next one.
+
+        Args:
+            planned: For when the timer was set; another one may have been set since.
+        """
+        if planned != self._next_look:
+            return
+        self._next_look = inf
+        now = asyncio.get_running_loop().time()
+        for call in [each for each in self._calls if each.end <= now]:
+            del self._calls[call]
+            self._give_up(call)
+        if self._calls:
+            self._look_at(min(call.end for call in self._calls))
+
+    def _look_at(self, end: float) -> None:
+        """Set the timer; it keeps alive neither this nor the variables of a caller."""
+        self._next_look = end
+        loop = asyncio.get_running_loop()
+        loop.call_at(end, _look, weakref.WeakMethod(self.look), end, context=Context())
+
+
+def _look(look: Callable[[], Callable[[float], None] | None], planned: float) -> None:
+    found = look()
+    if found is not None:
+        found(planned)
