@@ -95,7 +95,7 @@ class _Batch:
             return
         for row in (yield self.sql.find_events(events=recordset(wanted))):
             event = read_event(row)
-            key = StreamKey(event.stream_id, event.stream_type)  # type: ignore[arg-type]
+            key = StreamKey(event.stream_id, event.stream_type)
             self.recorded[key, event.event_id] = event
 
     def take_group(

@@ -87,7 +87,7 @@ class RecordedEvent:
     """
 
     position: Position
-    stream_type: str
+    stream_type: StreamType
     stream_id: str
     version: int
     event_id: str

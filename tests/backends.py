@@ -24,6 +24,7 @@ from sqlalchemy.pool import NullPool
 from tests import servers
 
 NAMES = ("sqlite-file", "sqlite-memory", "postgresql", "mariadb")
+SQLITE = ("sqlite-file", "sqlite-memory")
 SERVERS = ("postgresql", "mariadb")
 PERSISTENT = ("sqlite-file", *SERVERS)
 """Those whose databases several processes can reach."""

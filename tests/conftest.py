@@ -49,6 +49,9 @@ CHECK_IN_TURNS = 100
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "only_on(*backends): a test or a parameter that is for these"
+    )
     config.addinivalue_line("markers", "each_dialect: about SQL, so one kind of SQLite will do")
     config.addinivalue_line("markers", "two_dialects: about rules that are the same in all SQL")
 
@@ -75,6 +78,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for mark in SHORTER.keys() & {each.name for each in metafunc.definition.iter_markers()}:
             allowed.difference_update(SHORTER[mark])
     metafunc.parametrize("backend", [name for name in NAMES if name in allowed], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out each test that, or a parameter of which, is not for its backend."""
+    items[:] = [item for item in items if _is_for_its_backend(item)]
+
+
+def _is_for_its_backend(item: pytest.Item) -> bool:
+    for mark in item.iter_markers("only_on"):
+        if not isinstance(item, pytest.Function) or not set(mark.args) <= set(NAMES):
+            raise pytest.UsageError(f"{item.nodeid}: only_on() takes some of {NAMES}")
+        if item.callspec.params["backend"] not in mark.args:
+            return False
+    return True
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

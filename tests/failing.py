@@ -6,10 +6,11 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.backends import Backend
+from tests.backends import SERVERS, Backend
 
 STATES = {
     "full disk": ("53100", 1114, "PRAGMA max_page_count = 1", "PRAGMA max_page_count = 1000000"),
@@ -19,6 +20,12 @@ STATES = {
     "input or output error": ("58030", 1030, None, None),
 }
 """What PostgreSQL and MariaDB say, in a trigger; and what has SQLite say it, and be well again."""
+
+PARAMETERS = {
+    state: pytest.param(state, marks=() if break_ else pytest.mark.only_on(*SERVERS))
+    for state, (_, _, break_, _) in STATES.items()
+}
+"""The states as parameters of a test, each on the backends that can be brought into it."""
 
 
 @asynccontextmanager

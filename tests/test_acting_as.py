@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import anyio
 import pytest
@@ -24,11 +24,11 @@ async def actors(store: MetadataStore) -> list[str | None]:
 async def test_what_a_thread_returns_is_entered_by_the_endpoint(store: MetadataStore) -> None:
     """As FastAPI calls a dependency that is `def`."""
 
-    def dependency() -> object:
+    def dependency() -> AbstractContextManager[None]:
         return acting_as("support:bob", reason="ticket 12")
 
     acting = await anyio.to_thread.run_sync(dependency)
-    with acting:  # type: ignore[attr-defined]
+    with acting:
         await store.session("alpha").set_metadata({"k": 1})
     assert await actors(store) == ["support:bob"]
 

@@ -131,6 +131,8 @@ async def everyone_keeps_it(
 ) -> None:
     """All peers that are installed take their turns, and read back the same in the end."""
     classes, _ = installed(backend, PEERS)
+    always = {name for name, each in PEERS.items() if backend in each.classes and not each.packages}
+    assert always <= classes.keys(), "these need nothing that may be missing"
     able = {
         peer: each
         for peer, each in classes.items()

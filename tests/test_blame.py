@@ -36,8 +36,8 @@ from eventmeta import (
 from eventmeta import log as log_module
 from projections import AppliedProjection
 from projections.types import BigInt, LongText
-from tests.backends import Backend
-from tests.failing import STATES, failing
+from tests.backends import SERVERS, SQLITE, Backend
+from tests.failing import PARAMETERS, failing
 from tests.helpers import heed_foreign_keys
 from tests.projecting import log_of, rows, tag, tags, tags_of, trail, trail_of
 
@@ -89,13 +89,11 @@ async def copied(store: MetadataStore) -> list[int]:
 LONG = "x" * 60_000
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", PARAMETERS.values())
 async def test_what_the_database_cannot_do_now_parks_nothing(
     store: MetadataStore, backend: Backend, state: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is told once, and when it is over, the projector goes on by itself."""
-    if not backend.is_server and STATES[state][2] is None:
-        return
     store.register(copies())
     store.register(tags())
     await store.create_tables()
@@ -127,12 +125,12 @@ async def test_what_the_database_cannot_do_now_parks_nothing(
     assert await rows(store, "tags") == tags_of(log)
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    "state", [each for state, each in PARAMETERS.items() if state != "no connection left"]
+)
 async def test_an_append_is_undone_by_what_the_database_cannot_do(
     store: MetadataStore, backend: Backend, state: str
 ) -> None:
-    if state == "no connection left" or (not backend.is_server and STATES[state][2] is None):
-        return
     store.register(copies(), inline=True)
     await store.create_tables()
     await store.catch_up()
@@ -174,14 +172,20 @@ async def test_a_full_disk_ends_the_transaction_of_the_callers(
 
 
 @pytest.mark.parametrize(
-    "how", ["as it is", "wrapped", "swallowed", "in a savepoint", "by the orm"]
+    "how",
+    [
+        "as it is",
+        "wrapped",
+        # On MariaDB only the statement is undone, and that was handled.
+        pytest.param("swallowed", marks=pytest.mark.only_on(*SQLITE, "postgresql")),
+        "in a savepoint",
+        "by the orm",
+    ],
 )
 async def test_however_it_comes_out_of_apply(
     store: MetadataStore, backend: Backend, how: str
 ) -> None:
     """A database may have ended the transaction, and savepoints with it."""
-    if how == "swallowed" and backend.name == "mariadb":
-        return  # where only the statement is undone, and that was handled
     wrapping = {
         "as it is": _plainly,
         "wrapped": _wrapped,
@@ -347,12 +351,16 @@ ORDERS = (
 
 
 @pytest.mark.each_dialect
-@pytest.mark.parametrize("fault", [*FAULTS, *ON_SERVERS])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *FAULTS,
+        *(pytest.param(fault, marks=pytest.mark.only_on(*SERVERS)) for fault in ON_SERVERS),
+    ],
+)
 async def test_a_fault_of_the_projection_parks_its_stream(
-    store: MetadataStore, backend: Backend, fault: str, caplog: pytest.LogCaptureFixture
+    store: MetadataStore, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if fault in ON_SERVERS and not backend.is_server:
-        return
     store.register(copies({**FAULTS, **ON_SERVERS}[fault]))
     await store.create_tables()
     async with store.engine.begin() as connection:
@@ -396,12 +404,9 @@ async def test_it_undoes_the_append_that_it_is_part_of(
     assert await copied(store) == [int(each.position) for each in log]
 
 
-async def test_a_constraint_that_is_looked_at_in_the_end(
-    store: MetadataStore, backend: Backend
-) -> None:
+@pytest.mark.only_on(*SQLITE, "postgresql")  # MariaDB defers no constraint
+async def test_a_constraint_that_is_looked_at_in_the_end(store: MetadataStore) -> None:
     """When the transaction is committed, which is after `apply`."""
-    if backend.name == "mariadb":
-        return
     store.register(copies(statement("INSERT INTO orders VALUES (77)")))
     await store.create_tables()
     async with store.engine.begin() as connection:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from eventmeta import MetadataSession, MetadataStore, new_event_id, verify_projection
 from eventmeta.clocks import MAX_AHEAD, time_of_next
-from tests.backends import Backend
+from tests.backends import SQLITE, Backend
 from tests.helpers import contents, user, users
 
 pytestmark = pytest.mark.each_dialect
@@ -174,12 +174,11 @@ async def test_real_time_is_back_with_the_next_items_of_a_cleared_session(
     assert abs(turn.created_at - datetime.now(UTC).replace(tzinfo=None)) < timedelta(days=1)
 
 
+@pytest.mark.only_on(*SQLITE)  # other databases have a type for it
 async def test_a_fraction_of_a_second_is_the_later_of_two_texts(
     structured: MetadataStore,
 ) -> None:
     """SQLite compares times as texts, and Python's own have a fraction."""
-    if structured.engine.dialect.name != "sqlite":
-        pytest.skip("other databases have a type for it")
     session = structured.session("s")
     await session.add_items(users("one"))
     now = datetime.now(UTC).replace(tzinfo=None, microsecond=999_999)

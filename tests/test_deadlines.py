@@ -172,7 +172,7 @@ async def test_each_caller_has_a_time_of_its_own(silent: Network) -> None:
 
 
 async def test_an_impatient_caller_does_not_end_the_transaction_of_others(
-    persistent_backend: Backend, store: MetadataStore
+    persistent_backend: Backend, store: MetadataStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own command is part of that."""
     write, writing = store.database.dialect.write, asyncio.Event()
@@ -184,7 +184,7 @@ async def test_an_impatient_caller_does_not_end_the_transaction_of_others(
 
     first = asyncio.ensure_future(store.session("first").set_metadata({"k": 1}))
     await first
-    store.database.dialect.write = slowly  # type: ignore[method-assign]
+    monkeypatch.setattr(store.database.dialect, "write", slowly)
     holding = asyncio.ensure_future(store.session("first").set_metadata({"k": 2}))
     await writing.wait()
     calls = [
@@ -193,7 +193,7 @@ async def test_an_impatient_caller_does_not_end_the_transaction_of_others(
     ]
     await holding
     results = await asyncio.gather(*calls, return_exceptions=True)
-    store.database.dialect.write = write  # type: ignore[method-assign]
+    monkeypatch.undo()
     assert isinstance(results[0], OutcomeUnknown)
     assert not isinstance(results[1], BaseException)
     assert await store.session("a").get_metadata() == {"k": 30}

@@ -159,7 +159,8 @@ def test_it_is_understood_as_sqlalchemy_wraps_it(
     """For asyncpg, in an error of its adapter that has the code."""
     inner: Any = error
     if name == "postgresql":
-        inner = create_async_engine(URLS[name]).dialect.dbapi.Error(str(error))  # type: ignore[union-attr]
+        adapter: Any = create_async_engine(URLS[name]).dialect.dbapi
+        inner = adapter.Error(str(error))
         inner.pgcode = inner.sqlstate = code
     assert dialect_named(name).diagnose(DBAPIError("SELECT 1", None, inner)) == (failure, code)
 

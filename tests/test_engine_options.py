@@ -14,13 +14,15 @@ from sqlalchemy.pool import NullPool
 
 from eventmeta import (
     DatabaseFailure,
+    DatabaseRefused,
     InvalidInput,
     MetadataSession,
     MetadataStore,
     UnsupportedEngine,
+    new_event_id,
 )
-from tests.backends import Backend
-from tests.helpers import contents, user
+from tests.backends import SQLITE, Backend
+from tests.helpers import contents, refuse, user, versions
 from tests.using import begin_by_events, use
 
 # --- Schemas -------------------------------------------------------------------------------------
@@ -138,6 +140,8 @@ def test_sqlite_refuses_another_schema(url: str) -> None:
 @pytest.mark.parametrize("translation", [{None: None}, {"other": None}, {"other": "one"}, {}])
 async def test_other_translations_do_not_matter(engine: AsyncEngine, translation: Any) -> None:
     await use(MetadataStore(engine.execution_options(schema_translate_map=translation)))
+    assert len(await MetadataStore(engine).session("one").history()) == 8
+    assert {"agent_events", "closed_sessions"} <= await tables(engine, None)
 
 
 # --- Other options -------------------------------------------------------------------------------
@@ -155,11 +159,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-async def test_options_of_the_engine(engine: AsyncEngine, name: str, backend: Backend) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in OPTIONS if name != "uncommitted"),
+        # PostgreSQL has no such level.
+        pytest.param("uncommitted", marks=pytest.mark.only_on(*SQLITE, "mariadb")),
+    ],
+)
+async def test_options_of_the_engine(engine: AsyncEngine, name: str) -> None:
     """On a pool that has served another store before."""
-    if (name, backend.name) == ("uncommitted", "postgresql"):
-        return  # it has no such level
     plain = MetadataStore(engine)
     await plain.create_tables()
     await plain.session("before").set_metadata({"k": 1})
@@ -181,10 +190,22 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ENGINES)
-async def test_kinds_of_engines(persistent_url: str, name: str) -> None:
-    engine = create_async_engine(persistent_url, **ENGINES[name])
-    await use(MetadataStore(engine, structured_metadata=True))
-    await engine.dispose()
+async def test_kinds_of_engines(
+    persistent_backend: Backend, url: str, engine: AsyncEngine, name: str
+) -> None:
+    """What they acknowledge is committed, and of what is refused nothing is left."""
+    kind = create_async_engine(url, **ENGINES[name])
+    store = MetadataStore(kind, structured_metadata=True)
+    await use(store)
+    session, seen = store.session("s"), MetadataStore(engine).session("s")
+    await session.set_metadata({"k": 1})
+    assert await seen.get_metadata() == {"k": 1}
+    await refuse(engine, persistent_backend, "items_added")
+    with pytest.raises(DatabaseRefused):
+        await session.add_items([user("x")], event_id=new_event_id())
+    assert await seen.get_items() == []
+    assert await versions(seen) == [1]
+    await kind.dispose()
 
 
 @pytest.mark.usefixtures("postgresql_backend")

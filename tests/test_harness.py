@@ -89,6 +89,13 @@ async def test_narrowing_to_servers(server_backend: Backend, url: str) -> None:
     assert server_backend.is_server
 
 
+@pytest.mark.only_on("sqlite-memory", "mariadb")
+@pytest.mark.parametrize("part", ["any", pytest.param("one", marks=pytest.mark.only_on("mariadb"))])
+async def test_a_test_and_a_parameter_may_be_for_some_backends(backend: Backend, part: str) -> None:
+    assert backend.name in ("sqlite-memory", "mariadb")
+    assert part == "any" or backend.name == "mariadb"
+
+
 async def test_another_process_reaches_a_persistent_database(
     backend: Backend, persistent_url: str
 ) -> None:

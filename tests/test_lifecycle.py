@@ -64,8 +64,11 @@ print("done")
 """
 
 
-async def test_asyncio_run_can_be_repeated(persistent_url: str) -> None:
+async def test_asyncio_run_can_be_repeated(persistent_url: str, engine: AsyncEngine) -> None:
     ends_quietly(await asyncio.to_thread(run_python, "-c", LOOPS, persistent_url))
+    session = MetadataSession("s", engine=engine)
+    assert await session.get_metadata() == {f"k{i}": 2 for i in range(5)}
+    assert await versions(session) == [*range(1, 16)]
 
 
 # --- The end of the program ----------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from eventmeta import DatabaseFailure, MetadataStore, NewEvent
+from eventmeta import DatabaseFailure, MetadataStore, NewEvent, TablesMissing
 from tests.backends import Backend
 from tests.helpers import contents, user
 from tests.using import begin_by_events, closings, use
@@ -45,8 +45,14 @@ async def test_events_are_heard_of_reads_and_writes(store: MetadataStore, name: 
 
 @pytest.mark.parametrize("name", ["before_cursor_execute", "do_execute", "handle_error"])
 async def test_all_works_while_someone_listens(engine: AsyncEngine, name: str) -> None:
-    event.listen(engine.sync_engine, name, lambda *_: None)
-    await use(MetadataStore(engine, structured_metadata=True))
+    calls, store = listen(engine, name), MetadataStore(engine, structured_metadata=True)
+    await use(store)
+    async with engine.begin() as connection:
+        await connection.execute(text("DROP TABLE agent_sessions_metadata"))
+    before = len(calls)
+    with pytest.raises(TablesMissing):
+        await store.session("one").get_metadata()
+    assert len(calls) > before
 
 
 async def test_statements_are_echoed(
@@ -192,12 +198,29 @@ async def test_what_a_checkout_has_begun_is_part_of_the_transaction(
 # --- SQLAlchemy's recipe for SQLite --------------------------------------------------------------
 
 
+def transactions(engine: AsyncEngine) -> list[str]:
+    """A list that grows with whatever begins a transaction, as SQLite itself is told."""
+    begun: list[str] = []
+
+    def told(statement: str) -> None:
+        if statement.startswith("BEGIN"):
+            begun.append(statement)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def traced(connection: Any, _: Any) -> None:
+        connection.run_async(lambda driver: driver.set_trace_callback(told))
+
+    return begun
+
+
 @pytest.mark.parametrize("begin", ["BEGIN", "BEGIN IMMEDIATE"])
 @pytest.mark.usefixtures("sqlite_file_backend")
 async def test_begin_by_events(url: str, begin: str) -> None:
     engine = create_async_engine(url)
     begin_by_events(engine, begin)
+    begun, heard = transactions(engine), listen(engine, "begin")
     await use(MetadataStore(engine, structured_metadata=True))
+    assert begun == [begin] * len(heard)
     await engine.dispose()
 
 
@@ -222,7 +245,9 @@ async def test_begin_by_events_with_a_projection_inline(url: str, begin: str) ->
 async def test_begin_by_events_in_memory(url: str) -> None:
     engine = create_async_engine(url)
     begin_by_events(engine)
+    begun, heard = transactions(engine), listen(engine, "begin")
     await use(MetadataStore(engine))
+    assert begun == ["BEGIN"] * len(heard)
     await engine.dispose()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -223,17 +223,18 @@ class Turns:
     async def __aenter__(self) -> Turns:
         self.count = 0
         self._cpu = time.process_time()
-        self._going = asyncio.get_running_loop()._run_once  # type: ignore[attr-defined]
+        self._loop = cast(Any, asyncio.get_running_loop())
+        run_once = self._loop._run_once
 
         def counted() -> None:
             self.count += 1
-            self._going()
+            run_once()
 
-        asyncio.get_running_loop()._run_once = counted  # type: ignore[attr-defined]
+        self._loop._run_once = counted
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        del asyncio.get_running_loop()._run_once  # type: ignore[attr-defined]
+        del self._loop._run_once
         self.cpu = time.process_time() - self._cpu
 
 

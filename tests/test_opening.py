@@ -328,8 +328,8 @@ async def test_another_creation_under_the_same_event_id_is_refused(
     store: MetadataStore, again: dict[str, Any]
 ) -> None:
     event_id = new_event_id()
-    first = {"user_id": "ann", "event_id": event_id, "metadata": {"title": "Hi"}}
-    session = await store.create_session(**first)  # type: ignore[arg-type]
+    first: dict[str, Any] = {"user_id": "ann", "event_id": event_id, "metadata": {"title": "Hi"}}
+    session = await store.create_session(**first)
     with pytest.raises(EventMetaError):
         await store.create_session(**{**first, **again})
     assert await session.get_metadata() == {"title": "Hi"}

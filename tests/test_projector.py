@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -202,9 +203,9 @@ async def test_several_event_loops_and_a_quiet_end(
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": True}, {"max_poll": 0}])
-async def test_options_that_cannot_be(store: MetadataStore, options: dict[str, object]) -> None:
+async def test_options_that_cannot_be(store: MetadataStore, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
-        store.projector(**options)  # type: ignore[arg-type]
+        store.projector(**options)
 
 
 # --- wait_for -----------------------------------------------------------------------------------
@@ -269,9 +270,10 @@ async def test_names_and_positions_that_cannot_be() -> None:
     ):
         with pytest.raises(UnknownProjection, match="metadata, users"):
             await call
-    for position in (-1, True, 1.5, "1"):
+    wrong: tuple[Any, ...] = (-1, True, 1.5, "1")
+    for position in wrong:
         with pytest.raises(InvalidInput):
-            await store.wait_for(position, "metadata")  # type: ignore[arg-type]
+            await store.wait_for(position, "metadata")
 
 
 # --- status -------------------------------------------------------------------------------------

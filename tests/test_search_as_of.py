@@ -1,6 +1,7 @@
 """Which sessions had a value at a point of the past."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,8 @@ from tests.backends import Backend
 KEYS = ["state", "100%", "a_b", "a|b", 'say "hi"', "back\\slash", "später 🌍", "'", "x" * 255]
 
 
-async def found(store: MetadataStore, value: object, **options: object) -> list[str]:
-    return await store.find_sessions_by_metadata("state", value, **options)  # type: ignore[arg-type]
+async def found(store: MetadataStore, value: object, **options: Any) -> list[str]:
+    return await store.find_sessions_by_metadata("state", value, **options)
 
 
 async def test_at_every_position_those_are_found_that_had_it_then(store: MetadataStore) -> None:

@@ -189,7 +189,7 @@ async def test_only_what_the_model_saw_is_compacted(
 
 @every_compaction
 async def test_what_came_meanwhile_is_not_compacted_away(
-    session: MetadataSession, api: FakeResponses, wrap: Wrap
+    session: MetadataSession, api: FakeResponses, wrap: Wrap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process adds an item while the model is writing the summary."""
     other = encrypted(session) if wrap is not WRAPPINGS["compaction"] else session
@@ -199,7 +199,7 @@ async def test_what_came_meanwhile_is_not_compacted_away(
         await other.add_items(users("meanwhile"))
         return await compact(**arguments)
 
-    api.compact = compact_slowly  # type: ignore[method-assign]
+    monkeypatch.setattr(api, "compact", compact_slowly)
     wrapped = wrap(session, api)
     clerk, _ = agent(calls_weather("Rome"), says("Sunny."))
     await Runner.run(clerk, "Weather?", session=wrapped, run_config=QUIET)
@@ -306,7 +306,8 @@ class Reversing(MetadataSession):
     """Transforms items where they come in and go out, not where they are serialized."""
 
     async def add_items(self, items: Any, **options: Any) -> Any:
-        return await super().add_items([{"r": repr(item)[::-1]} for item in items], **options)  # type: ignore[misc]
+        stored: list[Any] = [{"r": repr(item)[::-1]} for item in items]
+        return await super().add_items(stored, **options)
 
     async def get_items(self, limit: int | None = None, **options: Any) -> list[Any]:
         found = await super().get_items(limit, **options)

@@ -239,9 +239,10 @@ async def test_the_end_of_a_block_waits_for_no_transaction_of_the_caller(
     session: MetadataSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrapper = run()
+    agent: Any = None
     async with session.engine.connect() as connection:
         async with asyncio.timeout(3), UsageHooks() as hooks:
-            await hooks.on_llm_start(wrapper, None, None, [])  # type: ignore[arg-type]
+            await hooks.on_llm_start(wrapper, agent, None, [])
             await session.add_items(users("Hi"), wrapper=wrapper, connection=connection)
             wrapper.usage.add(usage(1))
             await session.add_items(ANSWER, wrapper=wrapper, connection=connection)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from eventmeta.database_errors import DatabaseFailure, is_of_statement
 from eventmeta.dialects import Failure
-from eventmeta.dialects.statement import Program
+from eventmeta.dialects.statement import Program, Row
 from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent, read_event
 from eventmeta.log import EventLog
@@ -273,5 +273,5 @@ def live_mover(log: EventLog, projection: AnyProjection, limit: int = BATCH) -> 
     return CatchUp(log, live_target(projection, log.tables, log.dialect), limit)
 
 
-def _parked(row: Sequence[object]) -> ParkedStream:
-    return ParkedStream(*row)  # type: ignore[arg-type]
+def _parked(row: Row) -> ParkedStream:
+    return ParkedStream(*row)

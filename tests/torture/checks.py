@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from sqlalchemy import text
 
 from eventmeta import MetadataStore, RecordedEvent, verify_projection
+from tests.helpers import contents
 from tests.rebuilding import TRACED
 from tests.torture.journal import Attempt, History
 
@@ -45,10 +46,7 @@ async def items_of(store: MetadataStore) -> dict[str, list[str]]:
     async with store.engine.connect() as connection:
         rows = await connection.execute(text("SELECT session_id FROM agent_sessions"))
         names = sorted(row[0] for row in rows)
-    return {
-        name: [str(item["content"]) for item in await store.session(name).get_items()]  # type: ignore[typeddict-item]
-        for name in names
-    }
+    return {name: contents(await store.session(name).get_items()) for name in names}
 
 
 def recorded_once(events: Sequence[RecordedEvent], history: History) -> Iterator[str]:
