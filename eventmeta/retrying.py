@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -99,6 +100,8 @@ class _Attempts(Generic[T]):
     Attributes:
         unknown: An attempt ended without an answer, so it may have been recorded.
         failure: How the last one ended; None while one goes on.
+        unreachable_since: When the first ended of the latest that had no connection, in the time of
+            the event loop; None if the last one had one.
         orphans: How many ended at a foreign key between tables of ours.
         mismatches: How many ended at an unexpected number of rows.
     """
@@ -113,6 +116,7 @@ class _Attempts(Generic[T]):
     deadline: Deadline
     unknown: bool = False
     failure: Exception | None = None
+    unreachable_since: float | None = None
     orphans: int = 0
     mismatches: int = 0
 
@@ -152,8 +156,15 @@ class _Attempts(Generic[T]):
     def take(self, error: Exception) -> None:
         """Take note of how an attempt ended."""
         self.failure = error
-        if self._may_be_recorded and self._diagnose(error) in UNANSWERED:
+        failure = self._diagnose(error)
+        if self._may_be_recorded and failure in UNANSWERED:
             self.unknown = True
+        # A server that let us in, and then lost the connection, is there.
+        lost = failure is Failure.DISCONNECTED and self.deadline.was_lent
+        if lost or failure not in UNREACHABLE:
+            self.unreachable_since = None
+        elif self.unreachable_since is None:
+            self.unreachable_since = self._now
 
     def expired(self) -> EventMetaError:
         """Return the error for what had not ended in time."""
@@ -164,6 +175,10 @@ class _Attempts(Generic[T]):
             unknown=self.unknown or self._may_be_recorded,
             was_lent=self.deadline.was_lent,
         )
+
+    @property
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     @property
     def _may_be_recorded(self) -> bool:
@@ -204,10 +219,8 @@ class _Attempts(Generic[T]):
 
     def _is_enough(self, state: RetryCallState) -> bool:
         """Return whether there is no time for another attempt."""
-        assert self.failure is not None
-        failure = self._diagnose(self.failure)
-        # A server that let us in, and then lost the connection, is there.
-        lost = failure is Failure.DISCONNECTED and self.deadline.was_lent
-        unreachable = failure in UNREACHABLE and not lost
-        seconds = self.limits.retry_for if unreachable else self.seconds
-        return (state.seconds_since_start or 0) >= seconds or self.deadline.left < _BARELY
+        if self.deadline.left < _BARELY:
+            return True
+        if self.unreachable_since is not None:
+            return self._now - self.unreachable_since >= self.limits.retry_for
+        return (state.seconds_since_start or 0) >= self.seconds

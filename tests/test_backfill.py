@@ -191,11 +191,12 @@ async def test_it_waits_for_those_who_write_items_to_a_session(
     async with old.engine.connect() as held:
         await HOLDING[holding](old.session("s1"), held)
         filling = asyncio.ensure_future(backfill_conversations(old))
-        await asyncio.sleep(0.3)
         waits = (server_backend.name, holding) != ("postgresql", "our metadata")
-        assert filling.done() != waits
+        await asyncio.wait([filling], timeout=0.3 if waits else 10.0)
+        waited = not filling.done()
         await held.commit()
         await filling
+    assert waited == waits
     assert await verify_projection(old) == []
 
 
