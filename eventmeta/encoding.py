@@ -26,9 +26,7 @@ def is_large(value: object) -> bool:
     """Return whether it takes long to encode ``value``; that is found out in little time."""
     left = LARGE
     waiting = [value]
-    while waiting and left > 0:
-        item = waiting.pop()
-        left -= 1
+    for item in waiting:  # which grows meanwhile
         if isinstance(item, str):
             left -= len(item) // 64
         elif isinstance(item, dict):
@@ -41,7 +39,9 @@ def is_large(value: object) -> bool:
             left -= len(values)
             if left > 0:
                 waiting += _elements(values)
-    return left <= 0
+        if left <= 0:
+            return True
+    return False
 
 
 # What a subclass of the app's makes of them is not asked for.

@@ -83,19 +83,19 @@ class Writer:
         end = loop.time() + limits.timeout
         entry = Entry(command, limits, end, loop.create_future(), self._waiting, copy_context())
         try:
-            await self._take_place(entry)
+            if self._places.locked() or command.stream in self._lanes:
+                await self._wait_for_place(entry)
+            else:
+                await self._places.acquire()
+                entry.place = self._places
+                self._queue(entry)
             self._timeouts.add(entry)
             return await self._settled(entry)
         finally:
             self._timeouts.remove(entry)
             entry.leave_place()
 
-    async def _take_place(self, entry: Entry) -> None:
-        if not (self._places.locked() or entry.command.stream in self._lanes):
-            await self._places.acquire()
-            entry.place = self._places
-            self._queue(entry)
-            return
+    async def _wait_for_place(self, entry: Entry) -> None:
         try:
             async with asyncio.timeout_at(entry.end):
                 if await self._lanes.place(entry):

@@ -51,7 +51,8 @@ class AddItems(Append):
     @property
     def size(self) -> int:
         """The items', and some; and that of what is recorded with them."""
-        return sum(map(len, self.items)) + 512 + sum(each.size for each in self.companions)
+        own = sum(map(len, self.items)) + 512
+        return own + sum(each.size for each in self.companions) if self.companions else own
 
 
 class Message(NamedTuple):
