@@ -13,6 +13,8 @@ class Reach(enum.Enum):
     UNCLAIMED = "the user's own, and those that never had an owner"
     OWN = "the user's own"
 
+    __hash__ = object.__hash__  # of members there is one each; Enum's own takes longer
+
 
 class Access(NamedTuple):
     """On whose behalf a call is made.

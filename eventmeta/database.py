@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -140,15 +140,15 @@ class Database:
             raise outcome
         return outcome
 
-    async def fetch(
+    def fetch(
         self, read: Query | Lookup, limits: Limits | None = None, /, **request: Any
-    ) -> Sequence[Row]:
+    ) -> Awaitable[Sequence[Row]]:
         """The rows of ``read``, for ``request``; it sees every write acknowledged before."""
         self.check_open()
         limits = limits or self.log.limits
         if self.dialect.is_within:  # those in the reader may have to wait for the end of it
-            return await self.log.fetch(query_for(read, [request]), limits)
-        return await self._reader.here.fetch(read, limits, **request)
+            return self.log.fetch(query_for(read, [request]), limits)
+        return self._reader.here.fetch(read, limits, **request)
 
     def check_open(self) -> None:
         """Raise an error once it is closed, or its engine is not what it was."""

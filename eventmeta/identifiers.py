@@ -169,7 +169,7 @@ def check_keys(keys: object) -> list[str]:
         raise InvalidInput(f"keys is the string {keys!r}; give a list: [{keys!r}]")
     if not isinstance(keys, Iterable):
         raise InvalidInput(f"keys is a {type(keys).__name__}; give a list of strings")
-    found = list(dict.fromkeys(check_key(key) for key in cast("Iterable[object]", keys)))
+    found = list(dict.fromkeys(map(check_key, cast("Iterable[object]", keys))))
     check_number("keys", len(found), MAX_KEYS)
     return found
 

@@ -94,7 +94,8 @@ class Reader:
         end = loop.time() + limits.timeout
         entry = _Entry(read, request, limits, end, loop.create_future(), copy_context())
         self._waiting.append(entry)
-        self._open_lane()
+        if self._lanes < MAX_LANES:
+            self._open_lane()
         self._timeouts.add(entry)
         try:
             return await entry.rows
@@ -115,15 +116,14 @@ class Reader:
             return rows
         finally:
             self._lanes -= 1
-            if self._waiting:
+            if self._waiting and self._lanes < MAX_LANES:
                 self._open_lane()
 
     def _open_lane(self) -> None:
-        if self._lanes < MAX_LANES:
-            self._lanes += 1
-            task = asyncio.create_task(self._work(), name="eventmeta-reader")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._lanes += 1
+        task = asyncio.create_task(self._work(), name="eventmeta-reader")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _work(self) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -46,9 +46,9 @@ class View(NamedTuple):
         query = statement(**values, **self.owner)
         return await self.database.fetch(query, self.limits)
 
-    async def look_up(
+    def look_up(
         self, lookup: Lookup, connection: AsyncConnection | None = None, **request: Any
-    ) -> Sequence[Row]:
+    ) -> Awaitable[Sequence[Row]]:
         """The rows of one of the ``reads`` for ``request``, each after a number.
 
         Args:
@@ -58,8 +58,8 @@ class View(NamedTuple):
         """
         if connection is not None:
             query = query_for(lookup, [{**request, **self.owner}])
-            return await self.database.log.fetch(query, self.limits, connection)
-        return await self.database.fetch(lookup, self.limits, **request, **self.owner)
+            return self.database.log.fetch(query, self.limits, connection)
+        return self.database.fetch(lookup, self.limits, **request, **self.owner)
 
     async def submit(
         self, command: Command, connection: AsyncConnection | AsyncSession | None = None
