@@ -51,7 +51,7 @@ class Database:
         self.engine = engine
         self.dialect = dialect_of(engine)
         self._names = names
-        self.tables = define_tables(names, self.dialect)
+        self.tables = define_tables(names, self.dialect.event_keys)
         self.log = EventLog(self.dialect, self.tables)
         self.opening = Opening(self.log, self._follow)
         self.registry = Registry(self.tables, self.dialect)
@@ -89,7 +89,7 @@ class Database:
     def _follow(self) -> None:
         """Keep structured tables, as the database does, though nobody said so."""
         names = replace(self._names, structured_metadata=True)
-        tables = define_tables(names, self.dialect)
+        tables = define_tables(names, self.dialect.event_keys)
         self.registry.follow(tables)
         self.tables = replace(tables, inline=self.registry.inline_folded)
         self.log.maintain(self.tables, self.registry.inline_applied)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sqlalchemy import (
     TIMESTAMP,
@@ -31,9 +30,8 @@ from projections import (
 )
 from projections.types import BigInt, EventId, LongText, SessionId, UtcDateTime, index_of_known
 
-if TYPE_CHECKING:
-    from eventmeta.dialects.base import Dialect
-
+Keys = tuple[Constraint | Index, ...]
+"""Constraints and indexes of a table."""
 
 VERSIONED = "eventmeta_versioned"
 """Marks the tables that are not altered, but built anew when the projection's version changes."""
@@ -89,8 +87,13 @@ class Tables:
         return tuple(projection for projection in found if projection is not None)
 
 
-def define_tables(names: TableNames, dialect: Dialect) -> Tables:
-    """The tables of a store, as ``dialect`` wants their keys."""
+def define_tables(names: TableNames, event_keys: Callable[[str], Keys]) -> Tables:
+    """Return the tables of a store.
+
+    Args:
+        names: How they are called.
+        event_keys: Makes the keys of the table of events, as its database wants them.
+    """
     metadata = MetaData()
     structured = bool(names.structured_metadata)
     messages = _messages(metadata, names)
@@ -100,7 +103,7 @@ def define_tables(names: TableNames, dialect: Dialect) -> Tables:
         sessions=_sessions(metadata, names),
         messages=messages,
         streams=_streams(metadata, names),
-        events=_events(metadata, names, dialect.event_keys),
+        events=_events(metadata, names, event_keys),
         checkpoints=_checkpoints(metadata, names),
         parked_streams=_parked_streams(metadata, names),
         settings=_settings(metadata, names),
@@ -179,9 +182,7 @@ def _streams(metadata: MetaData, names: TableNames) -> Table:
     )
 
 
-def _events(
-    metadata: MetaData, names: TableNames, keys: Callable[[str], tuple[Constraint | Index, ...]]
-) -> Table:
+def _events(metadata: MetaData, names: TableNames, keys: Callable[[str], Keys]) -> Table:
     return Table(
         names.events_table,
         metadata,

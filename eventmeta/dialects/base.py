@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -18,7 +18,6 @@ from sqlalchemy import (
     Table,
     Update,
     delete,
-    func,
     insert,
     select,
     update,
@@ -27,18 +26,16 @@ from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.item_times import ItemTimes
 from eventmeta.dialects.items import ItemSQL, Structure
-from eventmeta.dialects.relation import EventRelation
+from eventmeta.dialects.relation import EventRelation, EventSQL
 from eventmeta.dialects.running import RunningDialect
 from eventmeta.dialects.statement import PutRows, Query, Row, Statement, recordset
 from eventmeta.dialects.streams import StreamSQL
+from eventmeta.tables import Tables
 from projections import AnySelect, Projection
 from projections.types import UtcDateTime
 
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
 
-
-class Dialect(ItemSQL, ItemTimes, StreamSQL, RunningDialect):
+class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
     """One kind of database, behind one engine."""
 
     counts_upserts: ClassVar[bool] = True
@@ -87,24 +84,6 @@ class Dialect(ItemSQL, ItemTimes, StreamSQL, RunningDialect):
     def is_among(self, name: str, key: ColumnElement[str]) -> ColumnElement[bool] | None:
         """That ``key`` is in the list that is the parameter ``name``, if there may be such."""
         return None
-
-    @abstractmethod
-    def json_text(self, document: ColumnElement[str], name: str) -> ColumnElement[str]:
-        """The scalar called ``name`` in the JSON object ``document``, as text, or NULL."""
-
-    def utc_day(self, time: ColumnElement[datetime]) -> ColumnElement[Any]:
-        """The day of ``time``, in UTC."""
-        return func.date(time)
-
-    @abstractmethod
-    def time_of_last(
-        self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
-    ) -> ColumnElement[datetime]:
-        """Of a group, the ``time`` of the row with the greatest ``version`` of those ``among``."""
-
-    @abstractmethod
-    def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
-        """``about`` and ``key``, ``value``, ``indexed_value`` of each change in ``events.data``."""
 
     @abstractmethod
     def upsert(

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from sqlalchemy import ColumnElement, Executable, Table, func, type_coerce
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,10 +16,7 @@ from sqlalchemy.types import NullType
 from eventmeta.dialects.connecting import ConnectingDialect
 from eventmeta.dialects.executing import execute
 from eventmeta.dialects.statement import Program, Query, T
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
-
+from eventmeta.tables import Tables
 
 _BEFORE_WORDS = r"(?:\s|;|--[^\n]*\n|/\*.*?\*/)*"
 

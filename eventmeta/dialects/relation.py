@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     ColumnCollection,
@@ -14,14 +16,34 @@ from sqlalchemy import (
     Subquery,
     and_,
     cast,
+    func,
     or_,
     select,
 )
 
 from projections import EVENT_COLUMNS, METADATA_EVENTS, AnyProjection, AnySelect
 
-if TYPE_CHECKING:
-    from eventmeta.dialects.base import Dialect
+
+class EventSQL(ABC):
+    """How a database takes events apart."""
+
+    @abstractmethod
+    def json_text(self, document: ColumnElement[str], name: str) -> ColumnElement[str]:
+        """The scalar called ``name`` in the JSON object ``document``, as text, or NULL."""
+
+    def utc_day(self, time: ColumnElement[datetime]) -> ColumnElement[Any]:
+        """The day of ``time``, in UTC."""
+        return func.date(time)
+
+    @abstractmethod
+    def time_of_last(
+        self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
+    ) -> ColumnElement[datetime]:
+        """Of a group, the ``time`` of the row with the greatest ``version`` of those ``among``."""
+
+    @abstractmethod
+    def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
+        """``about`` and ``key``, ``value``, ``indexed_value`` of each change in ``events.data``."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +51,7 @@ class EventRelation:
     """Rows shaped like the log, and how this database takes their payload apart."""
 
     rows: FromClause
-    dialect: Dialect
+    dialect: EventSQL
 
     @property
     def c(self) -> ColumnCollection[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from sqlalchemy import (
     Column,
@@ -21,9 +21,7 @@ from sqlalchemy.schema import AddConstraint, CreateColumn
 from eventmeta.dialects.columns import ColumnDialect
 from eventmeta.dialects.connecting import ConnectingDialect
 from eventmeta.dialects.statement import compiled
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
+from eventmeta.tables import Tables
 
 
 class Part(NamedTuple):

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from sqlalchemy import Executable, FromClause, Table, and_, case, func, literal_column, or_, select
 
+from eventmeta.tables import Tables
 from projections import AnySelect
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
-
 
 LOCK_TIMEOUT_MS = 5_000
 """How long a write waits for a lock that another transaction holds, at each attempt."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from sqlalchemy import BigInteger, ColumnElement, literal_column
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,9 +19,7 @@ from eventmeta.dialects.projecting import (
     begins_with,
 )
 from eventmeta.dialects.statement import T
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
+from eventmeta.tables import Tables
 
 _PATIENCE = Settings.of({"lock_wait_timeout": "1"})
 """Seconds that a swap waits for readers, and they behind it, before it tries again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from sqlalchemy import Column, ForeignKeyConstraint, String, Table
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -12,9 +12,7 @@ from sqlalchemy.types import TypeEngine
 from eventmeta.database_errors import DatabaseBusy
 from eventmeta.dialects.mysql.settings import Settings
 from eventmeta.dialects.schema import Part, SchemaDialect
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
+from eventmeta.tables import Tables
 
 _SCHEMA_LOCK = "eventmeta_schema"
 _DDL = Settings.of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     BigInteger,
@@ -34,11 +34,9 @@ from eventmeta.dialects.mysql.item_times import MySQLItemTimes, read_current
 from eventmeta.dialects.mysql.items import MySQLItems
 from eventmeta.dialects.mysql.projecting import MySQLProjecting
 from eventmeta.dialects.streams import seen_streams
+from eventmeta.tables import Tables
 from projections import AnySelect
 from projections.types import LongText, UtcDateTime
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
 
 _COUNTER = "$log"
 

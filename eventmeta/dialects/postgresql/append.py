@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from eventmeta.clocks import MAX_AHEAD
 from eventmeta.dialects.streams import SHORT_WAIT_MS
+from eventmeta.tables import Tables
 from projections import NOBODY, Projection
 from projections.types import UtcDateTime
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
-
 
 INCOMPLETE = re.compile(r"rows inserted: (\d+) of (\d+)")
 """The text in the error by which the statement undoes itself."""

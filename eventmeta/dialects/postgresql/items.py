@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -25,10 +25,8 @@ from eventmeta.dialects.connecting import ConnectingDialect
 from eventmeta.dialects.items import SPELLED_OUT, UNSPEAKABLE, ItemSQL
 from eventmeta.dialects.postgresql.append import Quoted
 from eventmeta.dialects.postgresql.structure import structure_functions
+from eventmeta.tables import Tables
 from projections import AnySelect
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
 
 
 class PostgreSQLItems(ItemSQL, ConnectingDialect):

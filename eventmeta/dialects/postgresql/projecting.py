@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     BigInteger,
@@ -20,10 +20,8 @@ from sqlalchemy import (
 from eventmeta.dialects.postgresql.append import in_text, namespace
 from eventmeta.dialects.projecting import ProjectingDialect, Swap
 from eventmeta.dialects.statement import Program
+from eventmeta.tables import Tables
 from projections.types import UtcDateTime
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
 
 _PATIENCE = "500ms"
 """How long a swap waits for readers, and they behind it, before it tries again.

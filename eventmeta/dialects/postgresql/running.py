@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -21,9 +21,7 @@ from eventmeta.dialects.postgresql.codecs import Facts, codec_proof, find_out
 from eventmeta.dialects.postgresql.statements import PostgreSQLStatements
 from eventmeta.dialects.statement import Program, Query, Row, Statement, T, run
 from eventmeta.settle import settle
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
+from eventmeta.tables import Tables
 
 
 class PostgreSQL(PostgreSQLStatements):

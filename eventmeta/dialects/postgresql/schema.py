@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from sqlalchemy import ForeignKeyConstraint
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -11,9 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmeta.dialects.postgresql.append import Quoted, in_text, sequence_name
 from eventmeta.dialects.postgresql.items import item_functions
 from eventmeta.dialects.schema import Part, SchemaDialect
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
+from eventmeta.tables import Tables
 
 _SCHEMA_LOCK = 0x6576_6D74
 

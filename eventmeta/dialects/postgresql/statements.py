@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     ARRAY,
@@ -49,11 +49,9 @@ from eventmeta.dialects.postgresql.projecting import PostgreSQLProjecting
 from eventmeta.dialects.postgresql.schema import PostgreSQLSchema
 from eventmeta.dialects.postgresql.structure import structure_parts
 from eventmeta.dialects.streams import LOCK_TIMEOUT_MS, SHORT_WAIT_MS, seen_streams
+from eventmeta.tables import Tables
 from projections import AnySelect, Projection
 from projections.types import UtcDateTime
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
 
 
 class PostgreSQLStatements(

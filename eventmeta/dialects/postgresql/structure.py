@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from eventmeta.dialects.postgresql.append import Quoted
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
+from eventmeta.tables import Tables
 
 
 def structure_parts(

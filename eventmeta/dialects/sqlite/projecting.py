@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from sqlalchemy import ColumnElement, Integer, Table, func, literal_column
 
 from eventmeta.dialects.projecting import ProjectingDialect, Swap
 from eventmeta.dialects.statement import Program, Statement
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
+from eventmeta.tables import Tables
 
 REBUILT = "_rebuilt"
 """Ends the names of every other generation's indexes, for SQLite cannot rename one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from sqlalchemy import (
     Constraint,
@@ -16,9 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.dialects.schema import Part, SchemaDialect
 from eventmeta.dialects.sqlite.projecting import REBUILT
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
+from eventmeta.tables import Tables
 
 
 class SQLiteSchema(SchemaDialect):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -37,11 +37,9 @@ from eventmeta.dialects.sqlite.items import SQLiteItems
 from eventmeta.dialects.sqlite.projecting import SQLiteProjecting
 from eventmeta.dialects.sqlite.schema import SQLiteSchema
 from eventmeta.dialects.statement import PutRows, Query
+from eventmeta.tables import Tables
 from projections import AnySelect
 from projections.types import LongText, UtcDateTime
-
-if TYPE_CHECKING:
-    from eventmeta.tables import Tables
 
 
 class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
