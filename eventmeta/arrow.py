@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import ColumnElement, Select, bindparam, func, select
 
-from eventmeta.commands import StreamKey
 from eventmeta.dialects.statement import Row
 from eventmeta.errors import MissingExtra
+from eventmeta.events import StreamKey
 from eventmeta.log import EventLog
 from projections import EVENT_COLUMNS
 from projections.types import BigInt

@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import BigInteger, bindparam, select
 
-from eventmeta.commands import StreamKey
 from eventmeta.dialects.statement import Program, recordset, steps
 from eventmeta.errors import StructuredMetadataOff
+from eventmeta.events import StreamKey
 from eventmeta.identifiers import check_positive, check_session_id
 from eventmeta.item_statements import ItemStatements
 from eventmeta.store import MetadataStore

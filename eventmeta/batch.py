@@ -11,20 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from eventmeta.batch_items import put_items_last, session_rows, write_items
-from eventmeta.commands import (
-    Append,
-    Command,
-    Fact,
-    RecordUsage,
-    StreamKey,
-    TransferSession,
-    with_companions,
-)
+from eventmeta.commands import Append, Command, Fact, RecordUsage, TransferSession, with_companions
 from eventmeta.database_errors import DatabaseBusy
 from eventmeta.dialects.statement import Program, Row, recordset, steps
 from eventmeta.drafts import Draft, Outcome
 from eventmeta.errors import AppendRejected, EventMetaError, InvalidInput, VersionConflict
-from eventmeta.events import RecordedEvent, read_event
+from eventmeta.events import RecordedEvent, StreamKey, read_event
 from eventmeta.folding import can_remove
 from eventmeta.heads import Head, Heads, events_before, is_held, seen_since, within_reach
 from eventmeta.identifiers import new_event_id

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from eventmeta.commands import StreamKey
 from eventmeta.database_errors import DatabaseFailure
+from eventmeta.events import StreamKey
 from eventmeta.log import EventLog
 
 

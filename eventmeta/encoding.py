@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
-from eventmeta.commands import StreamKey
+from eventmeta.events import StreamKey
 
 T = TypeVar("T")
 

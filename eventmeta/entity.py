@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any, Unpack
 
 from eventmeta import history as past
+from eventmeta.as_of import parse_as_of
 from eventmeta.codec import Change, encode_changes
-from eventmeta.commands import Command, StreamKey
+from eventmeta.commands import Command
 from eventmeta.encoding import Order, is_large
-from eventmeta.events import Position, RecordedEvent
+from eventmeta.events import Position, RecordedEvent, StreamKey
 from eventmeta.identifiers import check_keys
 from eventmeta.options import WriteOptions, command_fields
 from eventmeta.view import View
@@ -75,7 +76,7 @@ class Entity(ABC):
         wanted = None if keys is None else check_keys(keys)
         view = self._view
         if as_of is not None:
-            bound = past.bound_of(as_of)
+            bound = parse_as_of(as_of)
             await self._connected()
             found = await past.metadata_as_of(view, self._stream, bound, wanted)
         else:
@@ -131,7 +132,7 @@ class Entity(ABC):
         Raises:
             InvalidPoint: ``a`` or ``b`` names no point in history.
         """
-        bounds = past.bound_of(a), past.bound_of(b)
+        bounds = parse_as_of(a), parse_as_of(b)
         view = self._view
         await self._connected()
         return await past.diff(view, self._stream, *bounds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import orjson
 
@@ -37,6 +37,13 @@ BUILT_IN_TYPES = frozenset(
         USER_DELETED,
     }
 )
+
+
+class StreamKey(NamedTuple):
+    """The identity of a stream, in the order of its key."""
+
+    stream_id: str
+    stream_type: StreamType = "session"
 
 
 class Position(int):

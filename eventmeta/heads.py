@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from eventmeta.commands import Command, DeleteUser, Fact, StreamKey, TransferSession, assignment
+from eventmeta.commands import Command, DeleteUser, Fact, TransferSession, assignment
 from eventmeta.database_errors import DatabaseBusy
+from eventmeta.events import StreamKey
 from projections import NOBODY, USER_ASSIGNED, USER_CREATED, USER_DELETED
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+from eventmeta.as_of import AsOf
 from eventmeta.codec import check_key, indexed_value, parse
-from eventmeta.commands import StreamKey
 from eventmeta.corruption import naming_corruption
 from eventmeta.dialects.statement import Row
-from eventmeta.errors import InvalidInput, InvalidPoint
-from eventmeta.events import Position, RecordedEvent, read_event
-from eventmeta.identifiers import check_count, check_moment
+from eventmeta.errors import InvalidInput
+from eventmeta.events import Position, RecordedEvent, StreamKey, read_event
+from eventmeta.identifiers import check_count
 from eventmeta.read_statements import NO_LIMIT
 from eventmeta.stream_statements import KEYED_EVENTS, StreamStatements
 from eventmeta.view import View
@@ -72,41 +72,8 @@ class HistoryEntry:
         return self.event.recorded_at
 
 
-class Bound(NamedTuple):
-    """The end of a part of a stream: a column of the log and its last value."""
-
-    column: str
-    value: int | datetime
-
-
-def bound_of(point: object) -> Bound:
-    """Up to where in the log ``point`` reaches.
-
-    Raises:
-        InvalidPoint: It is neither a version, a position nor an aware datetime.
-    """
-    if isinstance(point, datetime):
-        return Bound("recorded_at", check_moment(point))
-    if not isinstance(point, int) or isinstance(point, bool) or not 0 <= point < 2**63:
-        raise InvalidPoint(
-            f"{point!r} is no point in history: give a version (0, 1, 2 …), a Position "
-            "or an aware datetime"
-        )
-    return Bound("position" if isinstance(point, Position) else "version", int(point))
-
-
-def bound_of_log(point: object) -> Bound:
-    """Up to where in the whole log ``point`` reaches; a number is a position there.
-
-    Raises:
-        InvalidPoint: It is neither a position nor an aware datetime.
-    """
-    bound = bound_of(point)
-    return bound if bound.column == "recorded_at" else Bound("position", bound.value)
-
-
 async def metadata_as_of(
-    view: View, stream: StreamKey, bound: Bound, keys: Sequence[str] | None = None
+    view: View, stream: StreamKey, bound: AsOf, keys: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """The metadata as it was at ``bound``: the fold of the events up to it."""
     statement = _statements(view, stream).metadata_as_of[bound.column]
@@ -178,7 +145,7 @@ async def _state_before(view: View, stream: StreamKey, event: RecordedEvent) -> 
     if event.version == 1:
         return {}
     return await metadata_as_of(
-        view, stream, Bound("version", event.version - (event.type in KEYED_EVENTS))
+        view, stream, AsOf("version", event.version - (event.type in KEYED_EVENTS))
     )
 
 
@@ -190,7 +157,7 @@ async def _events(view: View, stream: StreamKey, page: Page) -> list[RecordedEve
     return [read_event(row) for row in rows]
 
 
-async def diff(view: View, stream: StreamKey, a: Bound, b: Bound) -> dict[str, ValueChange]:
+async def diff(view: View, stream: StreamKey, a: AsOf, b: AsOf) -> dict[str, ValueChange]:
     """What is different at ``b`` from how it was at ``a``, by key."""
     before = await metadata_as_of(view, stream, a)
     after = await metadata_as_of(view, stream, b)

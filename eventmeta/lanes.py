@@ -13,12 +13,13 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from eventmeta.commands import Command, StreamKey
+from eventmeta.commands import Command
 from eventmeta.contexts import run_in
 from eventmeta.database_errors import DatabaseBusy
 from eventmeta.deadline import Limits
 from eventmeta.drafts import Outcome
 from eventmeta.errors import EventMetaError
+from eventmeta.events import StreamKey
 from eventmeta.settle import fail, give
 
 HELD_SECONDS = 15.0

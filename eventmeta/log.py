@@ -14,11 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.batch import append_in_steps
 from eventmeta.commands import Append, Command, with_companions
-from eventmeta.database_errors import (
-    DatabaseBusy,
-    DatabaseUnavailable,
-    OutcomeUnknown,
-)
+from eventmeta.database_errors import DatabaseBusy, DatabaseUnavailable, OutcomeUnknown
 from eventmeta.deadline import Deadline, Expired, Limits
 from eventmeta.dialects import Dialect, Failure
 from eventmeta.dialects.statement import Program, Query, Row, Statement, only

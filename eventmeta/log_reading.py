@@ -8,12 +8,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Executable, bindparam, false, or_, select
 
-from eventmeta.commands import StreamKey
 from eventmeta.database_errors import StandbyServer
 from eventmeta.deadline import Limits
 from eventmeta.dialects import Dialect, EventRelation
 from eventmeta.dialects.statement import Query, Row
-from eventmeta.events import RecordedEvent, read_event
+from eventmeta.events import RecordedEvent, StreamKey, read_event
 from eventmeta.tables import Tables
 from projections import EVENT_COLUMNS, AnySelect
 from projections.types import BigInt

@@ -9,10 +9,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from eventmeta.arrow import ArrowExport, ExportProgress, arrow_schema
-from eventmeta.commands import StreamKey
+from eventmeta.as_of import parse_log_as_of
 from eventmeta.errors import InvalidInput
-from eventmeta.events import Position, RecordedEvent
-from eventmeta.history import bound_of_log
+from eventmeta.events import Position, RecordedEvent, StreamKey
 from eventmeta.identifiers import (
     check_count,
     check_event_type,
@@ -89,7 +88,7 @@ class LogStore(OpenedStore):
     ) -> Replay:
         if isinstance(projection, str):
             projection = self._database.registry[projection].projection
-        bound = None if until is None else bound_of_log(until)
+        bound = None if until is None else parse_log_as_of(until)
         return Replay(self._database, projection, bound)
 
     async def subscribe(

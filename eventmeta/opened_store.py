@@ -12,12 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from eventmeta.access import Access
 from eventmeta.codec import canonical, parse
-from eventmeta.commands import Append, Fact, StreamKey
+from eventmeta.commands import Append, Fact
 from eventmeta.database import Database
 from eventmeta.deadline import Limits
 from eventmeta.encoding import encoded
 from eventmeta.errors import InvalidIdentifier, InvalidInput, StoreClosed, ValueTooLarge
-from eventmeta.events import BUILT_IN_TYPES, NewEvent, Position, RecordedEvent
+from eventmeta.events import BUILT_IN_TYPES, NewEvent, Position, RecordedEvent, StreamKey
 from eventmeta.identifiers import check_count, check_event_type, check_session_id, check_types
 from eventmeta.options import command_fields
 from eventmeta.search import find_sessions

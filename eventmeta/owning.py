@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 from eventmeta.access import ADMINISTRATOR, Access
 from eventmeta.clocks import time_of_next
-from eventmeta.commands import Command, DeleteUser, StreamKey
+from eventmeta.commands import Command, DeleteUser
 from eventmeta.dialects.statement import Program, recordset, steps
+from eventmeta.events import StreamKey
 from eventmeta.heads import Head, Heads, reaches_user, users_of
 from eventmeta.write_statements import AppendStatements
 

@@ -13,8 +13,7 @@ from sqlalchemy import ColumnElement, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.codec import text_problem
-from eventmeta.commands import StreamKey
-from eventmeta.events import USAGE_RECORDED
+from eventmeta.events import USAGE_RECORDED, StreamKey
 from eventmeta.usage import NOTHING, UsageTotals
 from eventmeta.view import View
 from projections.types import SessionId

@@ -43,10 +43,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.access import Access
-from eventmeta.commands import AddItems, Fact, Message, RecordUsage, StreamKey
+from eventmeta.commands import AddItems, Fact, Message, RecordUsage
 from eventmeta.database import Database
 from eventmeta.errors import AppendRejected
-from eventmeta.events import USAGE_RECORDED
+from eventmeta.events import USAGE_RECORDED, StreamKey
 from eventmeta.identifiers import new_event_id
 from eventmeta.options import command_fields
 from eventmeta.resumed_runs import current_trace, recorded_usage, resumed_run

@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import orjson
 
+from eventmeta.as_of import parse_log_as_of
 from eventmeta.codec import check_key, indexed_value
 from eventmeta.corruption import naming_corruption
 from eventmeta.dialects.statement import Row
 from eventmeta.errors import InvalidInput
 from eventmeta.events import Position
-from eventmeta.history import bound_of_log
 from eventmeta.identifiers import check_count, check_session_id
 from eventmeta.read_statements import LIKE_ESCAPE, NO_LIMIT
 from eventmeta.view import View
@@ -57,7 +57,7 @@ async def find_sessions(
     Raises:
         InvalidInput: The key, value, limit, cursor or point cannot be used.
     """
-    bound = None if as_of is None else bound_of_log(as_of)
+    bound = None if as_of is None else parse_log_as_of(as_of)
     values: dict[str, Any] = {
         "key": check_key(key),
         "indexed_value": indexed_value(value, key),

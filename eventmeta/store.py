@@ -9,11 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta.access import ADMINISTRATOR, Access
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
-from eventmeta.commands import DeleteUser, StreamKey
+from eventmeta.commands import DeleteUser
 from eventmeta.database import Database
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT, Limits
 from eventmeta.dialects import make_engine
-from eventmeta.events import RecordedEvent
+from eventmeta.events import RecordedEvent, StreamKey
 from eventmeta.identifiers import check_flag, check_limits, check_positive, check_user_id
 from eventmeta.options import WriteOptions, check_options, command_fields, options_of
 from eventmeta.projected_store import ProjectedStore

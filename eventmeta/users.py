@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from eventmeta.codec import Change
-from eventmeta.commands import Command, DeleteUserMetadata, SetUserMetadata, StreamKey
+from eventmeta.commands import Command, DeleteUserMetadata, SetUserMetadata
 from eventmeta.entity import Entity
+from eventmeta.events import StreamKey
 from eventmeta.history import document_of
 from eventmeta.identifiers import check_user_id
 from eventmeta.view import View

@@ -25,9 +25,9 @@ from eventmeta.commands import (
     ReplaceItems,
     SetMetadata,
     SetUserMetadata,
-    StreamKey,
     TransferSession,
 )
+from eventmeta.events import StreamKey
 
 
 @dataclass(frozen=True)

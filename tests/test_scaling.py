@@ -12,13 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from eventmeta import (
-    MetadataSession,
-    MetadataStore,
-    backfill_conversations,
-    log_reading,
-    structure,
-)
+from eventmeta import MetadataSession, MetadataStore, backfill_conversations, log_reading, structure
 from eventmeta.dialects.mysql import running as mysql_running
 from eventmeta.dialects.statement import Query, recordset
 from eventmeta.turns import last_turns

@@ -6,7 +6,8 @@ from collections.abc import Awaitable
 
 from benchmarks.growing.base import NAME, Call, gather, talk, the_session
 from eventmeta import MetadataStore, new_event_id
-from eventmeta.commands import Append, Fact, StreamKey
+from eventmeta.commands import Append, Fact
+from eventmeta.events import StreamKey
 from eventmeta.usage_reports import UsageGroup
 from projections import USAGE_RECORDED
 

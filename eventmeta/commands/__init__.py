@@ -4,7 +4,7 @@ A command becomes one event, or none if there was nothing to do. Plain commands 
 of the stream, so a whole batch of them is set-based; the others look before they write.
 """
 
-from eventmeta.commands.base import Append, Command, Fact, StreamKey, with_companions
+from eventmeta.commands.base import Append, Command, Fact, with_companions
 from eventmeta.commands.items import (
     AddItems,
     ClearSession,
@@ -41,7 +41,6 @@ __all__ = [
     "ReplaceItems",
     "SetMetadata",
     "SetUserMetadata",
-    "StreamKey",
     "TransferSession",
     "assignment",
     "insert_items",

@@ -12,14 +12,7 @@ from eventmeta.codec import canonical
 from eventmeta.command_statements import CommandStatements
 from eventmeta.dialects.statement import Program
 from eventmeta.errors import AppendRejected, EventIdReused, SessionNotFound
-from eventmeta.events import RecordedEvent, StreamType
-
-
-class StreamKey(NamedTuple):
-    """The identity of a stream, in the order of its key."""
-
-    stream_id: str
-    stream_type: StreamType = "session"
+from eventmeta.events import RecordedEvent, StreamKey
 
 
 class Fact(NamedTuple):

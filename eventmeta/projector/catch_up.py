@@ -21,12 +21,7 @@ from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent, read_event
 from eventmeta.log import EventLog
 from eventmeta.projection_errors import ProjectionFailed, ProjectionOutdated, RebuildUnderWay
-from eventmeta.projector.checkpoints import (
-    Checkpoint,
-    CheckpointStatements,
-    Claim,
-    key_values,
-)
+from eventmeta.projector.checkpoints import Checkpoint, CheckpointStatements, Claim, key_values
 from eventmeta.projector.parking import ParkedStream, ParkingStatements, failed_at, stream_of
 from eventmeta.projector.target import Target, live_target
 from eventmeta.projector.transactions import Batch, Transactions, nothing

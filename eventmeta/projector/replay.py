@@ -11,12 +11,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, insert, literal, literal_column, or_, select
 
 from eventmeta.applying import apply_events
+from eventmeta.as_of import AsOf
 from eventmeta.corruption import naming_corruption
 from eventmeta.database import Database
 from eventmeta.dialects.statement import Program
 from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent
-from eventmeta.history import Bound
 from eventmeta.moments import overtaken_positions
 from eventmeta.projection_checks import check_projection
 from eventmeta.projector.shadow import Shadow
@@ -38,7 +38,7 @@ class Replay:
 
     database: Database
     projection: AnyProjection
-    until: Bound | None
+    until: AsOf | None
 
     def __post_init__(self) -> None:
         """Refuse what is no projection."""

@@ -13,12 +13,7 @@ from eventmeta.database_errors import StandbyServer
 from eventmeta.errors import EventMetaError, StoreClosed
 from eventmeta.projection_errors import LeaseLost, RebuildUnderWay
 from eventmeta.projector.catch_up import BATCH, live_mover
-from eventmeta.projector.checkpoints import (
-    Checkpoint,
-    Claim,
-    new_holder,
-    renewal_seconds,
-)
+from eventmeta.projector.checkpoints import Checkpoint, Claim, new_holder, renewal_seconds
 from eventmeta.projector.leasing import Lease
 from eventmeta.projector.rebuild import Rebuild
 from eventmeta.registry import Registered

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
-from eventmeta.commands import StreamKey
 from eventmeta.database import Database
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
 from eventmeta.engines import shared_engine
 from eventmeta.entity import Entity
 from eventmeta.errors import InvalidInput
+from eventmeta.events import StreamKey
 from eventmeta.identifiers import check_flag, check_limits, check_positive, check_session_id
 from eventmeta.options import check_options, options_of
 from eventmeta.session.arguments import UrlOptions

@@ -12,12 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.dialects.executing import afterwards, execute
 from eventmeta.dialects.mysql.settings import Settings
-from eventmeta.dialects.projecting import (
-    TRANSACTION_WORDS,
-    ProjectingDialect,
-    Swap,
-    begins_with,
-)
+from eventmeta.dialects.projecting import TRANSACTION_WORDS, ProjectingDialect, Swap, begins_with
 from eventmeta.dialects.statement import T
 from eventmeta.tables import Tables
 
