@@ -122,7 +122,7 @@ async def _timed(
 
 async def _insert(store: MetadataStore, *, fold: bool) -> None:
     """All rows of the read model into an empty table like it, by one statement; its indexes too."""
-    database = store.database
+    database = store.log.database
     projection = database.tables.session_metadata
     shadow = Shadow.of([projection.table], database.dialect, "_bare")
     target = live_target(projection, database.tables, database.dialect)
@@ -136,12 +136,12 @@ async def _insert(store: MetadataStore, *, fold: bool) -> None:
         yield from shadow.finish()
         yield from shadow.drop()
 
-    await database.log.fold(program)
+    await database.fold(program)
 
 
 async def _row_by_row(store: MetadataStore, count: int) -> None:
     """As an app would fold: a statement for each change, a commit for a thousand events."""
-    table = store.database.registry[COPY].projection.tables[0]
+    table = store.log.registry[COPY].projection.tables[0]
     page: list[Any] = []
     async for event in store.events(types=sorted(METADATA_EVENTS)):
         page.append(event)
@@ -186,7 +186,7 @@ def _adbc(url: str, store: MetadataStore) -> Callable[[], None] | None:
 
     def read() -> None:
         with dbapi.connect(address) as connection, connection.cursor() as cursor:
-            cursor.execute(f"SELECT * FROM {store.database.tables.events.name}")
+            cursor.execute(f"SELECT * FROM {store.log.database.tables.events.name}")
             for _ in cursor.fetch_record_batch():
                 pass
 

@@ -13,8 +13,8 @@ from sqlalchemy import ColumnElement, Select, bindparam, func, select
 
 from eventmeta.dialects.statement import Row
 from eventmeta.errors import MissingExtra
+from eventmeta.event_log import EventLog
 from eventmeta.events import StreamKey
-from eventmeta.log import EventLog
 from projections import EVENT_COLUMNS
 from projections.types import BigInt
 
@@ -88,7 +88,7 @@ class ArrowExport:
 
         async def read_ahead() -> None:
             nonlocal start
-            while start < end and len(reading) < self.log.dialect.exports_at_once:
+            while start < end and len(reading) < self.log.database.dialect.exports_at_once:
                 stop = await self._stop(start, end)
                 reading.append((stop, asyncio.create_task(self._window(start, stop))))
                 start = stop
@@ -112,11 +112,12 @@ class ArrowExport:
 
     async def _stop(self, start: int, end: int) -> int:
         """Where a window that begins at ``start`` has to end, so that memory is enough for it."""
-        log = self.log.tables.events.c
-        size = self.log.dialect.compile(self._query(func.sum(self.log.dialect.size(log.data))))
+        database = self.log.database
+        log, dialect = database.tables.events.c, database.dialect
+        size = dialect.compile(self._query(func.sum(dialect.size(log.data))))
         stop = min(start + WINDOW, end)
         while True:
-            ((found,),) = await self.log.fetch(size(after=start, until=stop))
+            ((found,),) = await self.log.database.fetch(size(after=start, until=stop))
             too_large = int(found or 0) // WINDOW_BYTES
             if not too_large or stop - start == 1:
                 return stop
@@ -125,18 +126,19 @@ class ArrowExport:
     async def _window(self, after: int, until: int) -> pa.RecordBatch | None:
         """The events of the next positions, as a batch; None if there are none."""
         bounds = {"after": after, "until": until}
-        log, dialect = self.log.tables.events.c, self.log.dialect
+        database, limits = self.log.database, self.log.database.limits.long
+        log, dialect = database.tables.events.c, database.dialect
         columns = [dialect.plain(log[name]).label(name) for name in EVENT_COLUMNS]
         query = dialect.compile(self._query(*columns).order_by(log.position))(**bounds)
-        text = await self.log.run(lambda: self.log.dialect.export(query), self.log.limits.long)
+        text = await database.run(lambda: dialect.export(query), limits)
         if text is not None:
             return await asyncio.to_thread(_parsed, text) if text else None
-        (rows,) = await self.log.run(lambda: self.log.dialect.read([query]), self.log.limits.long)
+        (rows,) = await database.run(lambda: dialect.read([query]), limits)
         return await asyncio.to_thread(_built, rows) if rows else None
 
     def _query(self, *columns: ColumnElement[Any]) -> Select[Any]:
         """``after``, ``until`` → ``columns`` of the events there."""
-        log = self.log.tables.events.c
+        log = self.log.database.tables.events.c
         return select(*columns).where(
             log.position > bindparam("after", type_=BigInt),
             log.position <= bindparam("until", type_=BigInt),

@@ -65,17 +65,18 @@ async def backfill_conversations(
     check_positive("batch_size", batch_size)
     if after:
         check_session_id(after)
-    database = store.database
-    await database.opening.connect(create=False)
-    log = database.log
-    structure = log.statements.structure
+    log = store.log
+    await log.database.opening.connect(create=False)
+    structure = log.appender.statements.structure
     if structure is None:
         raise StructuredMetadataOff("backfill_conversations()")
     done = Backfill(last_session_id=after)
-    page, limit = _page(database.tables), batch_size
-    while batch := await log.read(page, after=done.last_session_id or "", limit=limit):
+    page, limit = _page(log.database.tables), batch_size
+    while batch := await log.database.read(page, after=done.last_session_id or "", limit=limit):
         session_ids = [session_id for (session_id,) in batch]
-        await log.repeatable(partial(_rebuild, log.statements, structure, session_ids))
+        await log.database.repeatable(
+            partial(_rebuild, log.appender.statements, structure, session_ids)
+        )
         done = Backfill(done.sessions + len(session_ids), session_ids[-1])
         if progress is not None:
             progress(done)

@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 
 from eventmeta.database_errors import DatabaseFailure
 from eventmeta.events import StreamKey
-from eventmeta.log import EventLog
+from eventmeta.log_reading import LogReading
 
 
 @asynccontextmanager
-async def naming_corruption(log: EventLog, stream: StreamKey | None = None) -> AsyncGenerator[None]:
+async def naming_corruption(
+    log: LogReading, stream: StreamKey | None = None
+) -> AsyncGenerator[None]:
     """Raise `CorruptEvent` where the database fails in the block and an event is corrupt.
 
     The database says only that something is not JSON. So the events are read one by one then.

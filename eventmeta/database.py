@@ -1,154 +1,71 @@
-"""One engine's store of events, shared by every session and store that uses the engine."""
+"""One engine with its tables: reads and transactions, whose failures are translated and retried."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import AsyncGenerator, Awaitable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy import Executable
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.access import Reach
-from eventmeta.commands import Command
-from eventmeta.deadline import Deadline, Limits
-from eventmeta.dialects import check_engine, dialect_of
-from eventmeta.dialects.pool import connections_to_spare
-from eventmeta.dialects.statement import Query, Row
-from eventmeta.drafts import Outcome
-from eventmeta.encoding import Order
+from eventmeta.deadline import Limits
+from eventmeta.dialects import dialect_of
+from eventmeta.dialects.statement import Program, Query, Row, only
 from eventmeta.errors import EventMetaError, StoreClosed
-from eventmeta.events import RecordedEvent
-from eventmeta.lanes import MAX_IN_LINE
-from eventmeta.log import EventLog
+from eventmeta.gate import Gate
 from eventmeta.opening import Opening
 from eventmeta.per_loop import PerLoop
-from eventmeta.reach import Ownership
-from eventmeta.read_statements import ReadStatements
 from eventmeta.reader import Lookup, Reader, query_for
-from eventmeta.registry import Registry
-from eventmeta.signals import Signals
+from eventmeta.retrying import Retrying
+from eventmeta.settle import settle
 from eventmeta.table_names import TableNames
-from eventmeta.tables import define_tables
-from eventmeta.writer import Writer
-from projections import AnyProjection
+from eventmeta.tables import Tables, define_tables
 
-logger = logging.getLogger("eventmeta")
-
-_ATTRIBUTE = "eventmeta_databases"
-_Key = tuple[TableNames, str | None]
+T = TypeVar("T")
 
 
 class Database:
-    """The log, the writer and the reader of one engine and one set of tables.
+    """One engine and one set of tables.
 
-    An engine may serve several event loops, one after another; each has its own writer and reader.
+    An engine may serve several event loops, one after another; each has its own reader.
+
+    Attributes:
+        engine: The engine.
+        dialect: What kind of database it is.
+        names: How the app calls the tables.
+        tables: The tables.
+        limits: How long a call waits that says nothing of that.
+        opening: The first connection, and the making of tables.
+        gate: What is going on.
     """
 
-    def __init__(self, engine: AsyncEngine, names: TableNames) -> None:
+    def __init__(
+        self, engine: AsyncEngine, names: TableNames, keep_structured: Callable[[], None]
+    ) -> None:
+        """Make it; nothing is read.
+
+        Args:
+            engine: The engine.
+            names: How the tables are called.
+            keep_structured: Called where the database keeps structured tables, though nobody said
+                so.
+        """
         self.engine = engine
         self.dialect = dialect_of(engine)
-        self._names = names
-        self.tables = define_tables(names, self.dialect.event_keys)
-        self.log = EventLog(self.dialect, self.tables)
-        self.opening = Opening(self.log, self._follow)
-        self.registry = Registry(self.tables, self.dialect)
-        self.appended = Signals()
-        self.applied = Signals()
-        self.gives_hints = False
-        self._hint: asyncio.Task[None] | None = None
-        self.reads = self._reads()
-        self._writer = PerLoop(self._make_writer)
+        self.names = names
+        self.limits = Limits()
+        self.gate = Gate()
+        self.retrying = Retrying(self.dialect, self.gate)
+        self.replace_tables(define_tables(names, self.dialect.event_keys))
+        self.opening = Opening(self, keep_structured)
         self._reader = PerLoop(self._make_reader)
         self._closed = False
 
-    @classmethod
-    def of(cls, engine: AsyncEngine, names: TableNames | None = None) -> Database:
-        """The one database of ``engine`` with these tables, found or made.
-
-        It is kept by the engine itself, and goes with it. Once the engine translates schemas in
-        another way, those that are opened from then on are others.
-        """
-        check_engine(engine)
-        names = names or TableNames()
-        key = (names, dialect_of(engine).schema)
-        found: dict[_Key, Database] = vars(engine.sync_engine).setdefault(_ATTRIBUTE, {})
-        if key not in found:
-            found[key] = cls(engine, names)
-        return found[key]
-
-    def _reads(self) -> dict[Reach, ReadStatements]:
-        streams, events = self.tables.streams, self.tables.events
-        return {
-            reach: ReadStatements(self.tables, self.dialect, Ownership(streams, events, reach))
-            for reach in Reach
-        }
-
-    def _follow(self) -> None:
-        """Keep structured tables, as the database does, though nobody said so."""
-        names = replace(self._names, structured_metadata=True)
-        tables = define_tables(names, self.dialect.event_keys)
-        self.registry.follow(tables)
-        self.tables = replace(tables, inline=self.registry.inline_folded)
-        self.log.maintain(self.tables, self.registry.inline_applied)
-        self.reads = self._reads()
-
-    def register(self, projection: AnyProjection, *, inline: bool) -> None:
-        """Have a projection kept up to date: see `MetadataStore.register`."""
-        if self.registry.add(projection, inline=inline):
-            self.tables = replace(self.tables, inline=self.registry.inline_folded)
-            self.log.maintain(self.tables, self.registry.inline_applied)
-            self.opening.tables_changed()
-
-    async def create_tables(self, *, turn_on: bool = False) -> None:
-        """Add what is missing of the tables; see `Opening.create_tables`."""
-        await self.opening.create_tables(turn_on=turn_on)
-        if turn_on:  # those on this engine that are opened already are to see it
-            found: dict[_Key, Database] = vars(self.engine.sync_engine).get(_ATTRIBUTE, {})
-            for other in found.values():
-                other.opening.check_again()
-
-    async def submit(
-        self,
-        command: Command,
-        connection: AsyncConnection | AsyncSession | None = None,
-        limits: Limits | None = None,
-    ) -> RecordedEvent | None:
-        """Carry out ``command``: its event, or None if there was nothing to do.
-
-        Args:
-            command: What to do.
-            connection: Do it in this transaction of the caller's. It becomes durable and visible
-                with the caller's commit, and vanishes with a rollback.
-            limits: How long the caller waits.
-
-        Raises:
-            EventMetaError: It was rejected or failed; nothing was changed.
-        """
-        self.check_open()
-        limits = limits or self.log.limits
-        connection = await own_connection(connection)
-        if connection is not None:
-            self.dialect.check_connection(connection)
-            await self.opening.connect_within(connection, limits)
-            outcome = await self.log.commit_within(connection, command, limits)
-        else:
-            outcome = await self._writer.here.submit(command, limits)
-        if isinstance(outcome, EventMetaError):
-            raise outcome
-        return outcome
-
-    def fetch(
-        self, read: Query | Lookup, limits: Limits | None = None, /, **request: Any
-    ) -> Awaitable[Sequence[Row]]:
-        """The rows of ``read``, for ``request``; it sees every write acknowledged before."""
-        self.check_open()
-        limits = limits or self.log.limits
-        if self.dialect.is_within:  # those in the reader may have to wait for the end of it
-            return self.log.fetch(query_for(read, [request]), limits)
-        return self._reader.here.fetch(read, limits, **request)
+    def replace_tables(self, tables: Tables) -> None:
+        """Have these tables from now on."""
+        self.tables = tables
+        self.retrying = replace(self.retrying, references=tables.references)
 
     def check_open(self) -> None:
         """Raise an error once it is closed, or its engine is not what it was."""
@@ -156,85 +73,113 @@ class Database:
             raise StoreClosed
         self.dialect.check_options()
 
-    async def drain(self) -> None:
-        """Wait until what was submitted in this event loop is carried out."""
-        loop = asyncio.get_running_loop()
-        writer = self._writer.made_here
-        if writer is not None:
-            await writer.drain()
-        for task in (self.opening.task, self._hint):
-            if task is not None and task.get_loop() is loop:
-                await asyncio.wait([task])
-
-    async def close(self) -> None:
-        """Take no more, and wait until what was submitted is carried out, reads too.
-
-        What goes on step by step, such as a rebuild, ends with `StoreClosed` at its next step.
-        """
-        key = (self._names, self.dialect.schema)
-        vars(self.engine.sync_engine).get(_ATTRIBUTE, {}).pop(key, None)
+    def close(self) -> None:
+        """Take no more calls."""
         self._closed = True
-        await self.drain()
-        self.log.gate.close()
-        self.appended.give()  # to whoever waits for events, and is to end
-        await self.log.gate.settled()
 
-    async def _commit(
-        self, commands: Sequence[Command], limits: Limits, *, waits: bool = False
-    ) -> list[Outcome | EventMetaError]:
-        outcomes = await self.log.commit(commands, limits, waits=waits)
-        self.appended.give()
-        if self.gives_hints and self._hint is None:
-            self._hint = asyncio.create_task(self._give_hint(), name="eventmeta-hint")
-        return outcomes
+    def expired(self, limits: Limits, *, unknown: bool = False) -> EventMetaError:
+        """Return the error of a call that has waited for as long as ``limits`` let it.
 
-    async def _give_hint(self) -> None:
-        """To other processes, which look at the log by themselves after a while if it is lost."""
-        try:
-            with Deadline(self.log.limits.timeout):
-                await self.dialect.hint(self.tables)
-        except Exception as error:
-            logger.debug("could not hint at new events: %s", error)
-        finally:
-            self._hint = None
+        Args:
+            limits: Those of the caller.
+            unknown: A change may have been recorded.
+        """
+        return self.retrying.failures.expired(limits.timeout, unknown=unknown, was_lent=unknown)
 
-    @asynccontextmanager
-    async def hints(self) -> AsyncGenerator[None]:
-        """Hear of what other processes append until the end of the block, if that is possible."""
-        if not self.gives_hints:
-            yield
-            return
-        async with AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(self.dialect.hints(self.tables, self.appended.give))
-            except Exception as error:
-                logger.warning("looks at the log without hints from other processes: %s", error)
-            yield
+    def group_read(
+        self, read: Query | Lookup, limits: Limits | None = None, /, **request: Any
+    ) -> Awaitable[Sequence[Row]]:
+        """Return the rows of ``read``, for ``request``, read together with what others ask for.
 
-    @property
-    def order(self) -> Order:
-        """The order of writes in this event loop."""
-        return self._writer.here.order
-
-    def _make_writer(self) -> Writer:
-        in_line = connections_to_spare(self.engine, MAX_IN_LINE)
-        return Writer(self._commit, self.log.expired, in_line=in_line, is_for_one=self._is_for_one)
+        It sees every write that was acknowledged before.
+        """
+        self.check_open()
+        limits = limits or self.limits
+        if self.dialect.is_within:  # those in the reader may have to wait for the end of it
+            return self.fetch(query_for(read, [request]), limits)
+        return self._reader.here.fetch(read, limits, **request)
 
     def _make_reader(self) -> Reader:
-        log = self.log
         return Reader(
-            lambda queries, limits: log.run(lambda: log.dialect.read(queries), limits),
-            log.expired,
-            self._is_for_one,
+            lambda queries, limits: self.run(lambda: self.dialect.read(queries), limits),
+            self.expired,
+            self.is_for_one,
         )
 
-    def _is_for_one(self) -> bool:
+    def is_for_one(self) -> bool:
         """Return whether each transaction must be for one caller, in whose context it is run."""
         return self.dialect.runs_code_of_the_app
 
+    async def repeatable(self, program: Callable[[], Program[T]]) -> T:
+        """Run a program that may be run twice, as a transaction of its own."""
 
-async def own_connection(
-    connection: AsyncConnection | AsyncSession | None,
-) -> AsyncConnection | None:
-    """Return the connection on which a caller's transaction is."""
-    return await connection.connection() if isinstance(connection, AsyncSession) else connection
+        async def attempt() -> T:
+            return await self.dialect.write(program())
+
+        return await settle(self.retrying.retried(attempt, commit=True, limits=self.limits.long))
+
+    async def fold(self, program: Callable[[], Program[T]], *, long: bool = False) -> T:
+        """Run a program that folds the log and may be run twice, as a transaction of its own.
+
+        Args:
+            program: Makes the program.
+            long: It may go through the whole log: see `Limits.long`.
+        """
+        return await self.repeated(lambda: self.dialect.fold(program()), long=long)
+
+    async def repeated(self, work: Callable[[], Awaitable[T]], *, long: bool = True) -> T:
+        """Run a transaction that may be run twice. A cancelled caller waits for its end.
+
+        A key that exists already is the fault of what is applied, so that is not tried again.
+        """
+        return await settle(
+            self.retrying.retried(
+                work,
+                commit=False,
+                limits=self.limits.long if long else self.limits,
+            )
+        )
+
+    async def read(
+        self, query: Executable, limits: Limits | None = None, /, **values: Any
+    ) -> Sequence[Row]:
+        """The rows of ``query``, read within ``limits``."""
+        statement = self.dialect.compile(query)
+        return await self.fetch(statement(**values), limits)
+
+    async def scan(self, query: Executable, **values: Any) -> Sequence[Row]:
+        """The rows of ``query``, which goes through the whole log."""
+        statement = self.dialect.compile(query)
+        return await settle(
+            self.run(lambda: self.dialect.scan(statement(**values)), self.limits.long)
+        )
+
+    async def fetch(
+        self,
+        query: Query,
+        limits: Limits | None = None,
+        connection: AsyncConnection | None = None,
+    ) -> Sequence[Row]:
+        """The rows of one query. A cancelled caller waits for the end, lest a connection leaks.
+
+        Args:
+            query: What to read.
+            limits: How long to wait for it.
+            connection: Read in this transaction of the caller's.
+        """
+        if connection is not None:
+            try:
+                return await self.dialect.write_within(connection, only(query))
+            except Exception as error:
+                raise self.retrying.failures.translated(error) from None
+        (rows,) = await settle(self.run(lambda: self.dialect.read([query]), limits))
+        return rows
+
+    async def run(self, work: Callable[[], Awaitable[T]], limits: Limits | None = None) -> T:
+        """``work``, which changes nothing, with its failures translated and retried."""
+        return await self.retrying.retried(
+            work,
+            commit=False,
+            limits=limits or self.limits,
+            changes=False,
+        )

@@ -14,6 +14,7 @@ from eventmeta.as_of import parse_as_of
 from eventmeta.codec import Change, encode_changes
 from eventmeta.commands import Command
 from eventmeta.encoding import Order, is_large
+from eventmeta.event_log import EventLog
 from eventmeta.events import Position, RecordedEvent, StreamKey
 from eventmeta.identifiers import check_keys
 from eventmeta.options import WriteOptions, command_fields
@@ -23,6 +24,7 @@ from eventmeta.view import View
 class Entity(ABC):
     """A session or a user with metadata, whose every change is an event of its own stream."""
 
+    _log: EventLog
     _stream: StreamKey
     _max_value_bytes: int
 
@@ -142,7 +144,7 @@ class Entity(ABC):
     @property
     @abstractmethod
     def _view(self) -> View:
-        """The database, as far as whoever asks reaches."""
+        """The log, as far as whoever asks reaches."""
 
     @abstractmethod
     async def _connected(self) -> None:
@@ -165,15 +167,14 @@ class Entity(ABC):
 
     @property
     def _order(self) -> Order:
-        return self._view.database.order
+        return self._log.order
 
     async def _submit(
         self, command: Command, options: WriteOptions, *, in_order: bool = False
     ) -> RecordedEvent | None:
-        view = self._view
-        if not in_order and (order := view.database.order).is_kept(self._stream):
+        if not in_order and (order := self._log.order).is_kept(self._stream):
             await order.wait(self._stream)
         connection = options.get("connection")
         if connection is None:
             await self._connected()
-        return await view.submit(command, connection)
+        return await self._log.submit(command, connection, self._view.limits)

@@ -14,6 +14,7 @@ from eventmeta.dialects.statement import Row
 from eventmeta.errors import InvalidInput
 from eventmeta.events import Position, RecordedEvent, StreamKey, read_event
 from eventmeta.identifiers import check_count
+from eventmeta.log_reading import LogReading
 from eventmeta.read_statements import NO_LIMIT
 from eventmeta.stream_statements import KEYED_EVENTS, StreamStatements
 from eventmeta.view import View
@@ -77,7 +78,7 @@ async def metadata_as_of(
 ) -> dict[str, Any]:
     """The metadata as it was at ``bound``: the fold of the events up to it."""
     statement = _statements(view, stream).metadata_as_of[bound.column]
-    async with naming_corruption(view.database.log, stream):
+    async with naming_corruption(LogReading(view.database), stream):
         rows = await view.fetch(statement, stream_id=stream.stream_id, bound=bound.value)
     if stream.stream_type == "user":
         found = document_of(rows)
@@ -152,7 +153,7 @@ async def _state_before(view: View, stream: StreamKey, event: RecordedEvent) -> 
 async def _events(view: View, stream: StreamKey, page: Page) -> list[RecordedEvent]:
     statements = _statements(view, stream)
     statement = statements.events if page.key is None else statements.events_of_key
-    async with naming_corruption(view.database.log, stream):
+    async with naming_corruption(LogReading(view.database), stream):
         rows = await view.fetch(statement, stream_id=stream.stream_id, **page._asdict())
     return [read_event(row) for row in rows]
 

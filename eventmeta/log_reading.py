@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Executable, bindparam, false, or_, select
 
+from eventmeta.database import Database
 from eventmeta.database_errors import StandbyServer
-from eventmeta.deadline import Limits
-from eventmeta.dialects import Dialect, EventRelation
-from eventmeta.dialects.statement import Query, Row
+from eventmeta.dialects import EventRelation
 from eventmeta.events import RecordedEvent, StreamKey, read_event
-from eventmeta.tables import Tables
 from projections import EVENT_COLUMNS, AnySelect
 from projections.types import BigInt
 
@@ -21,15 +18,15 @@ PAGE = 1_000
 MAX_POSITION = 2**63 - 1
 
 
-class LogReading(ABC):
-    """The log of one database, as those who follow it read it."""
+class LogReading:
+    """The log of one database, as those who follow it read it.
 
-    dialect: Dialect
-    tables: Tables
+    Attributes:
+        database: The database.
+    """
 
-    @abstractmethod
-    async def fetch(self, query: Query, limits: Limits | None = None) -> Sequence[Row]:
-        """Return the rows of one query."""
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
     async def horizon(self) -> int:
         """The highest position below which nothing can still appear.
@@ -40,17 +37,17 @@ class LogReading(ABC):
             StandbyServer: The server cannot tell.
         """
         value = 0
-        for executable in self.dialect.horizon(self.tables):
+        for executable in self.database.dialect.horizon(self.database.tables):
             value = await self._bound(executable, value)
         return value
 
     async def refuse_standby(self) -> None:
         """Raise `StandbyServer` if the server is a standby."""
-        await self._bound(self.dialect.horizon(self.tables)[0], 0)
+        await self._bound(self.database.dialect.horizon(self.database.tables)[0], 0)
 
     async def _bound(self, executable: Executable, previous: int) -> int:
-        statement = self.dialect.compile(executable)
-        ((value,),) = await self.fetch(statement(previous=previous))
+        statement = self.database.dialect.compile(executable)
+        ((value,),) = await self.database.fetch(statement(previous=previous))
         if value is None:
             raise StandbyServer
         return int(value)
@@ -80,11 +77,11 @@ class LogReading(ABC):
         end = await self.horizon() if stream is None else MAX_POSITION
         if until is not None:
             end = min(end, until)
-        statement = self.dialect.compile(self._page(types, stream).where(*conditions))
+        statement = self.database.dialect.compile(self._page(types, stream).where(*conditions))
         version = await self._version_at(after, stream) if stream is not None else 0
         while after < end:
             bounds = {"after": after, "until": end, "after_version": version}
-            rows = await self.fetch(statement(**bounds, **values))
+            rows = await self.database.fetch(statement(**bounds, **values))
             for row in rows:
                 yield read_event(row)
             if len(rows) < PAGE:
@@ -95,10 +92,10 @@ class LogReading(ABC):
         """Return the version of the event at ``position``; 0 if that is none of ``stream``."""
         if not position:
             return 0
-        log = self.tables.events
+        log = self.database.tables.events
         query = select(log.c.version).where(log.c.position == bindparam("position"))
         query = query.where(*self.conditions(None, stream))
-        rows = await self.fetch(self.dialect.compile(query)(position=position))
+        rows = await self.database.fetch(self.database.dialect.compile(query)(position=position))
         return int(rows[0][0]) if rows else 0
 
     def _page(self, types: Collection[str] | None, stream: StreamKey | None) -> AnySelect:
@@ -106,7 +103,7 @@ class LogReading(ABC):
 
         Those of a stream by its key, or each page would go through all of the stream.
         """
-        log = self.tables.events
+        log = self.database.tables.events
         position = log.c.position if stream is None else log.c.position + 0
         page = (
             select(*(log.c[name] for name in EVENT_COLUMNS))
@@ -123,7 +120,7 @@ class LogReading(ABC):
         self, types: Collection[str] | None, stream: StreamKey | None
     ) -> list[ColumnElement[bool]]:
         """That an event is of one of ``types``, and of ``stream``."""
-        log = self.tables.events
+        log = self.database.tables.events
         found: list[ColumnElement[bool]] = []
         if types is not None:
             found.append(or_(false(), *(log.c.type == name for name in sorted(types))))
@@ -134,6 +131,6 @@ class LogReading(ABC):
 
     def events(self, *conditions: Any) -> EventRelation:
         """The events that meet ``conditions``, as a relation."""
-        log = self.tables.events
+        log = self.database.tables.events
         rows = select(*(log.c[name] for name in EVENT_COLUMNS)).where(*conditions)
-        return self.dialect.relation(rows.subquery("events"))
+        return self.database.dialect.relation(rows.subquery("events"))

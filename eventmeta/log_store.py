@@ -75,7 +75,7 @@ class LogStore(OpenedStore):
         """
         replay = self._replay(projection, until)
         names = [f"{table.name}{suffix}" for table in replay.projection.tables]
-        if not _is_suffix(suffix) or any(map(self._database.registry.has_table, names)):
+        if not _is_suffix(suffix) or any(map(self._log.registry.has_table, names)):
             raise InvalidInput(
                 f"suffix {suffix!r} is not usable: take up to 16 ASCII letters, digits and "
                 "underscores that make no name of another table, such as '_yesterday'"
@@ -87,9 +87,9 @@ class LogStore(OpenedStore):
         self, projection: AnyProjection | str, until: int | Position | datetime | None
     ) -> Replay:
         if isinstance(projection, str):
-            projection = self._database.registry[projection].projection
+            projection = self._log.registry[projection].projection
         bound = None if until is None else parse_log_as_of(until)
-        return Replay(self._database, projection, bound)
+        return Replay(self._log, projection, bound)
 
     async def subscribe(
         self,
@@ -124,8 +124,8 @@ class LogStore(OpenedStore):
         kinds = check_types(types)
         check_seconds("max_poll", max_poll)
         await self._connected()
-        await self._database.log.refuse_standby()
-        following = Subscription(self._database, name, after, kinds, max_poll).follow()
+        await self._log.refuse_standby()
+        following = Subscription(self._log, name, after, kinds, max_poll).follow()
         try:
             async for event in following:
                 self._check_open()
@@ -166,7 +166,7 @@ class LogStore(OpenedStore):
             check_count("until", until)
         key = None if stream is None else StreamKey(check_session_id(stream))
         await self._connected()
-        log = self._database.log
+        log = self._log
         async with aclosing(
             ArrowExport(log, after, until, check_types(types), key, progress).batches()
         ) as batches:

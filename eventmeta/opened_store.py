@@ -13,10 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from eventmeta.access import Access
 from eventmeta.codec import canonical, parse
 from eventmeta.commands import Append, Fact
-from eventmeta.database import Database
 from eventmeta.deadline import Limits
 from eventmeta.encoding import encoded
 from eventmeta.errors import InvalidIdentifier, InvalidInput, StoreClosed, ValueTooLarge
+from eventmeta.event_log import EventLog
 from eventmeta.events import BUILT_IN_TYPES, NewEvent, Position, RecordedEvent, StreamKey
 from eventmeta.identifiers import check_count, check_event_type, check_session_id, check_types
 from eventmeta.options import command_fields
@@ -35,11 +35,9 @@ from eventmeta.view import View
 class OpenedStore:
     """A store, opened on behalf of the administrator or of a user."""
 
-    def __init__(
-        self, database: Database, access: Access, max_value_bytes: int, limits: Limits
-    ) -> None:
-        self._database = database
-        self._view = View(database, access, limits)
+    def __init__(self, log: EventLog, access: Access, max_value_bytes: int, limits: Limits) -> None:
+        self._log = log
+        self._view = View(log.database, access, limits)
         self._max_value_bytes = max_value_bytes
         self._limits = limits
         self._closed = False
@@ -48,10 +46,10 @@ class OpenedStore:
         """Return what a session of this store is opened with: ``options``, and what they lack."""
         self._check_open()
         return {
-            "engine": self._database.engine,
+            "engine": self._log.database.engine,
             "max_value_bytes": self._max_value_bytes,
             **self._limits._asdict(),
-            **asdict(self._database.tables.names),
+            **asdict(self._log.database.tables.names),
             **options,
         }
 
@@ -110,7 +108,7 @@ class OpenedStore:
         """
         group = check_group(group_by)
         times = check_time("since", since), check_time("until", until)
-        await check_structured(self._database, "get_usage()")
+        await check_structured(self._log.database, "get_usage()")
         await self._connected()
         return await grouped_usage(self._view, group, *times)
 
@@ -161,11 +159,11 @@ class OpenedStore:
             **fields,
         )
         self._check_open()
-        if self._database.order.is_kept(command.stream):
-            await self._database.order.wait(command.stream)
+        if self._log.order.is_kept(command.stream):
+            await self._log.order.wait(command.stream)
         if connection is None:
             await self._connected()
-        recorded = await self._view.submit(command, connection)
+        recorded = await self._log.submit(command, connection, self._limits)
         assert recorded is not None
         return recorded
 
@@ -201,13 +199,13 @@ class OpenedStore:
         if until is not None:
             check_count("until", until)
         await self._connected()
-        log, view = self._database.log, self._view
+        log, view = self._log, self._view
         async for event in log.read_all(
             after,
             until=until,
             types=kinds,
             stream=key,
-            conditions=view.reads.ownership.of_events(log.tables.events),
+            conditions=view.reads.ownership.of_events(log.database.tables.events),
             **view.owner,
         ):
             self._check_open()
@@ -222,7 +220,7 @@ class OpenedStore:
             StandbyServer: Only the primary can tell.
         """
         await self._connected()
-        return await self._database.log.horizon()
+        return await self._log.horizon()
 
     async def close(self) -> None:
         """Wait until what was submitted is carried out; this handle takes no more.
@@ -230,7 +228,7 @@ class OpenedStore:
         Whoever is reading events through it gets `StoreClosed` with the next one.
         """
         self._closed = True
-        await self._database.drain()
+        await self._log.drain()
 
     async def __aenter__(self) -> Self:
         return self
@@ -246,11 +244,11 @@ class OpenedStore:
     def _check_open(self) -> None:
         if self._closed:
             raise StoreClosed
-        self._database.dialect.check_options()
+        self._log.database.dialect.check_options()
 
     async def _connected(self) -> None:
         self._check_open()
-        await self._database.opening.connect(create=False, limits=self._limits)
+        await self._log.database.opening.connect(create=False, limits=self._limits)
 
 
 def _new_event(event: object) -> NewEvent:

@@ -5,21 +5,41 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.database_errors import DatabaseBusy, DatabaseUnavailable
 from eventmeta.deadline import AGAIN, Limits
+from eventmeta.dialects import Dialect
+from eventmeta.errors import EventMetaError
 from eventmeta.existing import StructuredTablesKept
-from eventmeta.log import EventLog
 from eventmeta.schema import check_tables_within, create_tables, open_tables, schema_sql
 from eventmeta.settle import settle, take_notice
+from eventmeta.tables import Tables
 
 T = TypeVar("T")
 
 _SCHEMA_LOCK = "eventmeta_schema_lock"
+
+
+class Opened(Protocol):
+    """What is opened."""
+
+    dialect: Dialect
+    tables: Tables
+    limits: Limits
+
+    def run(
+        self, work: Callable[[], Awaitable[T]], limits: Limits | None = None
+    ) -> Coroutine[Any, Any, T]:
+        """Do ``work``, with its failures translated and retried."""
+        ...
+
+    def expired(self, limits: Limits) -> EventMetaError:
+        """Return the error of a call that has waited for as long as ``limits`` let it."""
+        ...
 
 
 class Opening:
@@ -29,11 +49,11 @@ class Opening:
         creates_tables: Missing tables are created at the first call.
     """
 
-    def __init__(self, log: EventLog, follow: Callable[[], None]) -> None:
-        """Open the database of ``log``; ``follow`` has it keep structured tables as well."""
+    def __init__(self, database: Opened, keep_structured: Callable[[], None]) -> None:
+        """Open ``database``; ``keep_structured`` has it keep structured tables as well."""
         self.creates_tables = False
-        self._log = log
-        self._follow = follow
+        self._database = database
+        self._keep_structured = keep_structured
         self._connecting: asyncio.Task[None] | None = None
         self._connected = False
         self._created = False
@@ -64,7 +84,7 @@ class Opening:
         if (create or self.creates_tables) and not self._created:
             await self.create_tables(unless_done=True)
         elif not self._connected:
-            await self._first_connection(limits or self._log.limits)
+            await self._first_connection(limits or self._database.limits)
 
     async def _first_connection(self, limits: Limits) -> None:
         """Connect once for all callers, who go on in the order in which they came.
@@ -87,37 +107,37 @@ class Opening:
                 if connecting.done() and self._connecting is connecting:
                     self._connecting = None
             if not connecting.done():
-                raise self._log.expired(limits)
+                raise self._database.expired(limits)
             failure = None if connecting.cancelled() else connecting.exception()
             impatient = isinstance(failure, DatabaseUnavailable | DatabaseBusy)
             if failure is not None and (is_own or not impatient or loop.time() >= end):
                 raise failure
 
     async def _connect(self, limits: Limits) -> None:
-        log = self._log
-        await self._following(lambda: log.run(self._open, limits))
+        database = self._database
+        await self._following(lambda: database.run(self._open, limits))
         self._connected = True
 
     async def _open(self) -> None:
-        await open_tables(self._log.dialect, self._log.tables)
+        await open_tables(self._database.dialect, self._database.tables)
 
     async def _following(self, work: Callable[[], Awaitable[T]]) -> T:
         """Await ``work``, once more if it finds that the database keeps structured tables."""
         try:
             return await work()
         except StructuredTablesKept:
-            self._follow()
+            self._keep_structured()
             return await work()
 
     async def connect_within(self, connection: AsyncConnection, limits: Limits) -> None:
         """Check the tables in a transaction of the caller's, unless that was done before."""
         if not self._connected:
-            log = self._log
+            database = self._database
 
             async def check() -> None:
-                await check_tables_within(log.dialect, log.tables, connection)
+                await check_tables_within(database.dialect, database.tables, connection)
 
-            await self._following(lambda: log.run(check, limits))
+            await self._following(lambda: database.run(check, limits))
             self._connected = True
 
     async def create_tables(self, *, unless_done: bool = False, turn_on: bool = False) -> None:
@@ -127,10 +147,10 @@ class Opening:
             unless_done: Only if it was not done yet.
             turn_on: Keep structured tables from now on, in a database that does not.
         """
-        log = self._log
-        engine = log.dialect.engine.sync_engine
+        database = self._database
+        engine = database.dialect.engine.sync_engine
         lock = vars(engine).setdefault(_SCHEMA_LOCK, threading.Lock())
-        limits = log.limits.long
+        limits = database.limits.long
         end = time.monotonic() + limits.timeout
         while not lock.acquire(blocking=False):  # polls, as callers may be in several event loops
             if time.monotonic() > end:
@@ -140,19 +160,19 @@ class Opening:
             if not (unless_done and self._created):
 
                 async def create() -> None:
-                    await create_tables(log.dialect, log.tables, turn_on=turn_on)
+                    await create_tables(database.dialect, database.tables, turn_on=turn_on)
 
                 # Drivers leave connections behind that are cancelled as they are made.
-                await settle(self._following(lambda: log.run(create, limits)))
+                await settle(self._following(lambda: database.run(create, limits)))
                 self._connected = self._created = True
         finally:
             lock.release()
 
     async def schema_sql(self, *, turn_on: bool = False) -> str:
         """Return the script of what `create_tables` would do."""
-        log = self._log
+        database = self._database
 
         async def script() -> str:
-            return await schema_sql(log.dialect, log.tables, turn_on=turn_on)
+            return await schema_sql(database.dialect, database.tables, turn_on=turn_on)
 
-        return await settle(self._following(lambda: log.run(script)))
+        return await settle(self._following(lambda: database.run(script)))

@@ -41,7 +41,7 @@ class ProjectedStore(LogStore):
             InvalidProjection: It cannot be kept, or another has its name or its table.
         """
         self._check_open()
-        self._database.register(projection, inline=inline)
+        self._log.register(projection, inline=inline)
 
     def projector(self, *, batch_size: int = BATCH, max_poll: float = MAX_POLL) -> Projector:
         """What keeps the asynchronous projections up to date: ``async with store.projector():``.
@@ -57,7 +57,7 @@ class ProjectedStore(LogStore):
         self._check_open()
         check_positive("batch_size", batch_size)
         check_seconds("max_poll", max_poll)
-        return Projector(self._database, batch_size=batch_size, max_poll=max_poll)
+        return Projector(self._log, batch_size=batch_size, max_poll=max_poll)
 
     async def catch_up(self, projection: str | None = None, *, timeout: float = 60.0) -> None:
         """Bring the app's projections, or one, up to what the log holds by now.
@@ -77,7 +77,7 @@ class ProjectedStore(LogStore):
         chosen = self._chosen(projection)
         check_timeout(timeout)
         await self._connected()
-        horizon = await self._database.log.horizon()
+        horizon = await self._log.horizon()
         for registered in chosen:
             await self._catch_up(registered, horizon, timeout)
 
@@ -98,10 +98,10 @@ class ProjectedStore(LogStore):
         """Do what there is to do; False if someone else is at it."""
         holder = new_holder()
         try:
-            await make_current(self._database, registered, holder)
+            await make_current(self._log, registered, holder)
             if registered.inline:
                 return True
-            follower = Follower(self._database, registered, holder)
+            follower = Follower(self._log, registered, holder)
             async with follower.lease.held() as claim:
                 if claim is not None:
                     await follower.catch_up(claim)
@@ -126,7 +126,7 @@ class ProjectedStore(LogStore):
         """
         check_count("position", position)
         check_timeout(timeout)
-        registered = self._database.registry[projection]
+        registered = self._log.registry[projection]
         await self._connected()
         if registered.built_in:
             return
@@ -142,15 +142,15 @@ class ProjectedStore(LogStore):
                 )
 
     async def _is_of(self, position: int, parked: ParkedStream) -> bool:
-        log = self._database.tables.events.c
+        log = self._log.database.tables.events.c
         stream = select(log.stream_id, log.stream_type).where(log.position == literal(position))
-        return [tuple(row) for row in await self._database.log.read(stream)] == [parked[:2]]
+        return [tuple(row) for row in await self._log.database.read(stream)] == [parked[:2]]
 
     async def _wait(self, registered: Registered, position: int, timeout: float) -> None:
         mover = self._mover(registered)
         end, pause, reached = time.monotonic() + timeout, MIN_POLL, 0
         while True:
-            seen = self._database.applied.given
+            seen = self._log.applied.given
             found = await mover.checkpoint()
             if found is not None and found.version == registered.projection.version:
                 reached = found.position
@@ -163,7 +163,7 @@ class ProjectedStore(LogStore):
                     f"is at position {reached}, not yet at {position}, after {timeout:g} s: is a "
                     "projector running? See status()",
                 )
-            await self._database.applied.wait(seen, min(pause, left))
+            await self._log.applied.wait(seen, min(pause, left))
             pause = min(2 * pause, MAX_POLL)
 
     async def rebuild(
@@ -194,10 +194,10 @@ class ProjectedStore(LogStore):
             RebuildFailed: The new table is not what the log says.
             StandbyServer: Projections are to be kept on the primary.
         """
-        registered = self._database.registry[projection]
+        registered = self._log.registry[projection]
         await self._connected()
-        await self._database.log.refuse_standby()
-        rebuild = Rebuild(self._database, registered, new_holder(), compare, progress)
+        await self._log.refuse_standby()
+        rebuild = Rebuild(self._log, registered, new_holder(), compare, progress)
         return await rebuild.run()
 
     async def parked_streams(self, projection: str) -> list[ParkedStream]:
@@ -206,7 +206,7 @@ class ProjectedStore(LogStore):
         Raises:
             UnknownProjection: There is none of this name.
         """
-        registered = self._database.registry[projection]
+        registered = self._log.registry[projection]
         await self._connected()
         return await self._mover(registered).parked()
 
@@ -219,7 +219,7 @@ class ProjectedStore(LogStore):
         Raises:
             UnknownProjection: There is none of this name.
         """
-        registered = self._database.registry[projection]
+        registered = self._log.registry[projection]
         await self._connected()
         mover = self._mover(registered)
         for parked in await mover.parked():
@@ -235,13 +235,13 @@ class ProjectedStore(LogStore):
             StandbyServer: Only the primary can tell.
         """
         await self._connected()
-        return await status_of(self._database)
+        return await status_of(self._log)
 
     def _chosen(self, projection: str | None) -> list[Registered]:
-        registry = self._database.registry
+        registry = self._log.registry
         if projection is not None:
             return [registry[projection]]
         return [each for each in registry if not each.built_in]
 
     def _mover(self, registered: Registered) -> CatchUp:
-        return live_mover(self._database.log, registered.projection)
+        return live_mover(self._log.database, registered.projection)

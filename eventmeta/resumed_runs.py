@@ -68,7 +68,7 @@ async def recorded_usage(
     )
     statement = view.database.dialect.compile(query)
     asked = statement(stream_id=stream.stream_id, **view.owner)
-    rows = await view.database.log.fetch(asked, view.limits, connection)
+    rows = await view.database.fetch(asked, view.limits, connection)
     return [orjson.loads(row[0]) for row in rows]
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+RETRY_SECONDS = 15.0
+"""For how long a conflict with others is retried."""
+
 ORPHANS = 5
 """How often a row that another refers to may turn out to have been deleted meanwhile."""
 
@@ -53,7 +56,6 @@ class Retrying:
         work: Callable[[], Awaitable[T]],
         *,
         commit: bool,
-        seconds: float,
         limits: Limits,
         changes: bool = True,
         unless_held: bool = False,
@@ -63,7 +65,6 @@ class Retrying:
         Args:
             work: What to do. It may be done twice.
             commit: It is an append, whose event ids tell whether it has been done before.
-            seconds: How long a conflict with others is retried.
             limits: How long all of it may take, and how long a connection is tried to be had.
             changes: It may change something, so that its outcome may be unknown.
             unless_held: It is not retried if a transaction that stays open holds a row.
@@ -75,7 +76,7 @@ class Retrying:
         deadline = Deadline(limits.timeout)
 
         def made() -> _Attempts[T]:
-            return _Attempts(self, work, commit, changes, unless_held, seconds, limits, deadline)
+            return _Attempts(self, work, commit, changes, unless_held, limits, deadline)
 
         attempts: _Attempts[T] | None = None
         try:
@@ -111,7 +112,6 @@ class _Attempts(Generic[T]):
     commit: bool
     changes: bool
     unless_held: bool
-    seconds: float
     limits: Limits
     deadline: Deadline
     unknown: bool = False
@@ -223,4 +223,4 @@ class _Attempts(Generic[T]):
             return True
         if self.unreachable_since is not None:
             return self._now - self.unreachable_since >= self.limits.retry_for
-        return (state.seconds_since_start or 0) >= self.seconds
+        return (state.seconds_since_start or 0) >= RETRY_SECONDS

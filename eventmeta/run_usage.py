@@ -44,8 +44,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.access import Access
 from eventmeta.commands import AddItems, Fact, Message, RecordUsage
-from eventmeta.database import Database
 from eventmeta.errors import AppendRejected
+from eventmeta.event_log import EventLog
 from eventmeta.events import USAGE_RECORDED, StreamKey
 from eventmeta.identifiers import new_event_id
 from eventmeta.options import command_fields
@@ -64,14 +64,14 @@ class Cause:
     """The user message that caused a use of tokens, and where that is recorded.
 
     Attributes:
-        database: Where.
+        log: Where.
         stream: In which session.
         access: On whose behalf.
         user_message_id: The message, if it is known.
         message: The same, if it is added only now.
     """
 
-    database: Database
+    log: EventLog
     stream: StreamKey
     access: Access
     user_message_id: int | None = None
@@ -93,7 +93,7 @@ class Entry:
     """An event to record. It keeps its id until it is recorded.
 
     Attributes:
-        database: Where.
+        log: Where.
         command: What.
         tried: An attempt was made, whose outcome may be unknown.
         in_hand: A call is adding items with it.
@@ -101,7 +101,7 @@ class Entry:
         recorded: It is recorded for good.
     """
 
-    database: Database
+    log: EventLog
     command: RecordUsage
     tried: bool = False
     in_hand: bool = False
@@ -120,11 +120,11 @@ class Entry:
         self.tried = True
         return self.command
 
-    def goes_with(self, command: AddItems, database: Database) -> bool:
+    def goes_with(self, command: AddItems, log: EventLog) -> bool:
         """Return whether it can be recorded with ``command``: in its session, for its user."""
         own = self.command
         same = own.stream == command.stream and own.access == command.access
-        return same and self.database is database and self.is_due and not self.in_hand
+        return same and self.log is log and self.is_due and not self.in_hand
 
     def attribute_to(self, user_message_id: int | None, message: Message | None) -> None:
         """Name another message than its own, if that may have gone with a transaction.
@@ -155,8 +155,8 @@ class Ledger:
     reached: UsageTotals = NOTHING
     shares: list[Share] = field(default_factory=list[Share])
     cause: Cause | None = None
-    causes: dict[tuple[Database, StreamKey], Cause] = field(
-        default_factory=dict[tuple[Database, StreamKey], Cause]
+    causes: dict[tuple[EventLog, StreamKey], Cause] = field(
+        default_factory=dict[tuple[EventLog, StreamKey], Cause]
     )
     finish: Callable[[Usage], Awaitable[None]] | None = None
     _entries: list[Entry] = field(default_factory=list[Entry])
@@ -177,7 +177,7 @@ class Ledger:
         """Learn which run this is, if that is not known yet."""
         if self.run_id is not None:
             return
-        view = View(cause.database, cause.access)
+        view = View(cause.log.database, cause.access)
         events = await recorded_usage(view, cause.stream, connection)
         if self.run_id is None:  # nobody else did meanwhile
             run_id, self.reached = resumed_run(usage, events) or (new_event_id(), NOTHING)
@@ -192,17 +192,17 @@ class Ledger:
         rest = UsageTotals.of(usage).less(self.reached)
         for share in _divided(rest, self.shares):
             reached = self.reached.plus(share.totals)
-            self._entries.append(Entry(cause.database, self._event(share, cause, reached)))
+            self._entries.append(Entry(cause.log, self._event(share, cause, reached)))
             self.reached = reached
         self.shares.clear()
 
     def begin(self, cause: Cause) -> None:
         """From now on this is answered."""
-        self.cause = self.causes[cause.database, cause.stream] = cause
+        self.cause = self.causes[cause.log, cause.stream] = cause
 
     def take(self, command: AddItems, cause: Cause) -> list[Entry]:
         """Make what can be recorded with ``command`` its companions; `put_back` has to follow."""
-        taken = [entry for entry in self._entries if entry.goes_with(command, cause.database)]
+        taken = [entry for entry in self._entries if entry.goes_with(command, cause.log)]
         for entry in taken:
             entry.in_hand = True
             entry.attribute_to(cause.user_message_id, cause.message)
@@ -242,7 +242,7 @@ class Ledger:
             if entry.transaction is not None:
                 entry.attribute_to(None, None)
             try:
-                await entry.database.submit(entry.try_now())
+                await entry.log.submit(entry.try_now())
             except AppendRejected as error:
                 rejected = error
             entry.recorded = True

@@ -16,6 +16,7 @@ from eventmeta.dialects.statement import Row
 from eventmeta.errors import InvalidInput
 from eventmeta.events import Position
 from eventmeta.identifiers import check_count, check_session_id
+from eventmeta.log_reading import LogReading
 from eventmeta.read_statements import LIKE_ESCAPE, NO_LIMIT
 from eventmeta.view import View
 
@@ -70,7 +71,7 @@ async def find_sessions(
         return [row[0] for row in await own.fetch(own.reads.sessions_by_value, **values)]
     statement = own.reads.sessions_by_value_as_of[bound.column]
     values |= {"bound": bound.value, "pattern": _naming(key)}
-    async with naming_corruption(view.database.log):
+    async with naming_corruption(LogReading(view.database)):
         return [row[0] for row in await own.fetch(statement, **values)]
 
 

@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from eventmeta.access import ADMINISTRATOR, Access
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
 from eventmeta.commands import DeleteUser
-from eventmeta.database import Database
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT, Limits
 from eventmeta.dialects import make_engine
+from eventmeta.event_log import EventLog
 from eventmeta.events import RecordedEvent, StreamKey
 from eventmeta.identifiers import check_flag, check_limits, check_positive, check_user_id
 from eventmeta.options import WriteOptions, check_options, command_fields, options_of
@@ -63,7 +63,7 @@ class MetadataStore(ProjectedStore):
                 store or session of the engine with the same tables.
             max_value_bytes: The largest metadata value, and the largest data of an event of the
                 app's own, in bytes of JSON.
-            timeout: How many seconds a call waits for the database, connecting and retries
+            timeout: How many seconds a call waits for the log, connecting and retries
                 included. Then the connection is closed, and the call ends with `OutcomeUnknown` (a
                 write) or `DatabaseUnavailable`. A transaction of a projector or a
                 subscription may take as long, and a statement that goes through the log or builds
@@ -88,12 +88,12 @@ class MetadataStore(ProjectedStore):
         check_flag("hints", hints)
         check_positive("max_value_bytes", max_value_bytes)
         limits = check_limits(timeout, retry_for)
-        database = Database.of(engine, TableNames.of(table_names))
-        database.opening.creates_tables = database.opening.creates_tables or create_tables
-        super().__init__(database, ADMINISTRATOR, max_value_bytes, limits)
+        log = EventLog.of(engine, TableNames.of(table_names))
+        log.database.opening.creates_tables = log.database.opening.creates_tables or create_tables
+        super().__init__(log, ADMINISTRATOR, max_value_bytes, limits)
         if limits != Limits():
-            database.log.limits = limits
-        database.gives_hints = database.gives_hints or hints
+            log.database.limits = limits
+        log.gives_hints = log.gives_hints or hints
         self._owns_engine = False
 
     @classmethod
@@ -124,12 +124,12 @@ class MetadataStore(ProjectedStore):
     @property
     def engine(self) -> AsyncEngine:
         """The engine, for the app's own statements."""
-        return self._database.engine
+        return self._log.database.engine
 
     @property
-    def database(self) -> Database:
+    def log(self) -> EventLog:
         """What this store shares with its sessions: for the library's own use, not for apps."""
-        return self._database
+        return self._log
 
     async def create_tables(self, *, turn_on_structured_metadata: bool = False) -> None:
         """Create the tables, columns, indexes, triggers and the view that are missing.
@@ -149,7 +149,7 @@ class MetadataStore(ProjectedStore):
             UnsupportedSchema: An existing table cannot hold exactly what the store writes.
         """
         self._check_open()
-        await self._database.create_tables(turn_on=turn_on_structured_metadata)
+        await self._log.create_tables(turn_on=turn_on_structured_metadata)
 
     async def schema_sql(self, *, turn_on_structured_metadata: bool = False) -> str:
         """Return the SQL that `create_tables` would execute now, as a script; change nothing.
@@ -165,7 +165,7 @@ class MetadataStore(ProjectedStore):
             UnsupportedSchema: As for `create_tables`.
         """
         self._check_open()
-        return await self._database.opening.schema_sql(turn_on=turn_on_structured_metadata)
+        return await self._log.database.opening.schema_sql(turn_on=turn_on_structured_metadata)
 
     # --- Sessions -------------------------------------------------------------------------------
 
@@ -231,12 +231,12 @@ class MetadataStore(ProjectedStore):
         """The store as ``user_id`` sees it: nothing of anyone else can be reached through it."""
         self._check_open()
         user = check_user_id(user_id)
-        return UserStore(self._database, user, self._max_value_bytes, self._limits)
+        return UserStore(self._log, user, self._max_value_bytes, self._limits)
 
     def user(self, user_id: str) -> User:
         """The user ``user_id``, who need not exist yet."""
         self._check_open()
-        return User(user_id, self._view, self._max_value_bytes)
+        return User(user_id, self._log, self._view, self._max_value_bytes)
 
     async def delete_user(
         self, user_id: str, **options: Unpack[WriteOptions]
@@ -265,7 +265,7 @@ class MetadataStore(ProjectedStore):
         connection = options.get("connection")
         if connection is None:
             await self._connected()
-        return await self._view.submit(command, connection)
+        return await self._log.submit(command, connection, self._limits)
 
     async def close(self) -> None:
         """Wait until what was submitted is carried out; this handle takes no more.
@@ -278,8 +278,8 @@ class MetadataStore(ProjectedStore):
         if self._owns_engine:
             await settle(self._dispose())
         else:
-            await self._database.drain()
+            await self._log.drain()
 
     async def _dispose(self) -> None:
-        await self._database.close()
-        await self._database.dialect.dispose()
+        await self._log.close()
+        await self._log.database.dialect.dispose()

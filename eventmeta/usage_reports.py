@@ -73,7 +73,7 @@ async def grouped_usage(
     if until is not None:
         conditions.append(used.c.created_at < bindparam("until", type_=used.c.created_at.type))
     query = _by(database, group_by).where(*conditions)
-    rows = await database.log.read(query, view.limits, since=since, until=until, **view.owner)
+    rows = await database.read(query, view.limits, since=since, until=until, **view.owner)
     found = [_group(row) for row in rows]
     return sorted(found, key=lambda group: (group.key is not None, group.key or ""))
 
@@ -90,7 +90,7 @@ async def session_usage(
         conditions.append(used.c.run_id == bindparam("run_id"))
     query = select(*_sums(database)).where(*conditions)
     values = {"session_id": session_id, "turn": turn, "run_id": run_id}
-    (row,) = await database.log.read(query, view.limits, **values, **view.owner)
+    (row,) = await database.read(query, view.limits, **values, **view.owner)
     return _totals(row)
 
 
@@ -105,7 +105,7 @@ async def turn_usage(view: View, session_id: str) -> dict[int, UsageTotals]:
         .where(*_of_session(view), said.c.session_id == bindparam("session_id"))
         .group_by(said.c.turn)
     )
-    rows = await database.log.read(query, view.limits, session_id=session_id, **view.owner)
+    rows = await database.read(query, view.limits, session_id=session_id, **view.owner)
     return {row[0]: _totals(row[1:]) for row in rows}
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Unpack
 
 from eventmeta.access import Access
-from eventmeta.database import Database
 from eventmeta.deadline import Limits
 from eventmeta.errors import UserMismatch, UserNotFound
+from eventmeta.event_log import EventLog
 from eventmeta.opened_store import OpenedStore
 from eventmeta.search import SessionEntry, list_sessions
 from eventmeta.session import MetadataSession, SessionOptions
@@ -22,10 +22,8 @@ class UserStore(OpenedStore):
     Made by `MetadataStore.as_user`. A session of someone else is as if it did not exist.
     """
 
-    def __init__(
-        self, database: Database, user_id: str, max_value_bytes: int, limits: Limits
-    ) -> None:
-        super().__init__(database, Access(user_id), max_value_bytes, limits)
+    def __init__(self, log: EventLog, user_id: str, max_value_bytes: int, limits: Limits) -> None:
+        super().__init__(log, Access(user_id), max_value_bytes, limits)
         self._user_id = user_id
 
     @property
@@ -69,7 +67,7 @@ class UserStore(OpenedStore):
         self._check_open()
         if user_id not in (None, self._user_id):
             raise UserNotFound(str(user_id))
-        return User(self._user_id, self._view, self._max_value_bytes)
+        return User(self._user_id, self._log, self._view, self._max_value_bytes)
 
     def _arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
         given = dict(options)

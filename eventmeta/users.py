@@ -8,6 +8,7 @@ from typing import Any
 from eventmeta.codec import Change
 from eventmeta.commands import Command, DeleteUserMetadata, SetUserMetadata
 from eventmeta.entity import Entity
+from eventmeta.event_log import EventLog
 from eventmeta.events import StreamKey
 from eventmeta.history import document_of
 from eventmeta.identifiers import check_user_id
@@ -20,8 +21,9 @@ class User(Entity):
     Made by `MetadataStore.user`. Metadata works as that of a session does.
     """
 
-    def __init__(self, user_id: str, view: View, max_value_bytes: int) -> None:
+    def __init__(self, user_id: str, log: EventLog, view: View, max_value_bytes: int) -> None:
         self._stream = StreamKey(check_user_id(user_id), "user")
+        self._log = log
         self._own_view = view
         self._max_value_bytes = max_value_bytes
 
@@ -35,7 +37,7 @@ class User(Entity):
         return self._own_view
 
     async def _connected(self) -> None:
-        await self._view.database.opening.connect(create=False, limits=self._view.limits)
+        await self._log.database.opening.connect(create=False, limits=self._view.limits)
 
     def _setting(self, changes: list[Change], fields: dict[str, Any]) -> Command:
         return SetUserMetadata(

@@ -8,8 +8,8 @@ from dataclasses import replace
 from sqlalchemy import select
 
 from eventmeta.comparison import Comparison, Difference, comparisons
-from eventmeta.database import Database
 from eventmeta.dialects.statement import recordset
+from eventmeta.event_log import EventLog
 from eventmeta.item_relations import ItemRelations
 from eventmeta.projector.target import live_target
 from eventmeta.spelling import spelled_out, unreadable
@@ -26,12 +26,12 @@ async def verify_projection(store: MetadataStore) -> list[Difference]:
         The rows on which they disagree, which is none unless someone wrote to a table by hand, or
         upstream's own class to a session whose conversation is kept turn by turn.
     """
-    database = store.database
-    await database.opening.connect(create=False)
-    log, tables = database.log, database.tables
-    items = ItemRelations(tables, database.dialect)
-    query = unreadable(database.dialect, items.stored()) if tables.item_projections else None
-    unread = spelled_out(() if query is None else await log.scan(query))
+    log = store.log
+    await log.database.opening.connect(create=False)
+    tables = log.database.tables
+    items = ItemRelations(tables, log.database.dialect)
+    query = unreadable(log.database.dialect, items.stored()) if tables.item_projections else None
+    unread = spelled_out(() if query is None else await log.database.scan(query))
     items, spelled = replace(items, spelled=bool(unread)), recordset(unread)
     compared = [
         *comparisons(tables, log.events()),
@@ -39,20 +39,20 @@ async def verify_projection(store: MetadataStore) -> list[Difference]:
             Comparison.of_table(each.name, each.table, each.select(items.of_sessions()))
             for each in tables.item_projections
         ),
-        *_asynchronous(database),
+        *_asynchronous(log),
     ]
     found: list[Difference] = []
     for comparison in compared:
-        rows = await log.scan(comparison.differences(), spelled=spelled)
+        rows = await log.database.scan(comparison.differences(), spelled=spelled)
         found += comparison.named(rows)
     return found
 
 
-def _asynchronous(database: Database) -> Iterator[Comparison]:
+def _asynchronous(log: EventLog) -> Iterator[Comparison]:
     """Without what parked streams have not told them yet."""
-    checkpoints, log = database.tables.checkpoints.c, database.tables.events.c
-    for projection in database.registry.asynchronous:
-        target = live_target(projection, database.tables, database.dialect)
+    checkpoints, events = log.database.tables.checkpoints.c, log.database.tables.events.c
+    for projection in log.registry.asynchronous:
+        target = live_target(projection, log.database.tables, log.database.dialect)
         if target.folded is None:
             continue
         reached = (
@@ -60,5 +60,5 @@ def _asynchronous(database: Database) -> Iterator[Comparison]:
             .where(checkpoints.projection == projection.name, checkpoints.state == target.state)
             .scalar_subquery()
         )
-        events = target.relation(log.position <= reached, ~target.is_parked)
-        yield Comparison.of_table(projection.name, target.tables[0], target.rows(events))
+        applied = target.relation(events.position <= reached, ~target.is_parked)
+        yield Comparison.of_table(projection.name, target.tables[0], target.rows(applied))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmeta.access import Access
-from eventmeta.commands import Command
+from eventmeta.access import Access, Reach
 from eventmeta.database import Database
 from eventmeta.deadline import Limits
 from eventmeta.dialects.statement import Row, Statement
-from eventmeta.events import RecordedEvent
-from eventmeta.reach import OWNER
+from eventmeta.reach import OWNER, Ownership
 from eventmeta.read_statements import ReadStatements
 from eventmeta.reader import Lookup, query_for
+from eventmeta.tables import Tables
 
 
 class View(NamedTuple):
@@ -34,7 +34,7 @@ class View(NamedTuple):
     @property
     def reads(self) -> ReadStatements:
         """The statements, which carry the owner in their predicate."""
-        return self.database.reads[self.access.reach]
+        return _reads(self.database)[self.access.reach]
 
     @property
     def own(self) -> View:
@@ -44,7 +44,7 @@ class View(NamedTuple):
     async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
         """The rows of one of the ``reads``."""
         query = statement(**values, **self.owner)
-        return await self.database.fetch(query, self.limits)
+        return await self.database.group_read(query, self.limits)
 
     def look_up(
         self, lookup: Lookup, connection: AsyncConnection | None = None, **request: Any
@@ -58,16 +58,30 @@ class View(NamedTuple):
         """
         if connection is not None:
             query = query_for(lookup, [{**request, **self.owner}])
-            return self.database.log.fetch(query, self.limits, connection)
-        return self.database.fetch(lookup, self.limits, **request, **self.owner)
-
-    async def submit(
-        self, command: Command, connection: AsyncConnection | AsyncSession | None = None
-    ) -> RecordedEvent | None:
-        """Carry out ``command``: see `Database.submit`."""
-        return await self.database.submit(command, connection, self.limits)
+            return self.database.fetch(query, self.limits, connection)
+        return self.database.group_read(lookup, self.limits, **request, **self.owner)
 
     @property
     def owner(self) -> dict[str, Any]:
         """The parameter that every statement takes besides its own."""
         return {} if self.access.user_id is None else {OWNER: self.access.user_id}
+
+
+_Reads = dict[Reach, ReadStatements]
+_made: WeakKeyDictionary[Database, tuple[Tables, _Reads]] = WeakKeyDictionary()
+"""The statements of each database, and the tables for which they were made."""
+
+
+def _reads(database: Database) -> _Reads:
+    made = _made.get(database)
+    tables = database.tables
+    if made is not None and made[0] is tables:
+        return made[1]
+    reads = {
+        reach: ReadStatements(
+            tables, database.dialect, Ownership(tables.streams, tables.events, reach)
+        )
+        for reach in Reach
+    }
+    _made[database] = tables, reads
+    return reads

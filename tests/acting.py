@@ -95,13 +95,13 @@ BOB = Actor("bob")
 
 
 def submit(store: MetadataStore, command: Command, **options: Any) -> Awaitable[Any]:
-    return store.database.submit(command, **options)
+    return store.log.submit(command, **options)
 
 
 async def together(store: MetadataStore, *commands: Command) -> list[Any]:
     """What becomes of the commands in one batch."""
-    await store.database.opening.connect(create=False)
-    return await store.database.log.commit(commands)
+    await store.log.database.opening.connect(create=False)
+    return await store.log.appender.commit(commands)
 
 
 async def events(

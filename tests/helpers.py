@@ -33,13 +33,13 @@ async def versions(session: MetadataSession) -> list[int]:
 def count_transactions(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """A list that grows by one with every transaction that the store begins."""
     begun: list[None] = []
-    write = store._database.dialect.write
+    write = store._log.database.dialect.write
 
     async def counted(*arguments: Any, **options: Any) -> Any:
         begun.append(None)
         return await write(*arguments, **options)
 
-    monkeypatch.setattr(store._database.dialect, "write", counted)
+    monkeypatch.setattr(store._log.database.dialect, "write", counted)
     return begun
 
 

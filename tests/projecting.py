@@ -177,8 +177,8 @@ async def log_of(store: MetadataStore) -> list[RecordedEvent]:
 
 async def follower_of(store: MetadataStore, name: str, batch_size: int = 1_000) -> Follower:
     """Whoever moves a projection on, batch by batch."""
-    database = store.database
-    await database.opening.connect(create=False)
-    registered = database.registry[name]
-    await make_current(database, registered, "tests")
-    return Follower(database, registered, "tests", batch_size)
+    log = store.log
+    await log.database.opening.connect(create=False)
+    registered = log.registry[name]
+    await make_current(log, registered, "tests")
+    return Follower(log, registered, "tests", batch_size)

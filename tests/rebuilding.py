@@ -150,12 +150,12 @@ class Process:
         self.engine = create_async_engine(url) if isinstance(url, str) else url
         self.store = MetadataStore(self.engine)
         self.store.register(projection)
-        self.registered = self.store.database.registry[projection.name]
-        self.follower = Follower(self.store.database, self.registered, new_holder(), 10)
+        self.registered = self.store.log.registry[projection.name]
+        self.follower = Follower(self.store.log, self.registered, new_holder(), 10)
 
     async def ready(self) -> None:
         await self.store.create_tables()
-        await make_current(self.store.database, self.registered, new_holder())
+        await make_current(self.store.log, self.registered, new_holder())
 
     async def take(self) -> Claim:
         claim = await self.follower.lease.take()

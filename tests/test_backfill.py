@@ -213,7 +213,7 @@ async def test_the_statements_are_as_many_however_much_there_is(
                 return done.value
 
     counts: list[int] = []
-    dialect = old.database.dialect
+    dialect = old.log.database.dialect
     write = dialect.write
 
     async def counted(program: Program[Any], **options: Any) -> Any:

@@ -32,8 +32,8 @@ from eventmeta import (
     NewEvent,
     ProjectionFailed,
     StoreClosed,
+    retrying,
 )
-from eventmeta import log as log_module
 from projections import AppliedProjection
 from projections.types import BigInt, LongText
 from tests.backends import SERVERS, SQLITE, Backend
@@ -51,7 +51,7 @@ def engine(engine: AsyncEngine) -> AsyncEngine:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_module, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.2)
 
 
 Act = Callable[[AsyncConnection, Table], Awaitable[Any]]

@@ -228,16 +228,16 @@ class _CancelledMeanwhile(_CancelledAt[Any]):
 
 def take_new_writer(store: MetadataStore) -> None:
     """Have the next call make a writer, which takes the log's ``commit`` as it is then."""
-    database = store._database
-    database._writer = PerLoop(database._make_writer)
+    log = store._log
+    log._writer = PerLoop(log._make_writer)
 
 
 async def cancelled_commits(
     store: MetadataStore, write: Write, known: bool, monkeypatch: pytest.MonkeyPatch, whom: str
 ) -> AsyncIterator[tuple[Attempt, Outcome[Any]]]:
     """Make the write, and cancel someone when its transaction is at suspension 1, 2, 3, …"""
-    log = store._database.log
-    commit, running = log.commit, dict[str, asyncio.Task[Any] | None]()
+    appender = store._log.appender
+    commit, running = appender.commit, dict[str, asyncio.Task[Any] | None]()
     steps: list[_CancelledMeanwhile] = []
 
     async def disturbed(*given: Any, **options: Any) -> Any:
@@ -249,7 +249,7 @@ async def cancelled_commits(
     while not steps or steps[-1].reached:
         attempt = await Attempt.prepare(store, write, known, len(steps))
         with monkeypatch.context() as patch:
-            patch.setattr(log, "commit", disturbed)
+            patch.setattr(appender, "commit", disturbed)
             take_new_writer(store)
             caller = running["caller"] = asyncio.ensure_future(attempt.act())
             await asyncio.wait([caller])
@@ -392,7 +392,7 @@ async def test_a_cancelled_reader_harms_no_other(store: MetadataStore) -> None:
 async def test_the_thread_of_a_cancelled_call_has_ended(tmp_path: Path, in_memory: bool) -> None:
     """Or it would tell an event loop that may be closed by then."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{'' if in_memory else tmp_path / 'x.db'}")
-    dialect = MetadataStore(engine).database.dialect
+    dialect = MetadataStore(engine).log.database.dialect
     assert isinstance(dialect, SQLite)
     began, ended = threading.Event(), threading.Event()
 
@@ -416,7 +416,7 @@ async def test_a_transaction_that_is_cancelled_as_it_begins_has_not_begun() -> N
     """In memory all share one connection, on which nobody could begin another."""
     async with MetadataStore.from_url("sqlite+aiosqlite://") as store:
         await store.create_tables()
-        dialect = store.database.dialect
+        dialect = store.log.database.dialect
         assert isinstance(dialect, SQLite)
 
         async def begin() -> None:

@@ -82,7 +82,7 @@ async def test_a_batch_is_one_transaction(
         await store.append("s", tag(str(n)))
     folded: list[None] = []
     committed: list[None] = []
-    fold = store.database.dialect.fold
+    fold = store.log.database.dialect.fold
 
     async def counted(program: Any) -> Any:
         folded.append(None)
@@ -96,7 +96,7 @@ async def test_a_batch_is_one_transaction(
         claim = await follower.lease.take()
         assert claim
         horizon = await store.horizon()
-        monkeypatch.setattr(store.database.dialect, "fold", counted)
+        monkeypatch.setattr(store.log.database.dialect, "fold", counted)
         sqlalchemy_event.listen(store.engine.sync_engine, "commit", commits)
         steps = [await follower.mover.step(claim, horizon)]
         while not steps[-1].caught_up:

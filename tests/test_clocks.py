@@ -311,7 +311,7 @@ def test_the_rule(last: datetime | None, now: datetime, ahead: timedelta) -> Non
 async def date_heads(store: MetadataStore, ahead: timedelta) -> datetime:
     """Let the last events have been recorded by a clock that was ahead."""
     moment = datetime.now(UTC) + ahead
-    streams = store.database.tables.streams
+    streams = store.log.database.tables.streams
     async with store.engine.begin() as connection:
         await connection.execute(streams.update().values(recorded_at=moment))
     return moment
@@ -367,7 +367,7 @@ async def wrong_for_a_while(
     await write(False, session.set_metadata({"a": 1}))
     await write(False, session.set_metadata({"b": 1}))
     monkeypatch.setattr("eventmeta.owning.time_of_next", lambda last, now: now + AHEAD)
-    monkeypatch.setattr("eventmeta.log.statement_for", lambda *_: None)
+    monkeypatch.setattr("eventmeta.appender.statement_for", lambda *_: None)
     await write(True, session.delete_metadata(["a"]))
     await write(True, session.set_metadata({"a": 3}))
     monkeypatch.undo()

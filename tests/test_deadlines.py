@@ -214,7 +214,7 @@ async def test_an_impatient_caller_does_not_end_the_transaction_of_others(
     persistent_backend: Backend, store: MetadataStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own command is part of that."""
-    write, writing = store.database.dialect.write, asyncio.Event()
+    write, writing = store.log.database.dialect.write, asyncio.Event()
 
     async def slowly(*arguments: Any, **options: Any) -> Any:
         writing.set()
@@ -223,7 +223,7 @@ async def test_an_impatient_caller_does_not_end_the_transaction_of_others(
 
     first = asyncio.ensure_future(store.session("first").set_metadata({"k": 1}))
     await first
-    monkeypatch.setattr(store.database.dialect, "write", slowly)
+    monkeypatch.setattr(store.log.database.dialect, "write", slowly)
     holding = asyncio.ensure_future(store.session("first").set_metadata({"k": 2}))
     await writing.wait()
     calls = [
@@ -243,7 +243,7 @@ async def test_a_first_connection_has_a_deadline(silent: Network) -> None:
     store = MetadataStore.from_url(silent.url, timeout=TIMEOUT)
     patient = asyncio.ensure_future(store.session("s", timeout=4 * TIMEOUT).get_metadata())
     for act in (WRITES["set"], READS["metadata"], MetadataStore.create_tables):
-        store.database.log.limits = store.database.log.limits._replace(timeout=TIMEOUT / 20)
+        store.log.database.limits = store.log.database.limits._replace(timeout=TIMEOUT / 20)
         with Clock() as clock, pytest.raises(DatabaseUnavailable, match=silent.address):
             await act(store)
         assert clock.seconds < BOUND
@@ -362,10 +362,10 @@ async def test_a_statement_that_runs_too_long_is_interrupted(
     sqlite_file_backend: Backend, store: MetadataStore
 ) -> None:
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-    log = store.database.log
-    statement = log.dialect.compile(text(endless))
+    database = store.log.database
+    statement = database.dialect.compile(text(endless))
     with Clock() as clock, pytest.raises(DatabaseUnavailable, match="larger timeout"):
-        await log.fetch(statement(), log.limits._replace(timeout=TIMEOUT))
+        await database.fetch(statement(), database.limits._replace(timeout=TIMEOUT))
     assert clock.seconds < BOUND
     await store.session("s").set_metadata({"k": 1})
 

@@ -25,8 +25,8 @@ from eventmeta import (
     MetadataStore,
     OutcomeUnknown,
     UnsupportedEngine,
-    log,
     new_event_id,
+    retrying,
 )
 from eventmeta.dialects import Dialect, Failure, dialect_of
 from tests.backends import Backend
@@ -264,7 +264,7 @@ async def test_a_transaction_of_our_own_is_in_no_deadlock(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ async def test_what_became_of_a_write_is_found_out_by_repeating_it(
 ) -> None:
     """Though each was recorded, no answer ever came."""
     session, event_ids = store.session("s"), [new_event_id() for _ in range(callers)]
-    write = store._database.dialect.write
+    write = store._log.database.dialect.write
 
     async def loses_the_answer(*arguments: Any, **options: Any) -> Any:
         await write(*arguments, **options)
@@ -316,7 +316,7 @@ async def test_what_became_of_a_write_is_found_out_by_repeating_it(
         ]
 
     with monkeypatch.context() as patch:
-        patch.setattr(store._database.dialect, "write", loses_the_answer)
+        patch.setattr(store._log.database.dialect, "write", loses_the_answer)
         results = await asyncio.gather(*calls(), return_exceptions=True)
     assert [type(result) for result in results] == [OutcomeUnknown] * callers
     events = await asyncio.gather(*calls())

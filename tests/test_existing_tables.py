@@ -416,7 +416,7 @@ async def test_two_pairs_share_nothing(engine: AsyncEngine, structured: bool) ->
 
 async def test_a_history_under_the_default_names_is_not_left_behind(engine: AsyncEngine) -> None:
     """As in a database that a store with other names for its derived tables has filled."""
-    default = MetadataStore(engine)._database.tables.names
+    default = MetadataStore(engine)._log.database.tables.names
     beside = {
         name: value
         for name, value in vars(default).items()

@@ -178,13 +178,13 @@ async def test_a_writer_of_its_process_wakes_it_up(
     monkeypatch.setattr(subscription, "MIN_POLL", 60.0)
     monkeypatch.setattr(checkpoints, "LEASE_MS", 600_000)
     looks: list[None] = []
-    wait = store.database.appended.wait
+    wait = store.log.appended.wait
 
     async def counted(seen: int, seconds: float) -> None:
         looks.append(None)
         await wait(seen, seconds)
 
-    monkeypatch.setattr(store.database.appended, "wait", counted)
+    monkeypatch.setattr(store.log.appended, "wait", counted)
     reader = Reader(store, max_poll=60.0)
     for n in range(1, 6):
         await fill(store, 1)
@@ -198,13 +198,13 @@ async def test_it_looks_less_often_when_nothing_comes(
     store: MetadataStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    wait = store.database.appended.wait
+    wait = store.log.appended.wait
 
     async def noticed(seen: int, seconds: float) -> None:
         pauses.append(seconds)
         await wait(seen, 0.001)
 
-    monkeypatch.setattr(store.database.appended, "wait", noticed)
+    monkeypatch.setattr(store.log.appended, "wait", noticed)
     reader = Reader(store, max_poll=500.0)
     while len(pauses) < 15:
         await asyncio.sleep(0.01)
@@ -218,14 +218,14 @@ async def test_its_memory_is_bounded(store: MetadataStore, monkeypatch: pytest.M
     monkeypatch.setattr(log_module, "PAGE", 4)
     await fill(store, 11)
     fetched: list[int] = []
-    read = store.database.dialect.read
+    read = store.log.database.dialect.read
 
     async def noticed(queries: Any) -> Any:
         found = await read(queries)
         fetched.append(len(found[0]) if len(found[0]) and len(found[0][0]) == 10 else 0)
         return found
 
-    monkeypatch.setattr(store.database.dialect, "read", noticed)
+    monkeypatch.setattr(store.log.database.dialect, "read", noticed)
     handled = 0
     async with aclosing(store.subscribe("mailer")) as events:
         async for _ in events:

@@ -313,13 +313,13 @@ async def test_where_a_session_begins_is_looked_up_by_key(
     reads["as of a position"] = lambda bob: bob.session("s").get_metadata(as_of=position)
     reads["as of a time"] = lambda bob: bob.session("s").get_metadata(as_of=moment)
     sent: list[Query] = []
-    send = structured.database.dialect.read
+    send = structured.log.database.dialect.read
 
     async def watched(queries: Sequence[Query]) -> Any:
         sent.extend(queries)
         return await send(queries)
 
-    monkeypatch.setattr(structured.database.dialect, "read", watched)
+    monkeypatch.setattr(structured.log.database.dialect, "read", watched)
     async with structured.engine.begin() as connection:
         await connection.exec_driver_sql(ANALYZED[structured.engine.dialect.name])
     for name, read in reads.items():

@@ -186,7 +186,7 @@ async def test_it_is_told_in_time(
     store: MetadataStore, hold: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "HELD_SECONDS", 0.3)
-    monkeypatch.setattr(store.database._writer.here._lanes, "_in_line", asyncio.Semaphore(0))
+    monkeypatch.setattr(store.log._writer.here._lanes, "_in_line", asyncio.Semaphore(0))
     (session,) = await prepare(store, "held")
     async with hold("head"):
         calls = [session.set_metadata({"k": n}) for n in range(3)]
@@ -205,7 +205,7 @@ async def test_one_that_waits_can_give_up(
     monkeypatch: pytest.MonkeyPatch,
     in_line: int,
 ) -> None:
-    monkeypatch.setattr(store.database._writer.here._lanes, "_in_line", asyncio.Semaphore(in_line))
+    monkeypatch.setattr(store.log._writer.here._lanes, "_in_line", asyncio.Semaphore(in_line))
     (session,) = await prepare(store, "held")
     async with hold("head"):
         calls = start(*(session.set_metadata({f"k{n}": n}) for n in range(4)))
@@ -341,7 +341,7 @@ def empty_calls(store: MetadataStore, **options: Any) -> dict[str, Awaitable[Any
 
 async def rows(store: MetadataStore) -> dict[str, int]:
     async with store.engine.connect() as connection:
-        names = store.database.tables.metadata.tables
+        names = store.log.database.tables.metadata.tables
         return {
             name: (await connection.execute(text(f"SELECT count(*) FROM {name}"))).scalar_one()
             for name in names

@@ -23,7 +23,7 @@ async def hint_received(engine: AsyncEngine, url: str, monkeypatch: pytest.Monke
         writer = MetadataStore(other, hints=True)
         async with aclosing(reader.subscribe("mailer", max_poll=NEVER)) as events:
             waiting = asyncio.ensure_future(anext(events))
-            while not reader.database.appended.has_waiters:
+            while not reader.log.appended.has_waiters:
                 await asyncio.sleep(0.001)
             await writer.session("alpha").set_metadata({"title": "Rivers"})
             async with asyncio.timeout(20):
@@ -58,7 +58,7 @@ async def test_a_hint_that_fails_harms_nothing(
         failed.append(tables)
         raise OSError("no notifications today")
 
-    monkeypatch.setattr(store.database.dialect, "hint", fail)
+    monkeypatch.setattr(store.log.database.dialect, "hint", fail)
     for number in range(3):
         await store.session("alpha").set_metadata({"n": number})
     await store.close()

@@ -256,7 +256,7 @@ KINDS: dict[str, tuple[type, dict[str, list[Case]], Callable[[MetadataStore, Tar
         User,
         USER,
         lambda store, target: User(
-            target.user_id, View(store.database, Access("alice")), 1_000_000
+            target.user_id, store.log, View(store.log.database, Access("alice")), 1_000_000
         ),
     ),
 }
@@ -367,7 +367,7 @@ async def rows_of_bob(store: MetadataStore) -> list[str]:
     """All rows of all tables that are of bob's sessions, or of bob."""
     found: list[str] = []
     async with store.engine.connect() as connection:
-        for table in store.database.tables.metadata.tables:
+        for table in store.log.database.tables.metadata.tables:
             rows = (await connection.execute(text(f"SELECT * FROM {table}"))).all()
             found += [f"{table}: {tuple(row)}" for row in rows if is_of_bob(repr(tuple(row)))]
     return sorted(found)

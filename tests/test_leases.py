@@ -105,8 +105,8 @@ async def test_the_time_is_that_of_the_database(
         monkeypatch.setattr("time.time", lambda seconds=seconds: seconds)
         await store.catch_up(TRACE)
     monkeypatch.undo()
-    registered = store.database.registry[TRACE]
-    follower = Follower(store.database, registered, new_holder())
+    registered = store.log.registry[TRACE]
+    follower = Follower(store.log, registered, new_holder())
     assert await follower.lease.take()
     found = await follower.mover.checkpoint()
     assert found is not None
@@ -168,8 +168,8 @@ async def test_that_of_a_subscription_does_not_either(store: MetadataStore) -> N
 
 async def test_that_of_a_rebuild_does_not_either(store: MetadataStore) -> None:
     await write_metadata(store, 1, 2)
-    registered = store.database.registry["metadata"]
-    held = Rebuild(store.database, registered, "other")
+    registered = store.log.registry["metadata"]
+    held = Rebuild(store.log, registered, "other")
 
     async def work(claim: Claim) -> None:
         with pytest.raises(RebuildUnderWay):
@@ -187,7 +187,7 @@ async def test_the_time_of_a_session_zone_does_not_matter(store: MetadataStore) 
         seen: list[Any] = []
         for zone in ("+00:00", "-12:00", "+13:00"):
             await connection.exec_driver_sql(f"SET time_zone = '{zone}'")
-            seen.append(await connection.scalar(select(store.database.dialect.now_ms())))
+            seen.append(await connection.scalar(select(store.log.database.dialect.now_ms())))
     assert max(seen) - min(seen) < 60_000
 
 
@@ -233,7 +233,7 @@ async def test_several_projections_beside_reads_of_the_app(store: MetadataStore)
 @pytest.mark.usefixtures("sqlite_memory_backend")
 async def test_the_transaction_of_another_is_not_taken_for_ours(store: MetadataStore) -> None:
     """On one connection, where someone has rolled ours back and a third has begun anew."""
-    ours = store.database.dialect.transaction()
+    ours = store.log.database.dialect.transaction()
     lent = (await (await ours.__aenter__()).get_raw_connection()).driver_connection
     assert lent is not None
     await lent.rollback()
@@ -380,11 +380,11 @@ async def test_a_rebuild_that_is_taken_over_does_no_harm(
     one, two = process(), process()
     away, back, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def stall(database: Any, at: str) -> None:
-        if database is one.store.database and at == stage:
+    async def stall(log: Any, at: str) -> None:
+        if log is one.store.log and at == stage:
             away.set()
             await back.wait()
-        if database is two.store.database and at == "_compare":
+        if log is two.store.log and at == "_compare":
             back.set()
             await over.wait()
 
@@ -392,19 +392,19 @@ async def test_a_rebuild_that_is_taken_over_does_no_harm(
         original = getattr(Rebuild, at)
 
         async def method(rebuild: Rebuild, claim: Claim) -> None:
-            await stall(rebuild.database, at)
+            await stall(rebuild.log, at)
             await original(rebuild, claim)
 
         return method
 
     async def horizon() -> int:
-        await stall(one.store.database, "horizon")
+        await stall(one.store.log, "horizon")
         return await store.horizon()
 
     for at in STAGES[1:]:
         monkeypatch.setattr(Rebuild, at, stalled(at))
     if stage == "horizon":
-        monkeypatch.setattr(one.store.database.log, "horizon", horizon)
+        monkeypatch.setattr(one.store.log, "horizon", horizon)
     first = asyncio.create_task(one.store.rebuild("metadata"))
     await away.wait()
     await die(first)

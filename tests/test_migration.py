@@ -121,7 +121,7 @@ async def fill(store: MetadataStore) -> None:
 
 
 async def copy(donor: AsyncEngine, engine: AsyncEngine, store: MetadataStore) -> None:
-    tables = store.database.tables
+    tables = store.log.database.tables
     async with donor.connect() as source, engine.begin() as target:
         for table in tables.metadata.sorted_tables:
             if table in (tables.users.table, tables.settings):
@@ -166,7 +166,7 @@ async def schema_of(engine: AsyncEngine) -> dict[str, Any]:
         return found
 
     store = MetadataStore(engine)
-    dialect, tables = store.database.dialect, store.database.tables
+    dialect, tables = store.log.database.dialect, store.log.database.tables
     parts = Statement(dialect.list_parts([*tables.metadata.tables, "agent_metadata_changes"]), ())
     (rows,) = await dialect.read([parts()])
     async with engine.connect() as connection:
@@ -586,7 +586,7 @@ async def test_whatever_table_is_added_later_is_created_with_its_keys(
     await MetadataStore(engine).create_tables()
     await MetadataStore(engine).close()
     store = MetadataStore(engine)
-    tables = store.database.tables
+    tables = store.log.database.tables
     later = Table(
         "agent_later",
         tables.metadata,
@@ -600,8 +600,8 @@ async def test_whatever_table_is_added_later_is_created_with_its_keys(
     Index("idx_agent_messages_turn", tables.messages.c.turn)
     await store.create_tables()
     assert await store.schema_sql() == ""
-    parts = Statement(store.database.dialect.list_parts(["agent_messages", "agent_later"]), ())
-    (rows,) = await store.database.dialect.read([parts()])
+    parts = Statement(store.log.database.dialect.list_parts(["agent_messages", "agent_later"]), ())
+    (rows,) = await store.log.database.dialect.read([parts()])
     assert {
         ("table", "agent_later", ""),
         ("index", "agent_later", "idx_agent_later_session_id"),

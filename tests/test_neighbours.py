@@ -28,8 +28,8 @@ class Reads:
     def __init__(self, store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> None:
         self._store = store
         self._begun: list[asyncio.Future[None]] = []
-        self._read = store.database.dialect.read
-        monkeypatch.setattr(store.database.dialect, "read", self._held)
+        self._read = store.log.database.dialect.read
+        monkeypatch.setattr(store.log.database.dialect, "read", self._held)
 
     async def _held(self, queries: Sequence[Any]) -> Any:
         self._begun.append(asyncio.get_running_loop().create_future())
@@ -196,7 +196,7 @@ async def test_a_hint_that_fails_or_is_cancelled_harms_no_writer(
             async def hint(*_: object, failure: BaseException = failure) -> None:
                 raise failure
 
-            monkeypatch.setattr(store.database.dialect, "hint", hint)
+            monkeypatch.setattr(store.log.database.dialect, "hint", hint)
             for n in range(2):
                 await store.session("s").set_metadata({"k": n})
                 await turns()
@@ -265,7 +265,7 @@ async def test_a_call_in_a_cancelled_scope_of_anyios_ends(
     filled: MetadataStore, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """With its outcome settled, and without work for the loop meanwhile."""
-    dialect = filled.database.dialect
+    dialect = filled.log.database.dialect
     for method in ("read", "write"):
         done = getattr(dialect, method)
 

@@ -427,7 +427,7 @@ def failures(stores: Any, monkeypatch: pytest.MonkeyPatch) -> list[BaseException
     """The errors of transactions, also of those that were then repeated; none for a long wait."""
     found: list[BaseException] = []
     for store in stores:
-        write = store.database.dialect.write
+        write = store.log.database.dialect.write
 
         async def watched(
             *arguments: Any, write: Any = write, store: Any = store, **options: Any
@@ -435,11 +435,11 @@ def failures(stores: Any, monkeypatch: pytest.MonkeyPatch) -> list[BaseException
             try:
                 return await write(*arguments, **options)
             except Exception as error:
-                if store.database.dialect.diagnose(error)[0] is not Failure.HELD:
+                if store.log.database.dialect.diagnose(error)[0] is not Failure.HELD:
                     found.append(error)
                 raise
 
-        monkeypatch.setattr(store.database.dialect, "write", watched)
+        monkeypatch.setattr(store.log.database.dialect, "write", watched)
     return found
 
 

@@ -182,11 +182,11 @@ class Case:
 
 
 async def rows_of(store: MetadataStore, projection: Projection) -> Rows:
-    return in_order(await store.database.log.read(select(*projection.table.columns)))
+    return in_order(await store.log.database.read(select(*projection.table.columns)))
 
 
 def cases_of(store: MetadataStore) -> list[Case]:
-    tables, metadata = store.database.tables, MetaData()
+    tables, metadata = store.log.database.tables, MetaData()
     assert tables.usage is not None
     prefix = tables.names.sessions_table.removesuffix("sessions")
     made = [

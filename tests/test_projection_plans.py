@@ -75,7 +75,7 @@ async def fill(store: MetadataStore) -> None:
         fact = Fact("tagged", {"tag": str(n), "note": ""}) if n % 2 else Fact("noted", {"n": n})
         commands = (ADMIN.session(Append, f"s{m}", fact=fact) for m in range(SESSIONS))
         await together(store, *commands)
-    parked = store.database.tables.parked_streams
+    parked = store.log.database.tables.parked_streams
     row = {"state": "live", "stream_type": "session", "position": 1, "error": "", "attempts": 1}
     rows = [
         {**row, "projection": f"p{n % 10}", "stream_id": f"s{n}", "parked_at": datetime.now(UTC)}
@@ -94,9 +94,9 @@ async def test_the_projector_scans_no_table(store: MetadataStore) -> None:
     await fill(store)
     kind = store.engine.dialect.name
     for name in ("tags", "trail"):
-        projection = store.database.registry[name].projection
-        target = live_target(projection, store.database.tables, store.database.dialect)
-        mover = CatchUp(store.database.log, target)
+        projection = store.log.registry[name].projection
+        target = live_target(projection, store.log.database.tables, store.log.database.dialect)
+        mover = CatchUp(store.log.database, target)
         for what, queries in QUERIES.items():
             if target.folded is None and what in (
                 "a batch",

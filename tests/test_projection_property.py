@@ -380,7 +380,7 @@ async def table_after(
             *(operation.call(store) for operation in batch), return_exceptions=True
         )
     assert await verify_projection(store) == []
-    table = store._database.tables.session_metadata.table.name
+    table = store._log.database.tables.session_metadata.table.name
     async with store.engine.connect() as connection:
         rows = await connection.execute(text(f"SELECT * FROM {table}"))
         columns = ("session_id", "key", "value", "indexed_value")
@@ -415,8 +415,8 @@ async def both_folds(
         await operation.call(store)
     events = [event async for event in store.events(types=["metadata_set"])]
     known = [KnownEvent(event.stream_id, event.data, event.recorded_at) for event in events]
-    log, metadata = store._database.log, store._database.tables.session_metadata
-    rows = await log.read(rows_of(metadata, log.events()))
+    log, metadata = store._log, store._log.database.tables.session_metadata
+    rows = await log.database.read(rows_of(metadata, log.events()))
     await store.close()
     assert metadata.fold is not None
     return sorted(map(tuple, rows)), metadata.fold(known)

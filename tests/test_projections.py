@@ -126,12 +126,12 @@ def unconnected() -> MetadataStore:
 def test_what_cannot_be_kept_is_refused_without_io(
     unconnected: MetadataStore, make: Callable[[], Any], inline: bool
 ) -> None:
-    before = [each.projection.name for each in unconnected.database.registry]
+    before = [each.projection.name for each in unconnected.log.registry]
     with pytest.raises(InvalidInput) as refusal:
         unconnected.register(make(), inline=inline)
     assert len(str(refusal.value)) > 30
-    assert [each.projection.name for each in unconnected.database.registry] == before
-    assert "own" not in unconnected.database.tables.metadata.tables
+    assert [each.projection.name for each in unconnected.log.registry] == before
+    assert "own" not in unconnected.log.database.tables.metadata.tables
 
 
 def test_registering_the_same_twice_changes_nothing(unconnected: MetadataStore) -> None:
@@ -139,7 +139,7 @@ def test_registering_the_same_twice_changes_nothing(unconnected: MetadataStore) 
     unconnected.register(projection)
     unconnected.register(projection)
     MetadataStore(unconnected.engine).register(projection)
-    names = [each.projection.name for each in unconnected.database.registry]
+    names = [each.projection.name for each in unconnected.log.registry]
     assert names == ["metadata", "users", "tags"]
 
 

@@ -12,8 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from eventmeta import InvalidInput, MetadataStore, ProjectionBehind, UnknownProjection
-from eventmeta import log as log_module
+from eventmeta import InvalidInput, MetadataStore, ProjectionBehind, UnknownProjection, retrying
 from eventmeta.projector import checkpoints, worker
 from eventmeta.projector.leasing import Lease
 from tests.backends import Backend
@@ -133,7 +132,7 @@ async def test_it_ends_although_the_database_is_gone(
     server_backend: Backend, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which it finds out as it gives its lease back, having waited until then."""
-    monkeypatch.setattr(log_module, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(worker, "MIN_POLL", 60.0)
     monkeypatch.setattr(checkpoints, "LEASE_MS", 600_000)
     store = MetadataStore(create_async_engine(url))

@@ -161,7 +161,7 @@ class Faults:
         self.left = 1_000_000
         self.reached = False
         self.in_folds = True
-        dialect = store.database.dialect
+        dialect = store.log.database.dialect
         fold, write_within = dialect.fold, dialect.write_within
         monkeypatch.setattr(
             dialect,
@@ -451,8 +451,8 @@ async def test_a_select_that_depends_on_how_the_log_is_divided(
     store: MetadataStore, monkeypatch: pytest.MonkeyPatch, by_stream: bool
 ) -> None:
     monkeypatch.setattr(rebuilding, "BATCH", 2)
-    monkeypatch.setattr(store.database.dialect, "events_per_fill", 1)
-    monkeypatch.setattr("eventmeta.log.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(store.log.database.dialect, "events_per_fill", 1)
+    monkeypatch.setattr("eventmeta.retrying.RETRY_SECONDS", 0.1)
     store.register(tags(by_stream))
     await store.create_tables()
     await execute(store, "INSERT INTO tags VALUES ('old', 7)")
@@ -480,13 +480,13 @@ async def test_the_planner_knows_the_new_table(postgresql_backend: Backend) -> N
 async def test_pauses_are_for_those_who_write(
     store: MetadataStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, sleeps = store.database.log, 0
+    log, sleeps = store.log, 0
 
     async def sleep(_: float) -> None:
         nonlocal sleeps
         sleeps += 1
 
-    monkeypatch.setattr(type(log.dialect), "breather", 0.01)
+    monkeypatch.setattr(type(log.database.dialect), "breather", 0.01)
     monkeypatch.setattr(pauses, "asyncio", SimpleNamespace(sleep=sleep))
     await store.session("s").set_metadata({"a": 0})
     between = pauses.Pauses(log)

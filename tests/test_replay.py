@@ -98,7 +98,7 @@ async def test_one_that_is_not_registered(full: MetadataStore) -> None:
     log = await log_of(full)
     assert values(await full.replay(tags("unknown"))) == tags_of(log)
     assert values(await full.replay(trail("unknown", ["tagged"]))) == trail_of(log, ["tagged"])
-    assert "unknown" not in {each.projection.name for each in full.database.registry}
+    assert "unknown" not in {each.projection.name for each in full.log.registry}
     assert "unknown" not in await tables_of(full)
 
 

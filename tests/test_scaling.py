@@ -40,7 +40,7 @@ async def test_a_call_is_found_by_its_id_however_many_the_session_has(
     calls: list[Any] = [{**CALL, "call_id": f"c{number}"} for number in range(300)]
     await session.add_items(calls)
     await counted(structured)
-    statements = structured.database.log.statements.structure
+    statements = structured.log.appender.statements.structure
     assert statements
     added = [{"id": 5, "context": None, "turn_before": 1, "parent_before": 1}]
     removed = [{"session_id": "talk", "id": 4}]
@@ -115,13 +115,13 @@ async def test_reading_a_conversation_takes_work_in_proportion_to_its_length(
 def watched(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> list[Query]:
     """The queries that are read outside of transactions, in their order."""
     sent: list[Query] = []
-    read = store.database.dialect.read
+    read = store.log.database.dialect.read
 
     async def watched(queries: Sequence[Query]) -> Any:
         sent.extend(queries)
         return await read(queries)
 
-    monkeypatch.setattr(store.database.dialect, "read", watched)
+    monkeypatch.setattr(store.log.database.dialect, "read", watched)
     return sent
 
 

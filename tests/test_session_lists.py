@@ -19,7 +19,7 @@ SAME = datetime.fromisoformat("2026-01-02 03:04:05")
 
 
 async def at(store: MetadataStore, moment: datetime, *session_ids: str) -> None:
-    sessions = store.database.tables.sessions
+    sessions = store.log.database.tables.sessions
     async with store.engine.begin() as connection:
         for session_id in session_ids:
             await connection.execute(
@@ -120,14 +120,14 @@ async def test_sessions_of_a_user_are_found_by_index(
         owner = "alice" if number % 40 == 0 else f"u{number}"
         await store.session(f"s{number}", user_id=owner).set_metadata({"state": 1})
     sent: list[tuple[str, Any]] = []
-    fetch = store.database.fetch
+    fetch = store.log.database.group_read
 
     async def watched(read: Any, *limits: Any, **request: Any) -> Any:
         query = read.query([request]) if request else read
         sent.append((query.statement.sql, query.values))
         return await fetch(read, *limits, **request)
 
-    monkeypatch.setattr(store.database, "fetch", watched)
+    monkeypatch.setattr(store.log.database, "group_read", watched)
     alice = store.as_user("alice")
     entries = await alice.list_sessions(limit=2)
     await alice.list_sessions(limit=2, after=entries[-1])

@@ -163,7 +163,7 @@ async def test_what_is_large_does_not_stop_the_event_loop(
     value = nested(200_000)
     gc.freeze()  # what the test has made is not looked through again and again
     with monkeypatch.context() as patch:
-        patch.setattr(store.database, "submit", submit)
+        patch.setattr(store.log, "submit", submit)
         async with Heartbeat() as heartbeat:
             with pytest.raises(StoreClosed):
                 await LARGE[name](store, value)

@@ -550,7 +550,7 @@ EXPLAIN = {"postgresql": "EXPLAIN", "mariadb": "EXPLAIN"}
 
 def queries_of(store: MetadataStore) -> Iterator[Query]:
     """What follows an addition and a removal."""
-    statements = store.database.log.statements
+    statements = store.log.appender.statements
     structure = statements.structure
     assert structure
     added = [{"id": 5, "context": None, "turn_before": 1, "parent_before": 1}]

@@ -73,7 +73,7 @@ class Step:
     async def take(self, store: MetadataStore) -> None:
         """Do it."""
         session = store.session(self.session)
-        names = store.database.tables.names
+        names = store.log.database.tables.names
         upstream = SQLAlchemySession(
             self.session,
             engine=store.engine,
@@ -109,7 +109,7 @@ def steps_of(kinds: tuple[str, ...]) -> st.SearchStrategy[Step]:
 
 async def empty(store: MetadataStore) -> None:
     """Leave no item, and nothing that came of one."""
-    tables = store.database.tables
+    tables = store.log.database.tables
     async with store.engine.begin() as connection:
         for projection in tables.item_projections:
             await connection.execute(delete(projection.table))
@@ -119,7 +119,7 @@ async def empty(store: MetadataStore) -> None:
 async def check(store: MetadataStore) -> None:
     """The tables are what the fold says, and what is said here in plain Python."""
     assert await verify_projection(store) == []
-    tables = store.database.tables
+    tables = store.log.database.tables
     assert tables.conversation
     assert tables.tool_calls
     message, said, call = tables.messages.c, tables.conversation.table.c, tables.tool_calls.table.c

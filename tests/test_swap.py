@@ -106,7 +106,7 @@ async def test_a_rename_that_is_carried_out_after_its_process_has_died(
                 raise ConnectionResetError
             await connection.exec_driver_sql(statement)
 
-    monkeypatch.setattr("eventmeta.log.RETRY_SECONDS", 0)
+    monkeypatch.setattr("eventmeta.retrying.RETRY_SECONDS", 0)
     monkeypatch.setattr("eventmeta.dialects.mysql.projecting.execute", die)
     with pytest.raises(OutcomeUnknown):
         await store.rebuild("metadata")
@@ -283,7 +283,7 @@ async def test_several_reads_between_which_the_table_changes(
 ) -> None:
     """On one connection, to which the new table is of the future."""
     await write(store, 1)
-    database, engine = store.database, create_async_engine(url)
+    database, engine = store.log.database, create_async_engine(url)
     execute, swapped = mysql_running._execute, list[object]()
 
     async def swap_after_the_first(*arguments: Any) -> Any:
@@ -298,7 +298,7 @@ async def test_several_reads_between_which_the_table_changes(
     queries = [
         database.dialect.compile(select(func.count()).select_from(each))() for each in tables
     ]
-    counts = await database.log.run(lambda: database.dialect.read(queries))
+    counts = await database.run(lambda: database.dialect.read(queries))
     assert [rows[0][0] for rows in counts] == [5, 5]
     assert swapped != ["begun"]
     await engine.dispose()
@@ -324,7 +324,7 @@ async def test_a_reader_who_never_ends(
     server_backend: Backend, store: MetadataStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rebuild gives up, and goes on another time."""
-    monkeypatch.setattr("eventmeta.log.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("eventmeta.retrying.RETRY_SECONDS", 0.1)
     await write(store, 1)
     async with store.engine.connect() as reader:
         await reader.execute(text(f"SELECT count(*) FROM {LIVE}"))
@@ -346,14 +346,14 @@ async def test_the_new_table_is_never_behind_the_old_one(
     await store.create_tables()
     await write(store, 1)
     await store.catch_up("async_metadata")
-    swap = store.database.dialect.swap
+    swap = store.log.database.dialect.swap
 
     async def meanwhile(*arguments: Any, **options: Any) -> Any:
         await write(store, 2)
         await store.catch_up("async_metadata")
         return await swap(*arguments, **options)
 
-    monkeypatch.setattr(store.database.dialect, "swap", meanwhile)
+    monkeypatch.setattr(store.log.database.dialect, "swap", meanwhile)
     await store.rebuild("async_metadata")
     assert await rows_of(store, "async_metadata") == await rows_of(store, LIVE)
 

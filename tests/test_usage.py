@@ -165,7 +165,7 @@ async def test_a_lost_answer_is_asked_for_again(
     wrapper = run()
     await session.add_items(users("Hi"), wrapper=wrapper)
     wrapper.usage.add(usage(10))
-    submit = session._database.submit
+    submit = session._log.submit
 
     async def lossy(command: Any, *given: Any) -> Any:
         if recorded:
@@ -173,7 +173,7 @@ async def test_a_lost_answer_is_asked_for_again(
         raise OutcomeUnknown("lost")
 
     event_id = new_event_id()
-    monkeypatch.setattr(session._database, "submit", lossy)
+    monkeypatch.setattr(session._log, "submit", lossy)
     with pytest.raises(OutcomeUnknown):
         await session.add_items(ANSWER, wrapper=wrapper, event_id=event_id)
     monkeypatch.undo()

@@ -44,7 +44,7 @@ async def store(url: str, backend: Backend) -> AsyncIterator[MetadataStore]:
 
 async def fill(store: MetadataStore, *used: dict[str, Any]) -> None:
     """Rows of one request each, with 1, 2, 4 … input tokens."""
-    projection = store.database.tables.usage
+    projection = store.log.database.tables.usage
     assert projection is not None
     async with store.engine.begin() as connection:
         for n, row in enumerate(used):
@@ -66,7 +66,7 @@ async def fill(store: MetadataStore, *used: dict[str, Any]) -> None:
 async def own(engine: AsyncEngine, store: MetadataStore, session_id: str, user_id: str) -> None:
     session = store.session(session_id)
     await session.set_metadata({"k": 1})
-    streams = store.database.tables.streams
+    streams = store.log.database.tables.streams
     async with engine.begin() as connection:
         change = update(streams).where(streams.c.stream_id == session_id)
         await connection.execute(change.values(user_id=user_id))

@@ -129,7 +129,7 @@ async def test_a_lost_answer_is_asked_for_again(
     session = await own(structured, options)
     wrapper = run()
     await session.add_items(users("Hi"), wrapper=wrapper)
-    dialect, attempts = structured._database.dialect, 0
+    dialect, attempts = structured._log.database.dialect, 0
     write = dialect.write
 
     async def loses_the_first_answer(*arguments: Any, **named: Any) -> Any:

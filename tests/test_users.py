@@ -25,9 +25,9 @@ from eventmeta import (
     ValueTooLarge,
     VersionConflict,
     new_event_id,
+    retrying,
     verify_projection,
 )
-from eventmeta import log as log_module
 from eventmeta.comparison import Difference
 from eventmeta.errors import InvalidIdentifier
 from projections import NOBODY
@@ -217,7 +217,7 @@ async def test_delete_inside_the_callers_transaction(store: MetadataStore) -> No
 async def test_delete_is_set_based(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand sessions take as many statements as one."""
     counts: list[int] = []
-    write = store.database.dialect.write
+    write = store.log.database.dialect.write
 
     async def counted(program: Any, **options: Any) -> Any:
         def watched() -> Any:
@@ -236,7 +236,7 @@ async def test_delete_is_set_based(store: MetadataStore, monkeypatch: pytest.Mon
     for user_id, sessions in (("few", 2), ("many", 1_000)):
         actor = Actor(user_id)
         await together(store, *(actor.create(f"{user_id} {n}") for n in range(sessions)))
-        monkeypatch.setattr(store.database.dialect, "write", counted)
+        monkeypatch.setattr(store.log.database.dialect, "write", counted)
         event = await submit(store, ADMIN.delete_user(user_id))
         monkeypatch.undo()
         assert len(event.data["sessions"]) == sessions
@@ -284,8 +284,8 @@ async def test_a_claim_that_cannot_be_locked_is_not_overlooked(
 ) -> None:
     """Were the sessions not counted again under the lock, some would keep an owner who is gone."""
     await submit(store, ALICE.add("s"))
-    monkeypatch.setattr(log_module, "RETRY_SECONDS", 0.2)
-    statements = store.database.log._own[False].commands
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.2)
+    statements = store.log.appender._own[False].commands
     find = statements.owned_sessions
     monkeypatch.setitem(vars(statements), "owned_sessions", lambda user_id: find(user_id="no one"))
     with pytest.raises(DatabaseBusy):
@@ -484,7 +484,7 @@ async def run_program(store: MetadataStore, batches: list[list[Step]]) -> None:
         expected = [model.apply(step) for step in batch]
         assert [kind_of(outcome) for outcome in outcomes] == expected, batch
     assert await verify_projection(store) == []
-    tables = store.database.tables
+    tables = store.log.database.tables
     heads = f"SELECT stream_id, user_id FROM {tables.streams.name} WHERE stream_type = 'session'"
     found = {name: owner for name, owner in await select(store, heads) if owner is not None}
     assert found == model.owners

@@ -33,8 +33,8 @@ class Batches:
         self.sizes: list[int] = []
         self.gate = asyncio.Event()
         self.waiting = asyncio.Event()
-        self._commit = store._database.log.commit
-        monkeypatch.setattr(store._database.log, "commit", self._pass)
+        self._commit = store._log.appender.commit
+        monkeypatch.setattr(store._log.appender, "commit", self._pass)
 
     async def _pass(
         self, commands: Sequence[Command], limits: Limits, *, waits: bool = False

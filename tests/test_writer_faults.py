@@ -22,8 +22,8 @@ from eventmeta import (
     MetadataSession,
     MetadataStore,
     OutcomeUnknown,
-    log,
     new_event_id,
+    retrying,
     verify_projection,
 )
 from tests.backends import Backend
@@ -96,7 +96,7 @@ async def test_connections_lost_at_any_moment_lose_and_repeat_nothing(
     store: MetadataStore, kill: Callable[[], Awaitable[int]]
 ) -> None:
     """Not even where no attempt gets through in time, and the app repeats the call."""
-    sessions = [store.session(f"s{n}", retry_for=log.RETRY_SECONDS) for n in range(4)]
+    sessions = [store.session(f"s{n}", retry_for=retrying.RETRY_SECONDS) for n in range(4)]
     texts = [str(n) for n in range(12)]
     popped: list[Any] = []
 
@@ -136,7 +136,7 @@ async def known(call: Callable[..., Awaitable[Any]]) -> Any:
         try:
             return await call(event_id=event_id)
         except OutcomeUnknown:
-            assert time.monotonic() - begun >= log.RETRY_SECONDS
+            assert time.monotonic() - begun >= retrying.RETRY_SECONDS
     return await call(event_id=event_id)
 
 
@@ -145,7 +145,7 @@ async def test_a_server_is_looked_for_from_when_it_was_there_last(
 ) -> None:
     """For as long as if it was gone from the start, however long attempts were lost before."""
     session = store.session("s", retry_for=0.2)
-    write, begun = store._database.dialect.write, time.monotonic()
+    write, begun = store._log.database.dialect.write, time.monotonic()
     unreachable: list[None] = []
 
     async def fails(*arguments: Any, **options: Any) -> Any:
@@ -157,7 +157,7 @@ async def test_a_server_is_looked_for_from_when_it_was_there_last(
             raise ConnectionRefusedError("as if the server let nobody in")
         return await write(*arguments, **options)
 
-    monkeypatch.setattr(store._database.dialect, "write", fails)
+    monkeypatch.setattr(store._log.database.dialect, "write", fails)
     await session.set_metadata({"k": 1})
     assert unreachable
     assert await versions(session) == [1]
@@ -183,7 +183,7 @@ async def test_an_answer_lost_after_the_commit_repeats_nothing(
     session = store.session("s")
     await session.set_metadata({"k": 1})
     await session.add_items([user("a"), user("b")])
-    write = store._database.dialect.write
+    write = store._log.database.dialect.write
     lost: list[Any] = []
 
     async def loses_the_answer(*arguments: Any, **options: Any) -> Any:
@@ -193,7 +193,7 @@ async def test_an_answer_lost_after_the_commit_repeats_nothing(
             raise ConnectionResetError("as if the server had gone right after the commit")
         return result
 
-    monkeypatch.setattr(store._database.dialect, "write", loses_the_answer)
+    monkeypatch.setattr(store._log.database.dialect, "write", loses_the_answer)
     result = await WRITES[name](session)
     assert lost
     assert await versions(session) == [1, 2, 3]
@@ -217,7 +217,7 @@ async def impatient(sqlite_file_backend: Backend, store: MetadataStore) -> Metad
 async def test_a_database_that_stays_busy_is_reported_in_time(
     impatient: MetadataStore, monkeypatch: pytest.MonkeyPatch, callers: int
 ) -> None:
-    monkeypatch.setattr(log, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", 0.2)
     store, begun = impatient, count_transactions(impatient, monkeypatch)
     session = store.session("s")
     other = sqlite3.connect(str(store.engine.url.database), isolation_level=None)

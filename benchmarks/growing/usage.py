@@ -29,7 +29,7 @@ async def _use(store: MetadataStore, n: int) -> None:
         }
         stream, event_id = StreamKey(NAME), new_event_id()
         command = Append(stream=stream, event_id=event_id, fact=Fact(USAGE_RECORDED, facts))
-        return store.database.submit(command)
+        return store.log.submit(command)
 
     await gather(use(number) for number in range(n))
 

@@ -20,7 +20,7 @@ from eventmeta.errors import InvalidInput
 
 
 class RunningDialect(SchemaDialect, ProjectingDialect):
-    """Transactions on one kind of database, behind one engine."""
+    """Transactions on one kind of log, behind one engine."""
 
     locks_whole_database: ClassVar[bool] = False
     """Whether a writer that is kept waiting would be so in any session."""

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
 
+from eventmeta.database import Database
 from eventmeta.database_errors import DatabaseFailure, is_of_statement
 from eventmeta.dialects import Failure
 from eventmeta.dialects.statement import Program, Row
 from eventmeta.errors import EventMetaError
 from eventmeta.events import RecordedEvent, read_event
-from eventmeta.log import EventLog
 from eventmeta.projection_errors import ProjectionFailed, ProjectionOutdated, RebuildUnderWay
 from eventmeta.projector.checkpoints import Checkpoint, CheckpointStatements, Claim, key_values
 from eventmeta.projector.parking import ParkedStream, ParkingStatements, failed_at, stream_of
@@ -51,34 +51,34 @@ class CatchUp:
     """Moves one projection on.
 
     Attributes:
-        log: The log.
+        database: The database.
         target: The projection, and its tables.
         limit: How many events one transaction applies.
     """
 
-    log: EventLog
+    database: Database
     target: Target
     limit: int = BATCH
 
     @cached_property
     def checkpoints(self) -> CheckpointStatements:
         """What is asked of checkpoints."""
-        return CheckpointStatements(self.log.tables, self.log.dialect)
+        return CheckpointStatements(self.database.tables, self.database.dialect)
 
     @cached_property
     def parking(self) -> ParkingStatements:
         """What is asked of parked streams."""
-        return ParkingStatements(self.log.tables, self.log.dialect)
+        return ParkingStatements(self.database.tables, self.database.dialect)
 
     @cached_property
     def transactions(self) -> Transactions:
         """In which events are applied."""
-        return Transactions(self.log, self.target)
+        return Transactions(self.database, self.target)
 
     async def checkpoint(self) -> Checkpoint | None:
         """How far the projection is, without waiting for whoever moves it on."""
         read = self.checkpoints.read(**key_values(self.target.key))
-        rows = await self.log.fetch(read)
+        rows = await self.database.fetch(read)
         return Checkpoint(*rows[0]) if rows else None
 
     # --- The next events ------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class CatchUp:
                 if not self._is_of_the_event(failure):
                     raise
                 parking = partial(self._park_next, claim, horizon, failure)
-                step, parked = await self.log.fold(parking)
+                step, parked = await self.database.fold(parking)
                 self._warn(parked)
             done += step.events
             if step.caught_up or done >= self.limit:
@@ -175,7 +175,7 @@ class CatchUp:
     async def parked(self) -> list[ParkedStream]:
         """The streams that wait for `retry`."""
         key = key_values(self.target.key)
-        return [_parked(row) for row in await self.log.fetch(self.parking.all(**key))]
+        return [_parked(row) for row in await self.database.fetch(self.parking.all(**key))]
 
     async def retry(self, parked: ParkedStream) -> None:
         """Apply what has gathered of a stream, in order, and follow it again.
@@ -190,7 +190,7 @@ class CatchUp:
                 if not self._is_of_the_event(failure):
                     raise
                 if limit == 1:
-                    self._warn(await self.log.fold(partial(self._park_again, parked, failure)))
+                    self._warn(await self.database.fold(partial(self._park_again, parked, failure)))
                     return
                 limit = 1
             else:
@@ -248,7 +248,7 @@ class CatchUp:
         if not isinstance(failure, DatabaseFailure):
             return isinstance(failure, ProjectionFailed)
         cause = failure.__cause__ or failure
-        found, _ = self.log.dialect.diagnose(cause)
+        found, _ = self.database.dialect.diagnose(cause)
         return is_of_statement(failure) and found is not Failure.FORBIDDEN
 
     def _check_version(self, checkpoint: Checkpoint) -> None:
@@ -263,9 +263,9 @@ class CatchUp:
             )
 
 
-def live_mover(log: EventLog, projection: AnyProjection, limit: int = BATCH) -> CatchUp:
+def live_mover(database: Database, projection: AnyProjection, limit: int = BATCH) -> CatchUp:
     """What moves a projection on in the tables that its readers know."""
-    return CatchUp(log, live_target(projection, log.tables, log.dialect), limit)
+    return CatchUp(database, live_target(projection, database.tables, database.dialect), limit)
 
 
 def _parked(row: Row) -> ParkedStream:

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
+from eventmeta.database import Database
 from eventmeta.errors import EventMetaError
-from eventmeta.log import EventLog
 from eventmeta.projector.checkpoints import CheckpointStatements, Claim, Key, renewal_seconds
 from eventmeta.settle import settle
 
@@ -19,25 +19,25 @@ class Lease:
     """The right to move a projection on, as one worker takes it.
 
     Attributes:
-        log: The log.
+        database: The database.
         checkpoints: Where it is kept.
         key: Of what.
         holder: The worker, which does one thing after the other.
     """
 
-    log: EventLog
+    database: Database
     checkpoints: CheckpointStatements
     key: Key
     holder: str
 
     async def take(self) -> Claim | None:
         """Take it, or renew it; None if another has it."""
-        return await self.log.fold(partial(self.checkpoints.take_lease, self.key, self.holder))
+        return await self.database.fold(partial(self.checkpoints.take_lease, self.key, self.holder))
 
     async def give_back(self) -> None:
         """Let others have it, if it was taken; if that cannot be said, it ends by itself."""
         with suppress(EventMetaError):
-            await self.log.fold(partial(self.checkpoints.give_back, self.key, self.holder))
+            await self.database.fold(partial(self.checkpoints.give_back, self.key, self.holder))
 
     @asynccontextmanager
     async def held(self) -> AsyncGenerator[Claim | None]:
@@ -61,4 +61,4 @@ class Lease:
         while True:
             await asyncio.sleep(renewal_seconds())
             with suppress(EventMetaError):
-                await self.log.fold(partial(self.checkpoints.renew, claim))
+                await self.database.fold(partial(self.checkpoints.renew, claim))

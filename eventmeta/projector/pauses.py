@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from eventmeta.log import EventLog
+from eventmeta.event_log import EventLog
 
 TURNS = 8
 """After so many transactions there is a pause in any case, for those who get no turn otherwise."""
@@ -23,7 +23,7 @@ class Pauses:
 
     async def take(self) -> None:
         """To be awaited after each transaction."""
-        seconds = self._log.dialect.breather
+        seconds = self._log.database.dialect.breather
         if not seconds:
             return
         self._turns += 1

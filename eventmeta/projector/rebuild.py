@@ -17,9 +17,9 @@ from typing import NoReturn, TypeVar
 from sqlalchemy import func, literal, select
 
 from eventmeta.comparison import Comparison
-from eventmeta.database import Database
 from eventmeta.database_errors import DatabaseFailure, is_of_statement
 from eventmeta.dialects.statement import Program
+from eventmeta.event_log import EventLog
 from eventmeta.projection_errors import RebuildFailed, RebuildUnderWay
 from eventmeta.projector.catch_up import CatchUp
 from eventmeta.projector.checkpoints import (
@@ -57,7 +57,7 @@ class Rebuild:
         report: Told of the progress.
     """
 
-    database: Database
+    log: EventLog
     registered: Registered
     holder: str
     compare: bool = True
@@ -92,7 +92,7 @@ class Rebuild:
     async def _with_lease(self, work: Callable[[Claim], Awaitable[T]]) -> T:
         key, version = self._target.key, self.registered.projection.version
         await self._fold(partial(self._checkpoints.begin, key, version))
-        lease = Lease(self.database.log, self._checkpoints, key, self.holder)
+        lease = Lease(self.log.database, self._checkpoints, key, self.holder)
         async with lease.held() as claim:
             if claim is None:
                 raise RebuildUnderWay(
@@ -103,7 +103,7 @@ class Rebuild:
 
     async def _build_and_swap(self, claim: Claim) -> Rebuilt:
         start = time.monotonic()
-        swapping = Swapping(self.database, self.registered, self._shadow, self._mover, claim)
+        swapping = Swapping(self.log, self.registered, self._shadow, self._mover, claim)
         swapped: tuple[int, float] | None = None
         while swapped is None:
             # Whoever is cancelled from here on waits, lest nobody clears away what is replaced.
@@ -152,7 +152,7 @@ class Rebuild:
         mine = self.registered.projection.version
         if checkpoint.until is not None and checkpoint.version == mine:
             return
-        horizon = await self.database.log.horizon() if self._fills else 0
+        horizon = await self.log.horizon() if self._fills else 0
 
         def program() -> Program[None]:
             yield from self._checkpoints.discard(claim)
@@ -160,7 +160,7 @@ class Rebuild:
             yield from self._shadow.drop_retired()
             yield from self._shadow.create()
             if self._target.folded is not None:
-                yield from measure(self.database.dialect, self.database.tables.events)
+                yield from measure(self.log.database.dialect, self.log.database.tables.events)
             # Looked at again, for where DDL commits by itself, that has let others in.
             found = yield from self._checkpoints.fenced(claim)
             yield self._mover.parking.free_all(**key_values(claim.key))
@@ -177,14 +177,14 @@ class Rebuild:
         return self._target.folded is not None and self._target.folded.by_stream
 
     async def _fill(self, claim: Claim) -> None:
-        heads = self.database.tables.streams
+        heads = self.log.database.tables.streams
         ours = heads.c.stream_type == self.registered.projection.stream_type
         count = select(func.count()).select_from(heads).where(ours)
-        ((streams,),) = await self.database.log.read(count)
+        ((streams,),) = await self.log.database.read(count)
         checkpoint = await self._checkpoint(claim)
         events_a_stream = max((checkpoint.until or 0) / max(streams, 1), 1)
-        limit = max(int(self.database.dialect.events_per_fill / events_a_stream), 1)
-        done, pauses = 0, Pauses(self.database.log)
+        limit = max(int(self.log.database.dialect.events_per_fill / events_a_stream), 1)
+        done, pauses = 0, Pauses(self.log)
         try:
             while await self._fold(partial(self._fill_next, claim, limit)):
                 done = min(done + limit, streams)
@@ -220,9 +220,9 @@ class Rebuild:
 
     async def _catch_up(self, claim: Claim) -> None:
         """Until what is left fits into the swap."""
-        pauses = Pauses(self.database.log)
+        pauses = Pauses(self.log)
         while True:
-            horizon = await self.database.log.horizon()
+            horizon = await self.log.horizon()
             caught_up, events = False, 0
             while not caught_up:
                 position, count, caught_up = await self._mover.step(claim, horizon)
@@ -236,14 +236,14 @@ class Rebuild:
         """With the fold of the log up to where the shadow table is; nobody has to wait for that."""
         checkpoint = await self._checkpoint(claim)
         self._tell("compare", 0, 1)
-        log = self.database.tables.events
+        log = self.log.database.tables.events
         events = self._target.relation(
             log.c.position <= literal(checkpoint.position), ~self._target.is_parked
         )
         name = self.registered.projection.name
         table = self._shadow.tables[0]
         comparison = Comparison.of_table(name, table, self._target.rows(events))
-        rows = await self.database.log.scan(comparison.differences(), **key_values(claim.key))
+        rows = await self.log.database.scan(comparison.differences(), **key_values(claim.key))
         if rows:
             shown = comparison.named(rows)[:DIFFERENCES_SHOWN]
             await self._fail(
@@ -267,7 +267,7 @@ class Rebuild:
         return await self._fold(partial(self._checkpoints.fenced, claim))
 
     async def _fold(self, program: Callable[[], Program[T]]) -> T:
-        return await self.database.log.fold(program, long=True)
+        return await self.log.database.fold(program, long=True)
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         name = self.registered.projection.name
@@ -280,20 +280,20 @@ class Rebuild:
 
     @cached_property
     def _shadow(self) -> Shadow:
-        return Shadow.of(self.registered.projection.tables, self.database.dialect)
+        return Shadow.of(self.registered.projection.tables, self.log.database.dialect)
 
     @cached_property
     def _target(self) -> Target:
-        database = self.database
+        log = self.log
         return Target(
             self.registered.projection,
-            database.tables,
-            database.dialect,
+            log.database.tables,
+            log.database.dialect,
             self._shadow.tables,
             BUILDING,
         )
 
     @cached_property
     def _mover(self) -> CatchUp:
-        limit = min(BATCH, self.database.dialect.events_per_fill)
-        return CatchUp(self.database.log, self._target, limit)
+        limit = min(BATCH, self.log.database.dialect.events_per_fill)
+        return CatchUp(self.log.database, self._target, limit)

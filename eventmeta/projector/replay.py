@@ -13,9 +13,9 @@ from sqlalchemy import ColumnElement, Table, insert, literal, literal_column, or
 from eventmeta.applying import apply_events
 from eventmeta.as_of import AsOf
 from eventmeta.corruption import naming_corruption
-from eventmeta.database import Database
 from eventmeta.dialects.statement import Program
 from eventmeta.errors import EventMetaError
+from eventmeta.event_log import EventLog
 from eventmeta.events import RecordedEvent
 from eventmeta.moments import overtaken_positions
 from eventmeta.projection_checks import check_projection
@@ -36,34 +36,35 @@ class Replay:
         until: The end of the part; all there is if None.
     """
 
-    database: Database
+    log: EventLog
     projection: AnyProjection
     until: AsOf | None
 
     def __post_init__(self) -> None:
         """Refuse what is no projection."""
-        check_projection(self.projection, self.database.tables, self.database.dialect)
+        check_projection(self.projection, self.log.database.tables, self.log.database.dialect)
 
     async def rows(self) -> list[dict[str, Any]]:
         """The rows of its first table, as they were then."""
         target = self._target
-        log = self.database.log
+        log = self.log
         if target.folded is not None:
             fold = target.rows(target.relation(*await self._conditions()))
             async with naming_corruption(log):
-                return _named(target.tables[0], await log.read(fold, log.limits.long))
+                rows = await log.database.read(fold, log.database.limits.long)
+            return _named(target.tables[0], rows)
         shadow = self._scratch(f"_replay_{secrets.token_hex(4)}")
         async with self._dropped_on_failure(shadow):
             await self._fill(shadow)
             table = shadow.tables[0]
-            rows = await log.read(select(*table.columns))
-        await log.fold(shadow.drop)
+            rows = await log.database.read(select(*table.columns))
+        await log.database.fold(shadow.drop)
         return _named(table, rows)
 
     async def into(self, suffix: str) -> list[str]:
         """Fill new tables, called after its own with ``suffix``, and leave them there."""
         shadow = self._scratch(suffix)
-        await self.database.log.fold(shadow.drop)
+        await self.log.database.fold(shadow.drop)
         async with self._dropped_on_failure(shadow):
             await self._fill(shadow)
         return [table.name for table in shadow.tables]
@@ -75,36 +76,34 @@ class Replay:
             yield
         except BaseException:
             with suppress(EventMetaError):
-                await self.database.log.fold(shadow.drop)
+                await self.log.database.fold(shadow.drop)
             raise
 
     async def _fill(self, shadow: Shadow) -> None:
         """Make the tables of ``shadow``, with the rows."""
-        log, target = self.database.log, self._target
-        await log.fold(shadow.create)
+        log, target = self.log, self._target
+        await log.database.fold(shadow.create)
         if target.folded is None:
             await self._apply(shadow.tables)
         else:
             table = shadow.tables[0]
             fold = target.rows(target.relation(*await self._conditions()))
             filling = insert(table).from_select([column.name for column in table.columns], fold)
-            statement = self.database.dialect.compile(filling)
+            statement = self.log.database.dialect.compile(filling)
 
             def program() -> Program[None]:
                 yield statement()
 
             async with naming_corruption(log):
-                await log.fold(program, long=True)
-        await log.fold(shadow.finish, long=True)
+                await log.database.fold(program, long=True)
+        await log.database.fold(shadow.finish, long=True)
 
     async def _apply(self, tables: Sequence[Table]) -> None:
         """A page of the log at a time, in its order."""
         applied = self._target.applied
         assert applied is not None
         page: list[RecordedEvent] = []
-        events = self.database.log.read_all(
-            types=applied.event_types, conditions=await self._conditions()
-        )
+        events = self.log.read_all(types=applied.event_types, conditions=await self._conditions())
         async for event in events:
             if event.stream_type == applied.stream_type:
                 page.append(event)
@@ -116,25 +115,25 @@ class Replay:
     async def _apply_page(
         self, applied: AppliedProjection, page: Sequence[RecordedEvent], tables: Sequence[Table]
     ) -> None:
-        dialect = self.database.dialect
+        dialect = self.log.database.dialect
 
         async def work() -> None:
             async with dialect.transaction() as connection:
                 await apply_events(applied, dialect, connection, page, tables)
 
-        await self.database.log.repeated(work)
+        await self.log.database.repeated(work)
 
     async def _conditions(self) -> list[ColumnElement[bool]]:
-        events = self.database.tables.events
+        events = self.log.database.tables.events
         log = events.c
-        horizon = await self.database.log.horizon()
+        horizon = await self.log.horizon()
         conditions = [log.position <= literal(horizon)]
         if self.until is not None:
             column = log[self.until.column]
             bound = literal(self.until.value, column.type)
             past = column <= bound
             if self.until.column == "recorded_at":
-                rows = await self.database.log.scan(overtaken_positions(events, bound))
+                rows = await self.log.database.scan(overtaken_positions(events, bound))
                 overtaken: list[ColumnElement[int]]
                 overtaken = [literal_column(str(int(position))) for (position,) in rows]
                 past = or_(past, log.position.in_(overtaken)) if overtaken else past
@@ -143,10 +142,10 @@ class Replay:
 
     @property
     def _target(self) -> Target:
-        return live_target(self.projection, self.database.tables, self.database.dialect)
+        return live_target(self.projection, self.log.database.tables, self.log.database.dialect)
 
     def _scratch(self, suffix: str) -> Shadow:
-        return Shadow.of(self.projection.tables, self.database.dialect, suffix)
+        return Shadow.of(self.projection.tables, self.log.database.dialect, suffix)
 
 
 def _named(table: Table, rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 from sqlalchemy import func, literal, select
 
-from eventmeta.database import Database
 from eventmeta.dialects.statement import Row
+from eventmeta.event_log import EventLog
 from eventmeta.projector.checkpoints import (
     BUILDING,
     LIVE,
@@ -109,14 +109,14 @@ class Status:
     subscriptions: dict[str, SubscriptionStatus]
 
 
-async def status_of(database: Database) -> Status:
+async def status_of(log: EventLog) -> Status:
     """Return how far everything is at about this moment."""
-    log, position = database.log, database.tables.events.c.position
+    position = log.database.tables.events.c.position
     horizon = await log.horizon()
-    ((head,),) = await log.read(select(func.coalesce(func.max(position), 0)))
-    oldest = database.dialect.oldest_append(database.tables)
-    rows: Sequence[Row] = () if oldest is None else await log.read(oldest)
-    kept = await _kept(database, head, horizon)
+    ((head,),) = await log.database.read(select(func.coalesce(func.max(position), 0)))
+    oldest = log.database.dialect.oldest_append(log.database.tables)
+    rows: Sequence[Row] = () if oldest is None else await log.database.read(oldest)
+    kept = await _kept(log, head, horizon)
     return Status(
         head=head,
         horizon=horizon,
@@ -131,12 +131,14 @@ def _open_append(row: Row) -> OpenAppend:
     return OpenAppend(after, None if milliseconds is None else milliseconds / 1_000)
 
 
-async def _kept(database: Database, head: int, horizon: int) -> _Kept:
+async def _kept(log: EventLog, head: int, horizon: int) -> _Kept:
+    database = log.database
     checkpoints = CheckpointStatements(database.tables, database.dialect).all
     counts = ParkingStatements(database.tables, database.dialect).counts
-    found, parked = await database.log.run(lambda: database.dialect.read([checkpoints(), counts()]))
+    queries = [checkpoints(), counts()]
+    found, parked = await database.run(lambda: database.dialect.read(queries))
     return _Kept(
-        database,
+        log,
         head,
         horizon,
         {Key(*row[:2]): Checkpoint(*row[2:]) for row in found},
@@ -148,7 +150,7 @@ async def _kept(database: Database, head: int, horizon: int) -> _Kept:
 class _Kept:
     """What the database keeps of projections and subscriptions, whoever registers them."""
 
-    database: Database
+    log: EventLog
     head: int
     horizon: int
     checkpoints: dict[Key, Checkpoint]
@@ -157,7 +159,7 @@ class _Kept:
     async def projections(self) -> dict[str, ProjectionStatus]:
         """Each projection: those that are registered here first."""
         registered: dict[str, Registered | None] = {
-            each.projection.name: each for each in self.database.registry
+            each.projection.name: each for each in self.log.registry
         }
         for key in (*self.checkpoints, *self.parked):
             if key.state != SUBSCRIPTION:
@@ -202,15 +204,15 @@ class _Kept:
 
     async def _lag(self, after: int, registered: Registered | None = None) -> tuple[int, float]:
         """Return how many events come up to the horizon, and the age of the first in seconds."""
-        log = self.database.tables.events.c
+        log = self.log.database.tables.events.c
         bounds = (log.position > literal(after), log.position <= literal(self.horizon))
         if registered is None:
-            waiting: Events = self.database.log.events(*bounds)
+            waiting: Events = self.log.events(*bounds)
         else:
-            tables, dialect = self.database.tables, self.database.dialect
+            tables, dialect = self.log.database.tables, self.log.database.dialect
             waiting = live_target(registered.projection, tables, dialect).relation(*bounds)
         query = select(func.count(), func.min(waiting.c.recorded_at, type_=log.recorded_at.type))
-        ((events, first),) = await self.database.log.read(query)
+        ((events, first),) = await self.log.database.read(query)
         return events, _age(first)
 
 

@@ -8,9 +8,9 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from eventmeta.database import Database
 from eventmeta.dialects.statement import Program
 from eventmeta.errors import EventMetaError
+from eventmeta.event_log import EventLog
 from eventmeta.events import RecordedEvent
 from eventmeta.projector.checkpoints import (
     SUBSCRIPTION,
@@ -38,7 +38,7 @@ class Subscription:
         max_poll: The longest pause between two looks at the log, in seconds.
     """
 
-    database: Database
+    log: EventLog
     name: str
     after: int
     types: Collection[str] | None
@@ -50,7 +50,7 @@ class Subscription:
         Raises:
             LeaseLost: Another reader of the same name took over, as this one was away for long.
         """
-        async with self.database.hints(), aclosing(self._follow()) as events:
+        async with self.log.hints(), aclosing(self._follow()) as events:
             async for event in events:
                 yield event
 
@@ -61,13 +61,11 @@ class Subscription:
             saved = position = await self._position(claim)
             saved_at, pause = time.monotonic(), MIN_POLL
             while True:
-                self.database.check_open()
-                seen = self.database.appended.given
-                horizon = await self.database.log.horizon()
+                self.log.database.check_open()
+                seen = self.log.appended.given
+                horizon = await self.log.horizon()
                 before = position
-                async for event in self.database.log.read_all(
-                    position, until=horizon, types=self.types
-                ):
+                async for event in self.log.read_all(position, until=horizon, types=self.types):
                     yield event
                     position = event.position
                     if time.monotonic() - saved_at > SAVE_SECONDS:
@@ -79,11 +77,11 @@ class Subscription:
                     saved, saved_at = position, time.monotonic()
                 pause = MIN_POLL if position > before else 2 * pause
                 pause = min(pause, self.max_poll, renewal_seconds())
-                await self.database.appended.wait(seen, pause)
+                await self.log.appended.wait(seen, pause)
         finally:
             with suppress(EventMetaError):  # the lease ends by itself, and what it saved stays
                 leave = partial(self._checkpoints.give_back, self._key, holder, position)
-                await self.database.log.fold(leave)
+                await self.log.database.fold(leave)
 
     async def _take_lease(self, holder: str) -> Claim:
         """Wait until no other reader has it."""
@@ -93,8 +91,8 @@ class Subscription:
             yield from self._checkpoints.begin(self._key, 1, self.after)
             return (yield from self._checkpoints.take_lease(self._key, holder))
 
-        while (claim := await self.database.log.fold(program)) is None:
-            await self.database.appended.wait(self.database.appended.given, pause)
+        while (claim := await self.log.database.fold(program)) is None:
+            await self.log.appended.wait(self.log.appended.given, pause)
             pause = min(2 * pause, self.max_poll)
         return claim
 
@@ -104,10 +102,10 @@ class Subscription:
             moved = self._checkpoints.renewed(found._replace(position=position))
             yield from self._checkpoints.save(claim.key, moved)
 
-        await self.database.log.fold(program)
+        await self.log.database.fold(program)
 
     async def _position(self, claim: Claim) -> int:
-        found = await self.database.log.fold(partial(self._checkpoints.fenced, claim))
+        found = await self.log.database.fold(partial(self._checkpoints.fenced, claim))
         return found.position
 
     @property
@@ -116,4 +114,4 @@ class Subscription:
 
     @cached_property
     def _checkpoints(self) -> CheckpointStatements:
-        return CheckpointStatements(self.database.tables, self.database.dialect)
+        return CheckpointStatements(self.log.database.tables, self.log.database.dialect)

@@ -11,9 +11,9 @@ from functools import partial
 from sqlalchemy import Table, and_, delete, exists, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmeta.database import Database
 from eventmeta.database_errors import DatabaseFailure, is_of_statement
 from eventmeta.dialects.statement import Program, Query
+from eventmeta.event_log import EventLog
 from eventmeta.projection_errors import LeaseLost, ProjectionError, RebuildFailed
 from eventmeta.projector.catch_up import CatchUp
 from eventmeta.projector.checkpoints import BUILDING, LIVE, Claim, Key, key_values
@@ -39,7 +39,7 @@ class Swapping:
         claim: The lease of the rebuild.
     """
 
-    database: Database
+    log: EventLog
     registered: Registered
     shadow: Shadow
     mover: CatchUp
@@ -52,18 +52,18 @@ class Swapping:
             TablesMoved: An attempt was broken off when the tables were in place already.
             RebuildFailed: They cannot take it.
         """
-        log, dialect = self.database.log, self.database.dialect
+        log, dialect = self.log, self.log.database.dialect
         horizon = await log.horizon()
         seconds = 0.0
 
         async def swap() -> int:
             nonlocal seconds
-            if (await log.fold(self.shadow.exist)) == (False, True):
+            if (await log.database.fold(self.shadow.exist)) == (False, True):
                 raise TablesMoved(self.claim.key.projection, "has the new tables in place already")
             start = time.monotonic()
             try:
                 return await dialect.swap(
-                    self.database.tables,
+                    self.log.database.tables,
                     [] if self._stays else self.shadow.swaps,
                     partial(self._finish, horizon),
                     self._conclude,
@@ -73,7 +73,7 @@ class Swapping:
                 seconds = max(seconds, time.monotonic() - start)
 
         try:
-            position = await log.repeated(swap)
+            position = await log.database.repeated(swap)
         except DatabaseFailure as failure:
             if not is_of_statement(failure):
                 raise
@@ -88,15 +88,15 @@ class Swapping:
 
     async def conclude(self) -> tuple[int, float]:
         """The same where the tables are in place, and only that is yet to be said."""
-        log, checkpoints = self.database.log, self.mover.checkpoints
-        found = await log.fold(partial(checkpoints.fenced, self.claim))
-        await log.fold(self._take_the_place)
+        log, checkpoints = self.log, self.mover.checkpoints
+        found = await log.database.fold(partial(checkpoints.fenced, self.claim))
+        await log.database.fold(self._take_the_place)
         await self._clear_away()
         return found.position, 0.0
 
     async def _clear_away(self) -> None:
         """Under the lease, which ends with that: the next rebuild uses the same names."""
-        log, checkpoints = self.database.log, self.mover.checkpoints
+        log, checkpoints = self.log, self.mover.checkpoints
 
         def drop() -> Program[None]:
             yield from checkpoints.fenced(self.claim)
@@ -108,8 +108,8 @@ class Swapping:
             yield checkpoints.remove(**key_values(self.claim.key))
 
         with suppress(LeaseLost):  # whoever has it now clears away
-            await log.fold(drop)
-            await log.fold(end)
+            await log.database.fold(drop)
+            await log.database.fold(end)
 
     @property
     def _stays(self) -> bool:
@@ -117,13 +117,13 @@ class Swapping:
         live = {table.name for table in self.shadow.live}
         return any(
             key.column.table.name in live
-            for table in self.database.tables.metadata.tables.values()
+            for table in self.log.database.tables.metadata.tables.values()
             for key in table.foreign_keys
         )
 
     async def _finish(self, horizon: int, connection: AsyncConnection) -> int:
         """Apply the last events; nobody else moves the live tables on meanwhile, or afterwards."""
-        dialect = self.database.dialect
+        dialect = self.log.database.dialect
         end = await dialect.write_within(connection, self._lock(horizon))
         step = await self.mover.transactions.carry_out(
             self.mover.advance(self.claim, end, _ALL), connection
@@ -141,8 +141,8 @@ class Swapping:
             yield from self.mover.checkpoints.save(live, found._replace(version=0))
         if not self.registered.inline:
             return max(horizon, found.position) if found is not None else horizon
-        position = self.database.tables.events.c.position
-        last = self.database.dialect.compile(select(func.coalesce(func.max(position), 0)))
+        position = self.log.database.tables.events.c.position
+        last = self.log.database.dialect.compile(select(func.coalesce(func.max(position), 0)))
         ((end,),) = yield last()
         return int(end)
 
@@ -151,7 +151,7 @@ class Swapping:
             yield from self._take_over(live, shadow)
 
     def _take_over(self, live: Table, shadow: Table) -> Iterator[Query]:
-        dialect = self.database.dialect
+        dialect = self.log.database.dialect
         same = [live.c[key.name] == shadow.c[key.name] for key in live.primary_key]
         yield dialect.compile(delete(live).where(~exists().where(and_(*same))))()
         columns = [column.name for column in live.columns]
@@ -161,7 +161,7 @@ class Swapping:
         yield dialect.compile(dialect.upsert(live, columns, source, changing))()
 
     async def _conclude(self, connection: AsyncConnection) -> None:
-        await self.database.dialect.write_within(connection, self._take_the_place())
+        await self.log.database.dialect.write_within(connection, self._take_the_place())
 
     def _take_the_place(self) -> Program[None]:
         """The checkpoint and the parked streams of the new tables become those of the live ones."""

@@ -9,9 +9,9 @@ from typing import Generic, NamedTuple, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.applying import apply_events
+from eventmeta.database import Database
 from eventmeta.dialects.statement import Program
 from eventmeta.events import RecordedEvent
-from eventmeta.log import EventLog
 from eventmeta.projector.target import Target
 
 T = TypeVar("T")
@@ -36,30 +36,30 @@ class Transactions:
     """The transactions in which a projection is moved on.
 
     Attributes:
-        log: The log.
+        database: The database.
         target: The projection, and its tables.
     """
 
-    log: EventLog
+    database: Database
     target: Target
 
     async def run(self, program: Callable[[], Program[Batch[T]]]) -> T:
         """Carry out ``program`` as a transaction of its own."""
         if self.target.applied is None:
-            return await self.log.fold(lambda: _saved(program()))
+            return await self.database.fold(lambda: _saved(program()))
 
         async def work() -> T:
-            async with self.log.dialect.transaction() as connection:
+            async with self.database.dialect.transaction() as connection:
                 return await self.carry_out(program(), connection)
 
-        return await self.log.repeated(work)
+        return await self.database.repeated(work)
 
     async def carry_out(self, program: Program[Batch[T]], connection: AsyncConnection) -> T:
         """Carry out ``program`` in the transaction of ``connection``.
 
         What it saves comes last: an `apply` that has ended the transaction is found out before.
         """
-        dialect, applied = self.log.dialect, self.target.applied
+        dialect, applied = self.database.dialect, self.target.applied
         batch = await dialect.write_within(connection, program)
         if applied is not None:
             await apply_events(applied, dialect, connection, batch.events, self.target.tables)

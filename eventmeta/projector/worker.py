@@ -8,9 +8,9 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from eventmeta.database import Database
 from eventmeta.database_errors import StandbyServer
 from eventmeta.errors import EventMetaError, StoreClosed
+from eventmeta.event_log import EventLog
 from eventmeta.projection_errors import LeaseLost, RebuildUnderWay
 from eventmeta.projector.catch_up import BATCH, live_mover
 from eventmeta.projector.checkpoints import Checkpoint, Claim, new_holder, renewal_seconds
@@ -26,7 +26,7 @@ MIN_POLL, MAX_POLL = 0.01, 1.0
 
 
 class Projector:
-    """Follows the log with the asynchronous projections of a database, until it is stopped.
+    """Follows the log with the asynchronous projections of a log, until it is stopped.
 
     Every projection is moved on by one holder of a lease at a time; several projectors, in any
     processes, share the projections, and take over those of one that crashed. Each event is applied
@@ -37,9 +37,9 @@ class Projector:
     """
 
     def __init__(
-        self, database: Database, *, batch_size: int = BATCH, max_poll: float = MAX_POLL
+        self, log: EventLog, *, batch_size: int = BATCH, max_poll: float = MAX_POLL
     ) -> None:
-        self._database = database
+        self._log = log
         self._batch_size = batch_size
         self._max_poll = max_poll
         self._holder = new_holder()
@@ -60,16 +60,16 @@ class Projector:
     async def _refuse_standby(self) -> None:
         """Raise `StandbyServer` on a standby. What else fails now is tried again later."""
         try:
-            await self._database.opening.connect(create=False)
-            await self._database.log.refuse_standby()
+            await self._log.database.opening.connect(create=False)
+            await self._log.refuse_standby()
         except StandbyServer:
             raise
         except EventMetaError as failure:
             logger.debug("the projector waits: %s", failure)
 
     async def _run(self) -> None:
-        async with self._database.hints(), asyncio.TaskGroup() as group:
-            for registered in self._database.registry:
+        async with self._log.hints(), asyncio.TaskGroup() as group:
+            for registered in self._log.registry:
                 group.create_task(self._keep(registered))
 
     async def __aenter__(self) -> Self:
@@ -96,8 +96,8 @@ class Projector:
         pause, told = MIN_POLL, ""
         while True:
             try:
-                await self._database.opening.connect(create=False)
-                await make_current(self._database, registered, self._holder)
+                await self._log.database.opening.connect(create=False)
+                await make_current(self._log, registered, self._holder)
                 if registered.inline:
                     return
                 if await self._follow(registered):
@@ -118,7 +118,7 @@ class Projector:
 
     async def _follow(self, registered: Registered) -> bool:
         """Move a projection on for as long as the lease can be had; False if another has it."""
-        follower = Follower(self._database, registered, self._holder, self._batch_size)
+        follower = Follower(self._log, registered, self._holder, self._batch_size)
         async with follower.lease.held() as claim:
             if claim is not None:
                 await self._follow_with(follower, claim)
@@ -127,12 +127,12 @@ class Projector:
     async def _follow_with(self, follower: Follower, claim: Claim) -> None:
         pause = MIN_POLL
         while True:
-            seen = self._database.appended.given
+            seen = self._log.appended.given
             if await follower.catch_up(claim):
                 pause = MIN_POLL
             if await follower.lease.take() != claim:
                 return
-            await self._database.appended.wait(seen, pause)
+            await self._log.appended.wait(seen, pause)
             pause = min(2 * pause, self._max_poll, renewal_seconds())
 
 
@@ -147,30 +147,30 @@ class Follower:
     """One asynchronous projection, as one holder moves it on."""
 
     def __init__(
-        self, database: Database, registered: Registered, holder: str, batch_size: int = BATCH
+        self, log: EventLog, registered: Registered, holder: str, batch_size: int = BATCH
     ) -> None:
-        self._database = database
-        self.mover = live_mover(database.log, registered.projection, batch_size)
+        self._log = log
+        self.mover = live_mover(log.database, registered.projection, batch_size)
         key = self.mover.target.key
-        self.lease = Lease(database.log, self.mover.checkpoints, key, holder)
+        self.lease = Lease(log.database, self.mover.checkpoints, key, holder)
 
     async def catch_up(self, claim: Claim) -> int:
         """Apply all events up to the horizon: how many."""
-        horizon = await self._database.log.horizon()
+        horizon = await self._log.horizon()
         events, caught_up = 0, False
         while not caught_up:
             _, count, caught_up = await self.mover.step(claim, horizon)
             events += count
-            self._database.applied.give()
+            self._log.applied.give()
         return events
 
 
-async def checkpoint_of(database: Database, registered: Registered) -> Checkpoint | None:
+async def checkpoint_of(log: EventLog, registered: Registered) -> Checkpoint | None:
     """How far a projection is, without waiting for whoever moves it on."""
-    return await live_mover(database.log, registered.projection).checkpoint()
+    return await live_mover(log.database, registered.projection).checkpoint()
 
 
-async def make_current(database: Database, registered: Registered, holder: str) -> None:
+async def make_current(log: EventLog, registered: Registered, holder: str) -> None:
     """Build a projection anew if its table is of no version yet, or of an older one.
 
     The built-in ones are as old as their tables.
@@ -179,12 +179,12 @@ async def make_current(database: Database, registered: Registered, holder: str) 
         RebuildUnderWay: Another process does that.
         RebuildFailed: The new table is not what the log says.
     """
-    found = await checkpoint_of(database, registered)
+    found = await checkpoint_of(log, registered)
     version = registered.projection.version
     if found is not None and found.version >= version:
         return
     if found is None and registered.built_in:
-        mover = live_mover(database.log, registered.projection)
-        await database.log.fold(partial(mover.checkpoints.begin, mover.target.key, version))
+        mover = live_mover(log.database, registered.projection)
+        await log.database.fold(partial(mover.checkpoints.begin, mover.target.key, version))
     else:
-        await Rebuild(database, registered, holder).run_unless_current()
+        await Rebuild(log, registered, holder).run_unless_current()

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.codec import DEFAULT_MAX_VALUE_BYTES
-from eventmeta.database import Database
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
 from eventmeta.engines import shared_engine
 from eventmeta.entity import Entity
 from eventmeta.errors import InvalidInput
+from eventmeta.event_log import EventLog
 from eventmeta.events import StreamKey
 from eventmeta.identifiers import check_flag, check_limits, check_positive, check_session_id
 from eventmeta.options import check_options, options_of
@@ -90,7 +90,7 @@ class OpenedSession(Entity):
             check_flag(name, value)
         check_positive("max_value_bytes", max_value_bytes)
         self._limits = check_limits(timeout, retry_for)
-        self._database = Database.of(engine, TableNames.of(table_names))
+        self._log = EventLog.of(engine, TableNames.of(table_names))
         self._max_value_bytes = max_value_bytes
         self._binding = Binding(user_id, claim=claim, user_from=user_from)
         self._stream = StreamKey(self.session_id)
@@ -134,7 +134,7 @@ class OpenedSession(Entity):
     @property
     def engine(self) -> AsyncEngine:
         """The engine, for the app's own statements."""
-        return self._database.engine
+        return self._log.database.engine
 
     @property
     def user_id(self) -> str | None:
@@ -173,10 +173,10 @@ class OpenedSession(Entity):
 
     @property
     def _view(self) -> View:
-        return View(self._database, self._binding.access, self._limits)
+        return View(self._log.database, self._binding.access, self._limits)
 
     async def _connected(self) -> None:
-        await self._database.opening.connect(create=self._create_tables, limits=self._limits)
+        await self._log.database.opening.connect(create=self._create_tables, limits=self._limits)
 
     async def _last_rows(
         self, limit: int, connection: AsyncConnection | None = None

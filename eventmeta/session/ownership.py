@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from eventmeta.access import Access
 from eventmeta.codec import encode_changes
 from eventmeta.commands import CreateSession, SetMetadata, TransferSession
-from eventmeta.database import Database
 from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
+from eventmeta.event_log import EventLog
 from eventmeta.events import RecordedEvent
 from eventmeta.identifiers import (
     check_flag,
@@ -135,7 +135,7 @@ class SessionOwnership(OpenedSession):
         limits = check_limits(
             options.get("timeout", DEFAULT_TIMEOUT), options.get("retry_for", DEFAULT_RETRY_FOR)
         )
-        view = View(Database.of(engine, TableNames.of(names)), Access(user_id), limits)
+        view = View(EventLog.of(engine, TableNames.of(names)).database, Access(user_id), limits)
         create_tables = options.get("create_tables", False)
         found = await latest_sessions(view, limit, offset, create_tables=create_tables)
         return [cls(session_id, engine=engine, **arguments) for session_id in found]

@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmeta.access import Access
 from eventmeta.codec import canonical, parse
 from eventmeta.commands import AddItems, Message
-from eventmeta.database import own_connection
 from eventmeta.errors import EventMetaError, InvalidInput
+from eventmeta.event_log import own_connection
 from eventmeta.events import RecordedEvent
 from eventmeta.identifiers import check_run_id
 from eventmeta.options import WriteOptions
@@ -54,7 +54,7 @@ class SessionUsage(OpenedSession):
             StructuredMetadataOff: The table of tokens used is not kept.
             EventMetaError: It could not be recorded; to call again is safe.
         """
-        await check_structured(self._database, "store_run_usage()")
+        await check_structured(self._log.database, "store_run_usage()")
         wrapper, responses = (
             getattr(result, name, None) for name in ("context_wrapper", "raw_responses")
         )
@@ -76,7 +76,7 @@ class SessionUsage(OpenedSession):
             InvalidInput: ``turn`` or ``run_id`` cannot be one.
             StructuredMetadataOff: The table of tokens used is not kept.
         """
-        await check_structured(self._database, "get_usage()")
+        await check_structured(self._log.database, "get_usage()")
         check_turn(turn)
         if run_id is not None:
             check_run_id(run_id)
@@ -99,7 +99,7 @@ class SessionUsage(OpenedSession):
         Raises:
             StructuredMetadataOff: The table of tokens used is not kept.
         """
-        await check_structured(self._database, "get_turn_usage()")
+        await check_structured(self._log.database, "get_turn_usage()")
         check_turn(user_turn_number)
         await self._connected()
         found = await turn_usage(self._view, self.session_id)
@@ -114,9 +114,9 @@ class SessionUsage(OpenedSession):
         """Know a run from its beginning, when it has used nothing yet."""
         if wrapper is None:
             return None
-        if self._database.tables.names.structured_metadata is None:
+        if self._log.database.tables.names.structured_metadata is None:
             await self._connected()  # which tells
-        if self._database.tables.usage is None:
+        if self._log.database.tables.usage is None:
             return None
         ledger = ledger_of(wrapper.usage)
         ledger.finish = ledger.finish or self._finish
@@ -147,7 +147,7 @@ class SessionUsage(OpenedSession):
         cause = await self._enter(ledger, wrapper.usage, command, items, connection)
         taken = ledger.take(command, cause)
         try:
-            added = await self._view.submit(command, connection)
+            added = await self._log.submit(command, connection, self._limits)
         except BaseException:
             ledger.put_back(taken)
             raise
@@ -158,7 +158,7 @@ class SessionUsage(OpenedSession):
             )
             ledger.put_back(taken, transaction=transaction)
             if cause.message is not None:  # which is there only if the caller commits
-                ledger.causes.pop((self._database, self._stream), None)
+                ledger.causes.pop((self._log, self._stream), None)
             return added
         ledger.put_back(taken, recorded=True)
         if cause.message is not None:
@@ -179,7 +179,7 @@ class SessionUsage(OpenedSession):
     ) -> Cause:
         """Take down what the run has used, and return the user message that is being answered."""
         said = [n for n, item in enumerate(items) if is_user_message(item)]
-        known = ledger.causes.get((self._database, self._stream))
+        known = ledger.causes.get((self._log, self._stream))
         if said:
             cause = self._cause(command.access, message=Message(command, said[-1]))
         elif known is None and UsageTotals.of(usage) != ledger.reached:
@@ -212,7 +212,7 @@ class SessionUsage(OpenedSession):
         if ledger.run_id is not None and not ledger.owes(usage):
             return
         await self._connected()
-        cause = ledger.causes.get((self._database, self._stream)) or await self._last_cause(
+        cause = ledger.causes.get((self._log, self._stream)) or await self._last_cause(
             self._binding.access
         )
         await ledger.identify(usage, cause)
@@ -227,7 +227,7 @@ class SessionUsage(OpenedSession):
         user_message_id: int | None = None,
         message: Message | None = None,
     ) -> Cause:
-        return Cause(self._database, self._stream, access, user_message_id, message)
+        return Cause(self._log, self._stream, access, user_message_id, message)
 
     async def _last_cause(self, access: Access, connection: AsyncConnection | None = None) -> Cause:
         """Return the last user message that is there, as ``connection`` sees it if there is one."""
