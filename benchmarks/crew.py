@@ -10,7 +10,7 @@ from typing import Protocol
 
 from benchmarks.peers import Peer
 from benchmarks.scenarios.base import Scenario, WrongData, digest
-from eventmeta.settle import settle
+from eventmeta.core.settle import settle
 
 FEW_CALLS = 3
 ERROR_LENGTH = 200

@@ -17,7 +17,7 @@ from benchmarks.peers import PEERS, Peer, installed, offers
 from benchmarks.results import Case, Result, Run, machine, versions
 from benchmarks.runner import SIZES, measure
 from benchmarks.scenarios import SCENARIOS, Probe
-from eventmeta.settle import settle
+from eventmeta.core.settle import settle
 from tests.servers import Unavailable
 
 

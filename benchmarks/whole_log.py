@@ -25,7 +25,7 @@ from benchmarks.peers.ours import COPY
 from benchmarks.scenarios.base import metadata
 from eventmeta import MetadataStore, progress_bar
 from eventmeta.dialects.statement import Program
-from eventmeta.projector.shadow import Shadow
+from eventmeta.projector.shadow_tables import Shadow
 from eventmeta.projector.target import live_target
 from projections import METADATA_EVENTS, metadata_projection
 

@@ -1,10 +1,7 @@
 """The public names, and where they are defined. Each is imported when it is asked for."""
 
-from .actor import acting_as
-from .arrow import ExportProgress
-from .backfill import Backfill, backfill_conversations
-from .comparison import Difference
-from .database_errors import (
+from .core.actor import acting_as
+from .core.database_errors import (
     CorruptEvent,
     DatabaseBusy,
     DatabaseFailure,
@@ -18,7 +15,7 @@ from .database_errors import (
     UnsupportedEngine,
     UnsupportedSchema,
 )
-from .errors import (
+from .core.errors import (
     AppendRejected,
     ContextLost,
     EventIdReused,
@@ -40,12 +37,8 @@ from .errors import (
     ValueTooLarge,
     VersionConflict,
 )
-from .events import NewEvent, Position, RecordedEvent
-from .history import MISSING, HistoryEntry, ValueChange
-from .identifiers import new_event_id
-from .options import WriteOptions
-from .progress import progress_bar
-from .projection_errors import (
+from .core.events import NewEvent, Position, RecordedEvent
+from .core.projection_errors import (
     InvalidProjection,
     LeaseLost,
     ProjectionBehind,
@@ -56,26 +49,29 @@ from .projection_errors import (
     RebuildUnderWay,
     UnknownProjection,
 )
-from .projector import (
-    OpenAppend,
-    ParkedStream,
-    ProjectionStatus,
-    Projector,
-    RebuildProgress,
-    Rebuilt,
-    Status,
-    SubscriptionStatus,
-)
-from .run_hooks import UsageHooks
-from .search import SessionEntry
-from .session import MetadataSession, SessionOptions, Turn
-from .sqlite_session import SQLiteSession
-from .store import MetadataStore
-from .table_names import TableOptions
-from .usage import GroupedUsage, UsageTotals
-from .user_store import UserStore
-from .users import User
-from .verify import verify_projection
+from .core.usage import GroupedUsage, UsageTotals
+from .core.validation import new_event_id
+from .extensions.progress_bar import progress_bar
+from .governance.verify import verify_projection
+from .log.arrow import ExportProgress
+from .log.commands.options import WriteOptions
+from .projector.parked_streams import ParkedStream
+from .projector.progress import RebuildProgress, Rebuilt
+from .projector.status import OpenAppend, ProjectionStatus, Status, SubscriptionStatus
+from .projector.worker import Projector
+from .queries.history import MISSING, HistoryEntry, ValueChange
+from .queries.sessions import SessionEntry
+from .read_models.comparison import Difference
+from .session.arguments import SessionOptions
+from .session.conversation import Turn
+from .session.hooks import UsageHooks
+from .session.metadata_session import MetadataSession
+from .session.sqlite_session import SQLiteSession
+from .store.backfill import Backfill, backfill_conversations
+from .store.metadata_store import MetadataStore
+from .store.user import User
+from .store.user_store import UserStore
+from .tables.names import TableOptions
 
 __version__: str
 

@@ -1,8 +1,20 @@
-"""Read models: tables, and the Select that folds a relation of events into their rows.
+"""The read models, which stand without the library.
 
-A projection never asks where its events come from. It needs SQLAlchemy and the shape of an event,
-which it receives as an [`Events`][projections.relation.Events] relation; it does not know
-``eventmeta``, which imports this package and not the reverse.
+A projection is a table and the Select that folds a relation of events into its rows. It does not
+ask where its events come from: it is given them as a relation. ``eventmeta`` imports this package,
+and not the reverse.
+
+projection    what a projection is: one Select over a relation of events
+relation      what a relation of events offers to it
+types         column types that mean the same on every database
+metadata      the current metadata of sessions
+users         the users
+ownership     the events by which sessions change hands
+usage         the tokens that runs have used
+items         items as the SDK writes them
+item_tables   what the tables of items have in common
+conversation  the conversation, turn by turn
+tool_calls    calls of tools, with their outputs
 """
 
 from projections.conversation import conversation_projection

@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import text
 
 from eventmeta import MetadataStore, RecordedEvent, new_event_id
-from eventmeta.access import Access
-from eventmeta.codec import encode_changes
-from eventmeta.commands import (
+from eventmeta.core.canonical_json import encode_changes
+from eventmeta.core.events import StreamKey
+from eventmeta.core.principal import Access
+from eventmeta.log.commands import (
     AddItems,
     Append,
     ClearSession,
@@ -27,7 +28,6 @@ from eventmeta.commands import (
     SetUserMetadata,
     TransferSession,
 )
-from eventmeta.events import StreamKey
 
 
 @dataclass(frozen=True)

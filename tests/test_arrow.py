@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from eventmeta import ExportProgress, InvalidInput, MetadataStore, MissingExtra, NewEvent, arrow
+from eventmeta import ExportProgress, InvalidInput, MetadataStore, MissingExtra, NewEvent
+from eventmeta.log import arrow
 
 ODD = ["plain", "", "comma, \"quote\", 'it'", "new\nline", "tab\tand\x01start", "später 🌍", "NULL"]
 

@@ -32,8 +32,8 @@ from eventmeta import (
     NewEvent,
     ProjectionFailed,
     StoreClosed,
-    retrying,
 )
+from eventmeta.database import retry as retrying
 from projections import AppliedProjection
 from projections.types import BigInt, LongText
 from tests.backends import SERVERS, SQLITE, Backend

@@ -23,8 +23,8 @@ from eventmeta import (
     new_event_id,
     verify_projection,
 )
-from eventmeta.dialects.sqlite import SQLite
-from eventmeta.per_loop import PerLoop
+from eventmeta.core.per_loop import PerLoop
+from eventmeta.dialects.sqlite.driver import SQLite
 from tests.conftest import all_returned, watch_connections
 from tests.faults import Outcome, _CancelledAt, cancel_at, cancel_everywhere
 from tests.helpers import contents, users

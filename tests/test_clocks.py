@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from eventmeta import MetadataSession, MetadataStore, new_event_id, verify_projection
-from eventmeta.clocks import MAX_AHEAD, time_of_next
+from eventmeta.core.clocks import MAX_AHEAD, time_of_next
 from tests.backends import SQLITE, Backend
 from tests.helpers import contents, user, users
 
@@ -366,8 +366,8 @@ async def wrong_for_a_while(
 
     await write(False, session.set_metadata({"a": 1}))
     await write(False, session.set_metadata({"b": 1}))
-    monkeypatch.setattr("eventmeta.owning.time_of_next", lambda last, now: now + AHEAD)
-    monkeypatch.setattr("eventmeta.appender.statement_for", lambda *_: None)
+    monkeypatch.setattr("eventmeta.log.owning.time_of_next", lambda last, now: now + AHEAD)
+    monkeypatch.setattr("eventmeta.log.appender.statement_for", lambda *_: None)
     await write(True, session.delete_metadata(["a"]))
     await write(True, session.set_metadata({"a": 3}))
     monkeypatch.undo()
@@ -425,7 +425,7 @@ async def test_users_have_the_times_of_their_last_events(
     store: MetadataStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ann = store.user("ann")
-    monkeypatch.setattr("eventmeta.owning.time_of_next", lambda last, now: now + AHEAD)
+    monkeypatch.setattr("eventmeta.log.owning.time_of_next", lambda last, now: now + AHEAD)
     await ann.set_metadata({"a": 1})
     await store.delete_user("ann")
     monkeypatch.undo()

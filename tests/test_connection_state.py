@@ -258,7 +258,7 @@ async def levels(
     store: MetadataStore, call: Callable[[], Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> set[int]:
     """The levels of ``synchronous`` at which statements are run."""
-    from eventmeta.dialects.sqlite import running
+    from eventmeta.dialects.sqlite import driver as running
 
     seen: set[int] = set()
     execute = running._execute

@@ -26,9 +26,11 @@ from eventmeta import (
     OutcomeUnknown,
     UnsupportedEngine,
     new_event_id,
-    retrying,
 )
-from eventmeta.dialects import Dialect, Failure, dialect_of
+from eventmeta.database import retry as retrying
+from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.factory import dialect_of
+from eventmeta.dialects.failure import Failure
 from tests.backends import Backend
 from tests.helpers import count_transactions, versions
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,9 @@ import eventmeta
 from benchmarks.cli import parser
 from benchmarks.peers import PEERS
 from benchmarks.scenarios import SCENARIOS
-from eventmeta import (
-    MetadataSession,
-    MetadataStore,
-    TableOptions,
-    WriteOptions,
-    database_errors,
-    errors,
-    projection_errors,
-)
-from eventmeta.table_names import TableNames
+from eventmeta import MetadataSession, MetadataStore, TableOptions, WriteOptions
+from eventmeta.core import database_errors, errors, projection_errors
+from eventmeta.tables.names import TableNames
 from tests.test_examples import blocks_of, output_of
 
 ROOT = Path(__file__).parent.parent
@@ -36,12 +29,10 @@ ALL = "\n".join([README, *DOCS.values()])
 MAKE_TARGETS = re.findall(
     r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
 )
-MODULES = sorted(
-    path.relative_to(ROOT)
-    for package in ("eventmeta", "projections")
-    for path in (ROOT / package).rglob("*.py")
-    if path.name != "__init__.py"
-)
+PACKAGES = [
+    ROOT / "projections",
+    *sorted(path.parent for path in ROOT.glob("eventmeta/*/__init__.py")),
+]
 
 
 def options(function: Callable[..., Any]) -> set[str]:
@@ -123,21 +114,17 @@ def test_what_the_benchmarks_compare_is_documented(name: str) -> None:
     assert f"`{name}`" in README
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_module_is_in_the_file_tree(module: Path) -> None:
-    assert module.as_posix() in file_tree()
-
-
-@cache
-def file_tree() -> set[str]:
-    """The paths in the tree of files that the architecture shows."""
-    (tree,) = re.findall(r"```text\n(eventmeta/\n.*?)```", DOCS["architecture.md"], re.DOTALL)
-    paths: set[str] = set()
-    folders: list[str] = []
-    for indent, name in re.findall(r"^([│├└─ ]*)(\S+)", tree, re.MULTILINE):
-        folders[len(indent) // 4 :] = [name]
-        paths.add("".join(folders))
-    return paths
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_a_package_lists_its_modules(package: Path) -> None:
+    """Its docstring is the map of it, and the architecture names it."""
+    here = {path.stem for path in package.glob("*.py")} | {
+        path.parent.name for path in package.glob("*/__init__.py")
+    }
+    source = (package / "__init__.py").read_text(encoding="utf-8")
+    text = ast.get_docstring(ast.parse(source)) or ""
+    purpose, listed = text.splitlines()[0], text.rpartition("\n\n")[2].splitlines()
+    assert {line.split("  ")[0] for line in listed} == here - {"__init__"}
+    assert f"| `{package.name}/` | {purpose} |" in DOCS["architecture.md"]
 
 
 @pytest.mark.parametrize("name", ["README.md", *(f"docs/{name}" for name in DOCS)])

@@ -30,7 +30,7 @@ def test_a_session_can_be_imported_without_the_projector() -> None:
     code = "import sys; from eventmeta import MetadataSession; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = set(found.stdout.split())
-    assert "eventmeta.session" in modules
+    assert "eventmeta.session.metadata_session" in modules
     heavy = {"agents", "tenacity", "eventmeta.projector", "sqlalchemy.dialects.mysql"}
     assert not modules & heavy
 

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from eventmeta import InvalidInput, LeaseLost, MetadataStore, NewEvent
-from eventmeta import log_reading as log_module
+from eventmeta.database import event_reading as log_module
 from eventmeta.projector import checkpoints, subscription
 from eventmeta.projector.checkpoints import LEASE_MS
 from tests.backends import Backend

@@ -18,9 +18,9 @@ from eventmeta import (
     UserStore,
     ValueChange,
 )
-from eventmeta.commands import Append, Fact, TransferSession, assignment
+from eventmeta.core.events import USAGE_RECORDED
 from eventmeta.dialects.statement import Program, Query
-from eventmeta.events import USAGE_RECORDED
+from eventmeta.log.commands import Append, Fact, TransferSession, assignment
 from tests.acting import ADMIN, submit
 from tests.helpers import users
 from tests.test_log_storage import ANALYZE, SCANS, explain

@@ -18,9 +18,9 @@ from eventmeta import (
     EventMetaError,
     MetadataSession,
     MetadataStore,
-    lanes,
     verify_projection,
 )
+from eventmeta.log import lanes
 from tests.backends import Backend
 from tests.helpers import user, versions
 

@@ -21,8 +21,8 @@ from eventmeta import (
     RecordedEvent,
     ValueChange,
     acting_as,
-    events,
 )
+from eventmeta.core import events
 from tests.helpers import user
 
 

@@ -28,8 +28,8 @@ from eventmeta import (
     acting_as,
     new_event_id,
 )
-from eventmeta.access import Access
-from eventmeta.view import View
+from eventmeta.core.principal import Access
+from eventmeta.queries.scope import View
 from tests.helpers import users
 
 pytestmark = pytest.mark.two_dialects

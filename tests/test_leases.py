@@ -20,7 +20,7 @@ from eventmeta import (
     RebuildUnderWay,
     verify_projection,
 )
-from eventmeta.dialects.sqlite.running import SharedConnectionBusy
+from eventmeta.dialects.sqlite.driver import SharedConnectionBusy
 from eventmeta.projector.checkpoints import Claim, new_holder
 from eventmeta.projector.rebuild import Rebuild
 from eventmeta.projector.worker import Follower

@@ -21,7 +21,7 @@ from eventmeta import (
     VersionConflict,
     new_event_id,
 )
-from eventmeta import log_reading as log_module
+from eventmeta.database import event_reading as log_module
 from tests.helpers import user
 
 

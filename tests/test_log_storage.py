@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import MetadataSession, MetadataStore, NewEvent, verify_projection
-from eventmeta.dialects.mysql import running as mysql_running
+from eventmeta.dialects.mysql import driver as mysql_running
 from eventmeta.dialects.statement import Query
 from tests.backends import Backend
 

@@ -41,7 +41,7 @@ from eventmeta import (
     verify_projection,
 )
 from eventmeta.dialects.statement import Statement
-from eventmeta.table_names import TableNames
+from eventmeta.tables.names import TableNames
 from projections.types import SessionId
 from tests.backends import Backend
 from tests.helpers import contents, user, users

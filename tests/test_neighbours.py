@@ -12,11 +12,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta import DatabaseFailure, MetadataStore, opening
-from eventmeta.deadline import Deadline, Expired
-from eventmeta.schema import create_tables
-from eventmeta.settle import settle
-from eventmeta.signals import Signals
+from eventmeta import DatabaseFailure, MetadataStore
+from eventmeta.core.deadline import Deadline, Expired
+from eventmeta.core.settle import settle
+from eventmeta.core.signals import Signals
+from eventmeta.database import opening
+from eventmeta.database.create_tables import create_tables
 from tests.backends import Backend
 
 LONG = 30.0

@@ -26,9 +26,9 @@ from eventmeta import (
     UnsupportedEngine,
     new_event_id,
 )
-from eventmeta.options import options_of
+from eventmeta.log.commands.options import options_of
 from eventmeta.session.arguments import CreationOptions, HandleOptions
-from eventmeta.store import StoreOptions
+from eventmeta.store.metadata_store import StoreOptions
 from tests.processes import ROOT
 
 URL = "sqlite+aiosqlite://"

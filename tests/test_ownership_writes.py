@@ -17,7 +17,7 @@ from eventmeta import (
     new_event_id,
     verify_projection,
 )
-from eventmeta.dialects import Failure
+from eventmeta.dialects.failure import Failure
 from tests.acting import ADMIN, ALICE, BOB, Actor, events, owner, select, submit, together, types
 from tests.acting import user_ids as users_of
 from tests.faults import cancel_everywhere
@@ -342,7 +342,7 @@ async def test_a_batch_of_many_claims(store: MetadataStore) -> None:
 
 
 def count_statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    from eventmeta.dialects.postgresql import running
+    from eventmeta.dialects.postgresql import driver as running
 
     ran: list[str] = []
     execute = running._execute

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from sqlalchemy import MetaData, select
 
 from eventmeta import MetadataStore, RecordedEvent, verify_projection
-from eventmeta.commands import Append, Fact
-from eventmeta.events import USAGE_RECORDED
+from eventmeta.core.events import USAGE_RECORDED
+from eventmeta.log.commands import Append, Fact
 from eventmeta.projector.worker import Follower
 from projections import Projection, metadata_projection, usage_projection, users_projection
 from projections.users import USER_EVENTS

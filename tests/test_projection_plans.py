@@ -12,8 +12,8 @@ from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import MetadataStore
-from eventmeta.commands import Append, Fact
 from eventmeta.dialects.statement import Query
+from eventmeta.log.commands import Append, Fact
 from eventmeta.projector.catch_up import CatchUp
 from eventmeta.projector.checkpoints import key_values
 from eventmeta.projector.target import live_target

@@ -32,7 +32,7 @@ from eventmeta import (
     new_event_id,
     verify_projection,
 )
-from eventmeta.folding import rows_of
+from eventmeta.read_models.fold import rows_of
 from projections import KnownEvent
 from tests.backends import Backend
 from tests.json_values import equal, exact

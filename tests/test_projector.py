@@ -12,9 +12,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from eventmeta import InvalidInput, MetadataStore, ProjectionBehind, UnknownProjection, retrying
+from eventmeta import InvalidInput, MetadataStore, ProjectionBehind, UnknownProjection
+from eventmeta.database import retry as retrying
 from eventmeta.projector import checkpoints, worker
-from eventmeta.projector.leasing import Lease
+from eventmeta.projector.lease import Lease
 from tests.backends import Backend
 from tests.processes import run_python
 from tests.projecting import follower_of, log_of, noted, rows, tag, tags, tags_of, trail, trail_of

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import MetadataStore, OutcomeUnknown, verify_projection
-from eventmeta.projector.swapping import Swapping
+from eventmeta.projector.swap import Swapping
 from tests.conftest import LONG_VARIABLE, all_returned, watch_connections
 from tests.faults import cancel_at, cancel_everywhere
 from tests.rebuilding import (

@@ -36,11 +36,12 @@ from eventmeta import (
     RebuildUnderWay,
     verify_projection,
 )
-from eventmeta.dialects import projecting
-from eventmeta.dialects.mysql import projecting as mysql
-from eventmeta.projector import pauses, worker
+from eventmeta.dialects import projector as projecting
+from eventmeta.dialects.mysql import projector as mysql
 from eventmeta.projector import rebuild as rebuilding
-from eventmeta.projector.swapping import Swapping
+from eventmeta.projector import throttle as pauses
+from eventmeta.projector import worker
+from eventmeta.projector.swap import Swapping
 from projections import Projection, metadata_projection
 from tests.backends import Backend
 from tests.conftest import LONG_VARIABLE
@@ -452,7 +453,7 @@ async def test_a_select_that_depends_on_how_the_log_is_divided(
 ) -> None:
     monkeypatch.setattr(rebuilding, "BATCH", 2)
     monkeypatch.setattr(store.log.database.dialect, "events_per_fill", 1)
-    monkeypatch.setattr("eventmeta.retrying.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("eventmeta.database.retry.RETRY_SECONDS", 0.1)
     store.register(tags(by_stream))
     await store.create_tables()
     await execute(store, "INSERT INTO tags VALUES ('old', 7)")

@@ -11,14 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from eventmeta import (
-    DatabaseRefused,
-    MetadataSession,
-    MetadataStore,
-    NewEvent,
-    retrying,
-    verify_projection,
-)
+from eventmeta import DatabaseRefused, MetadataSession, MetadataStore, NewEvent, verify_projection
+from eventmeta.database import retry as retrying
 from tests.backends import NAMES, Backend
 from tests.helpers import count_transactions, heed_foreign_keys, refuse, user, versions
 

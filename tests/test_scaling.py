@@ -12,10 +12,12 @@ from typing import Any, cast
 
 import pytest
 
-from eventmeta import MetadataSession, MetadataStore, backfill_conversations, log_reading, structure
-from eventmeta.dialects.mysql import running as mysql_running
+from eventmeta import MetadataSession, MetadataStore, backfill_conversations
+from eventmeta.database import event_reading as log_reading
+from eventmeta.dialects.mysql import driver as mysql_running
 from eventmeta.dialects.statement import Query, recordset
-from eventmeta.turns import last_turns
+from eventmeta.read_models import item_changes as structure
+from eventmeta.session.turns import last_turns
 from tests.acting import select
 from tests.helpers import user, users
 from tests.test_log_storage import work_of

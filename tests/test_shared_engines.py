@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from eventmeta import MetadataSession, MetadataStore
-from eventmeta.engines import ENGINES_KEPT, shared_engine
+from eventmeta.database.engines import ENGINES_KEPT, shared_engine
 from tests.backends import Backend
 from tests.processes import run_python
 

@@ -12,16 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventmeta import (
-    InvalidInput,
-    MetadataStore,
-    NewEvent,
-    StoreClosed,
-    ValueTooLarge,
-    acting_as,
-    codec,
-)
-from eventmeta.encoding import is_large
+from eventmeta import InvalidInput, MetadataStore, NewEvent, StoreClosed, ValueTooLarge, acting_as
+from eventmeta.core import canonical_json as codec
+from eventmeta.core.large_inputs import is_large
 from eventmeta.session.items import _dump
 from tests.helpers import user
 

@@ -153,6 +153,20 @@ def test_read_models_stand_without_the_library() -> None:
     )
 
 
+@each_module
+def test_nothing_of_ours_is_imported_for_types_only(module: str) -> None:
+    """A circle would hide there."""
+    hidden = [
+        node.module
+        for block in ast.walk(parse(module))
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom) and node.module
+        if node.module.partition(".")[0] in PACKAGES
+    ]
+    assert not hidden
+
+
 def test_imports_keep_their_direction() -> None:
     succeeds(
         "from importlinter.cli import lint_imports\nraise SystemExit(lint_imports(no_cache=True))"

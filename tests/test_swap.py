@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from eventmeta import DatabaseBusy, MetadataStore, OutcomeUnknown, RebuildFailed, verify_projection
 from eventmeta.dialects import executing
-from eventmeta.dialects.mysql import projecting
-from eventmeta.dialects.mysql import running as mysql_running
+from eventmeta.dialects.mysql import driver as mysql_running
+from eventmeta.dialects.mysql import projector as projecting
 from tests.backends import Backend
 from tests.conftest import LONG_VARIABLE
 from tests.processes import TIMEOUT
@@ -106,8 +106,8 @@ async def test_a_rename_that_is_carried_out_after_its_process_has_died(
                 raise ConnectionResetError
             await connection.exec_driver_sql(statement)
 
-    monkeypatch.setattr("eventmeta.retrying.RETRY_SECONDS", 0)
-    monkeypatch.setattr("eventmeta.dialects.mysql.projecting.execute", die)
+    monkeypatch.setattr("eventmeta.database.retry.RETRY_SECONDS", 0)
+    monkeypatch.setattr("eventmeta.dialects.mysql.projector.execute", die)
     with pytest.raises(OutcomeUnknown):
         await store.rebuild("metadata")
     monkeypatch.undo()
@@ -324,7 +324,7 @@ async def test_a_reader_who_never_ends(
     server_backend: Backend, store: MetadataStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rebuild gives up, and goes on another time."""
-    monkeypatch.setattr("eventmeta.retrying.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("eventmeta.database.retry.RETRY_SECONDS", 0.1)
     await write(store, 1)
     async with store.engine.connect() as reader:
         await reader.execute(text(f"SELECT count(*) FROM {LIVE}"))

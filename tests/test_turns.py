@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import InvalidInput, MetadataSession, MetadataStore, StructuredMetadataOff
-from eventmeta.turns import last_turns
+from eventmeta.session.turns import last_turns
 from tests.helpers import user, users
 
 pytestmark = pytest.mark.two_dialects

@@ -15,7 +15,7 @@ from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from eventmeta import MetadataSession, TableOptions
-from eventmeta.table_names import TableNames
+from eventmeta.tables.names import TableNames
 from tests.backends import Backend
 from tests.helpers import user, users
 

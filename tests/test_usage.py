@@ -26,7 +26,7 @@ from eventmeta import (
     new_event_id,
     verify_projection,
 )
-from eventmeta.run_usage import Ledger
+from eventmeta.session.usage_ledger import Ledger
 from tests.backends import Backend
 from tests.helpers import refuse, users
 

@@ -253,7 +253,7 @@ async def test_the_hooks_call_those_of_the_app(session: MetadataSession) -> None
     ("model", "name"), [("gpt-x", "gpt-x"), (ScriptedModel([]), "ScriptedModel")]
 )
 async def test_the_hooks_know_the_model(model: Any, name: str) -> None:
-    from eventmeta.run_hooks import _model_of
+    from eventmeta.session.hooks import _model_of
 
     assert _model_of(Agent(name="clerk", model=model)) == name
     assert _model_of(Agent(name="clerk")).startswith("gpt")

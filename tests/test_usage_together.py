@@ -19,7 +19,7 @@ from eventmeta import (
     VersionConflict,
     new_event_id,
 )
-from eventmeta.dialects import Failure
+from eventmeta.dialects.failure import Failure
 from tests.helpers import count_transactions, users
 from tests.test_usage import ANSWER, rows, run, structured, usage
 

@@ -25,11 +25,11 @@ from eventmeta import (
     ValueTooLarge,
     VersionConflict,
     new_event_id,
-    retrying,
     verify_projection,
 )
-from eventmeta.comparison import Difference
-from eventmeta.errors import InvalidIdentifier
+from eventmeta.core.errors import InvalidIdentifier
+from eventmeta.database import retry as retrying
+from eventmeta.read_models.comparison import Difference
 from projections import NOBODY
 from tests.acting import (
     ADMIN,

@@ -18,10 +18,10 @@ from eventmeta import (
     VersionConflict,
     new_event_id,
     verify_projection,
-    writer,
 )
-from eventmeta.commands import Command
-from eventmeta.deadline import Limits
+from eventmeta.core.deadline import Limits
+from eventmeta.log import writer
+from eventmeta.log.commands import Command
 from tests.backends import Backend
 from tests.helpers import count_transactions, refuse, user, versions
 
@@ -298,7 +298,7 @@ async def test_what_is_being_read_ends_with_the_store(
     monkeypatch: pytest.MonkeyPatch,
     followed: Callable[[MetadataStore], AsyncIterator[Any]],
 ) -> None:
-    monkeypatch.setattr("eventmeta.arrow.WINDOW", 1)
+    monkeypatch.setattr("eventmeta.log.arrow.WINDOW", 1)
     for n in range(2):
         await store.append("s", NewEvent("noted", {"n": n}))
     reading = followed(store)

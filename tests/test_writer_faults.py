@@ -23,9 +23,9 @@ from eventmeta import (
     MetadataStore,
     OutcomeUnknown,
     new_event_id,
-    retrying,
     verify_projection,
 )
+from eventmeta.database import retry as retrying
 from tests.backends import Backend
 from tests.helpers import count_transactions, user, versions
 from tests.rebuilding import applied_in_order, trace

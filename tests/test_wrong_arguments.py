@@ -24,7 +24,7 @@ from eventmeta import (
     WriteOptions,
 )
 from eventmeta.session.arguments import CreationOptions, HandleOptions
-from eventmeta.users import User
+from eventmeta.store.user import User
 
 URL = "postgresql+asyncpg://nobody@nowhere.invalid/nothing"
 

@@ -6,9 +6,9 @@ from collections.abc import Awaitable
 
 from benchmarks.growing.base import NAME, Call, gather, talk, the_session
 from eventmeta import MetadataStore, new_event_id
-from eventmeta.commands import Append, Fact
-from eventmeta.events import StreamKey
-from eventmeta.usage_reports import UsageGroup
+from eventmeta.core.events import StreamKey
+from eventmeta.log.commands import Append, Fact
+from eventmeta.queries.usage import UsageGroup
 from projections import USAGE_RECORDED
 
 

@@ -24,13 +24,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
+from eventmeta.dialects.base_driver import RunningDialect
+from eventmeta.dialects.events import EventRelation, EventSQL
 from eventmeta.dialects.item_times import ItemTimes
 from eventmeta.dialects.items import ItemSQL, Structure
-from eventmeta.dialects.relation import EventRelation, EventSQL
-from eventmeta.dialects.running import RunningDialect
 from eventmeta.dialects.statement import PutRows, Query, Row, Statement, recordset
 from eventmeta.dialects.streams import StreamSQL
-from eventmeta.tables import Tables
+from eventmeta.tables.tables import Tables
 from projections import AnySelect, Projection
 from projections.types import UtcDateTime
 

@@ -10,7 +10,7 @@ from sqlalchemy import ClauseElement, Executable
 from sqlalchemy import Dialect as SQLDialect
 from sqlalchemy.sql.compiler import Compiled, SQLCompiler
 
-from eventmeta.database_errors import CorruptEvent, DatabaseFailure, UnexpectedRowCount
+from eventmeta.core.database_errors import CorruptEvent, DatabaseFailure, UnexpectedRowCount
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Executable, FromClause, Table, and_, case, func, literal_column, or_, select
 
-from eventmeta.tables import Tables
+from eventmeta.tables.tables import Tables
 from projections import AnySelect
 
 LOCK_TIMEOUT_MS = 5_000

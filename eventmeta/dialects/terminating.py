@@ -11,8 +11,8 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, StaticPool
 
-from eventmeta.deadline import Deadline
-from eventmeta.settle import settle
+from eventmeta.core.deadline import Deadline
+from eventmeta.core.settle import settle
 
 CLOSE_SECONDS = 1.0
 """How long the server may take to answer the farewell of connections that are closed."""

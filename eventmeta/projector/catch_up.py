@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
 
-from eventmeta.database import Database
-from eventmeta.database_errors import DatabaseFailure, is_of_statement
-from eventmeta.dialects import Failure
+from eventmeta.core.database_errors import DatabaseFailure, is_of_statement
+from eventmeta.core.errors import EventMetaError
+from eventmeta.core.events import RecordedEvent, read_event
+from eventmeta.core.projection_errors import ProjectionFailed, ProjectionOutdated, RebuildUnderWay
+from eventmeta.database.database import Database
+from eventmeta.dialects.failure import Failure
 from eventmeta.dialects.statement import Program, Row
-from eventmeta.errors import EventMetaError
-from eventmeta.events import RecordedEvent, read_event
-from eventmeta.projection_errors import ProjectionFailed, ProjectionOutdated, RebuildUnderWay
 from eventmeta.projector.checkpoints import Checkpoint, CheckpointStatements, Claim, key_values
-from eventmeta.projector.parking import ParkedStream, ParkingStatements, failed_at, stream_of
+from eventmeta.projector.parked_streams import ParkedStream, ParkingStatements, failed_at, stream_of
 from eventmeta.projector.target import Target, live_target
 from eventmeta.projector.transactions import Batch, Transactions, nothing
 from projections import AnyProjection

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Table, and_, bindparam, delete, select, update
 
-from eventmeta.dialects import Dialect
+from eventmeta.core.projection_errors import LeaseLost
+from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.statement import Program, Statement, recordset
-from eventmeta.projection_errors import LeaseLost
-from eventmeta.tables import Tables
+from eventmeta.tables.tables import Tables
 
 LIVE = "live"
 BUILDING = "building"

@@ -16,11 +16,11 @@ from typing import NoReturn, TypeVar
 
 from sqlalchemy import func, literal, select
 
-from eventmeta.comparison import Comparison
-from eventmeta.database_errors import DatabaseFailure, is_of_statement
+from eventmeta.core.database_errors import DatabaseFailure, is_of_statement
+from eventmeta.core.projection_errors import RebuildFailed, RebuildUnderWay
+from eventmeta.core.settle import settle
 from eventmeta.dialects.statement import Program
-from eventmeta.event_log import EventLog
-from eventmeta.projection_errors import RebuildFailed, RebuildUnderWay
+from eventmeta.log.event_log import EventLog
 from eventmeta.projector.catch_up import CatchUp
 from eventmeta.projector.checkpoints import (
     BUILDING,
@@ -30,14 +30,14 @@ from eventmeta.projector.checkpoints import (
     Key,
     key_values,
 )
-from eventmeta.projector.leasing import Lease
-from eventmeta.projector.pauses import Pauses
+from eventmeta.projector.lease import Lease
 from eventmeta.projector.progress import RebuildProgress, Rebuilt, Report
-from eventmeta.projector.shadow import Shadow, measure
-from eventmeta.projector.swapping import Swapping, TablesMoved
+from eventmeta.projector.shadow_tables import Shadow, measure
+from eventmeta.projector.swap import Swapping, TablesMoved
 from eventmeta.projector.target import Target
-from eventmeta.registry import Registered
-from eventmeta.settle import settle
+from eventmeta.projector.throttle import Pauses
+from eventmeta.read_models.comparison import Comparison
+from eventmeta.read_models.registry import Registered
 
 T = TypeVar("T")
 

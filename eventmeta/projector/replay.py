@@ -10,17 +10,17 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Table, insert, literal, literal_column, or_, select
 
-from eventmeta.applying import apply_events
-from eventmeta.as_of import AsOf
-from eventmeta.corruption import naming_corruption
+from eventmeta.core.as_of import AsOf
+from eventmeta.core.errors import EventMetaError
+from eventmeta.core.events import RecordedEvent
+from eventmeta.database.corruption import naming_corruption
 from eventmeta.dialects.statement import Program
-from eventmeta.errors import EventMetaError
-from eventmeta.event_log import EventLog
-from eventmeta.events import RecordedEvent
-from eventmeta.moments import overtaken_positions
-from eventmeta.projection_checks import check_projection
-from eventmeta.projector.shadow import Shadow
+from eventmeta.log.event_log import EventLog
+from eventmeta.projector.shadow_tables import Shadow
 from eventmeta.projector.target import Target, live_target
+from eventmeta.queries.moments import overtaken_positions
+from eventmeta.read_models.apply import apply_events
+from eventmeta.read_models.projection_checks import check_projection
 from projections import AnyProjection, AppliedProjection
 
 PAGE = 1_000

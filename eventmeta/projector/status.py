@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import func, literal, select
 
 from eventmeta.dialects.statement import Row
-from eventmeta.event_log import EventLog
+from eventmeta.log.event_log import EventLog
 from eventmeta.projector.checkpoints import (
     BUILDING,
     LIVE,
@@ -18,9 +18,9 @@ from eventmeta.projector.checkpoints import (
     CheckpointStatements,
     Key,
 )
-from eventmeta.projector.parking import ParkingStatements
+from eventmeta.projector.parked_streams import ParkingStatements
 from eventmeta.projector.target import live_target
-from eventmeta.registry import Registered
+from eventmeta.read_models.registry import Registered
 from projections import Events
 
 

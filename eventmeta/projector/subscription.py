@@ -8,10 +8,10 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+from eventmeta.core.errors import EventMetaError
+from eventmeta.core.events import RecordedEvent
 from eventmeta.dialects.statement import Program
-from eventmeta.errors import EventMetaError
-from eventmeta.event_log import EventLog
-from eventmeta.events import RecordedEvent
+from eventmeta.log.event_log import EventLog
 from eventmeta.projector.checkpoints import (
     SUBSCRIPTION,
     CheckpointStatements,

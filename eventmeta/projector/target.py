@@ -17,11 +17,12 @@ from sqlalchemy import (
     select,
 )
 
-from eventmeta.dialects import Dialect, concerns
+from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.events import concerns
 from eventmeta.dialects.statement import Statement
-from eventmeta.folding import remove_rows, rows_of, write_rows
 from eventmeta.projector.checkpoints import LIVE, Key
-from eventmeta.tables import Tables
+from eventmeta.read_models.fold import remove_rows, rows_of, write_rows
+from eventmeta.tables.tables import Tables
 from projections import (
     EVENT_COLUMNS,
     AnyProjection,

@@ -8,11 +8,11 @@ from typing import Generic, NamedTuple, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmeta.applying import apply_events
-from eventmeta.database import Database
+from eventmeta.core.events import RecordedEvent
+from eventmeta.database.database import Database
 from eventmeta.dialects.statement import Program
-from eventmeta.events import RecordedEvent
 from eventmeta.projector.target import Target
+from eventmeta.read_models.apply import apply_events
 
 T = TypeVar("T")
 

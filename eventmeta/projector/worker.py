@@ -8,16 +8,16 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from eventmeta.database_errors import StandbyServer
-from eventmeta.errors import EventMetaError, StoreClosed
-from eventmeta.event_log import EventLog
-from eventmeta.projection_errors import LeaseLost, RebuildUnderWay
+from eventmeta.core.database_errors import StandbyServer
+from eventmeta.core.errors import EventMetaError, StoreClosed
+from eventmeta.core.projection_errors import LeaseLost, RebuildUnderWay
+from eventmeta.core.settle import settle
+from eventmeta.log.event_log import EventLog
 from eventmeta.projector.catch_up import BATCH, live_mover
 from eventmeta.projector.checkpoints import Checkpoint, Claim, new_holder, renewal_seconds
-from eventmeta.projector.leasing import Lease
+from eventmeta.projector.lease import Lease
 from eventmeta.projector.rebuild import Rebuild
-from eventmeta.registry import Registered
-from eventmeta.settle import settle
+from eventmeta.read_models.registry import Registered
 
 logger = logging.getLogger("eventmeta")
 

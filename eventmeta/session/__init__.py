@@ -1,20 +1,19 @@
-"""`MetadataSession`: upstream's SQLAlchemySession, and what is known about the session."""
+"""One conversation, as the Agents SDK uses it.
 
-from eventmeta.session.arguments import SessionOptions
-from eventmeta.session.compaction import CompactableItems
-from eventmeta.session.conversation import SessionConversation, Turn
-from eventmeta.session.metadata import SessionMetadata
-from eventmeta.session.ownership import SessionOwnership
-
-
-class MetadataSession(CompactableItems, SessionMetadata, SessionOwnership, SessionConversation):
-    """A conversation with its metadata and its owner, and the history of both.
-
-    Takes the place of ``agents.extensions.memory.SQLAlchemySession``: same arguments, same tables,
-    same rows. Every write is durable and visible to all processes when its call returns; a call
-    that fails has changed nothing, and a cancelled one raises only when its outcome is settled. All
-    sessions of an engine share one writer, which commits what arrives together in one transaction.
-    """
-
-
-__all__ = ["MetadataSession", "SessionOptions", "Turn"]
+metadata_session  `MetadataSession`, put together from the parts below
+sqlite_session    `SQLiteSession`, which is given a file
+handle            the session and its database: what every part starts from
+arguments         the arguments of all of them
+binding           the user of a session
+items             items: upstream's protocol
+compaction        replacing items by a summary
+metadata          metadata of a session
+stream_metadata   metadata of a session or a user, and their history
+ownership         making, finding and transferring sessions of users
+conversation      the conversation turn by turn
+turns             cutting a conversation between turns
+usage             tokens used by runs
+usage_ledger      counting each token once
+resumed_runs      which run a usage belongs to
+hooks             hooks that tell agent, model and response
+"""

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from eventmeta.session.binding import UserFrom
-from eventmeta.table_names import TableOptions
+from eventmeta.tables.names import TableOptions
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from eventmeta.access import ADMINISTRATOR, Access
-from eventmeta.errors import InvalidInput, UserMismatch, UserUnknown
-from eventmeta.identifiers import check_flag, check_user_id
+from eventmeta.core.errors import InvalidInput, UserMismatch, UserUnknown
+from eventmeta.core.principal import ADMINISTRATOR, Access
+from eventmeta.core.validation import check_flag, check_user_id
 
 if TYPE_CHECKING:
     from agents import RunContextWrapper

@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eventmeta.commands import ReplaceItems
+from eventmeta.core.large_inputs import is_large
 from eventmeta.dialects.statement import Row
-from eventmeta.encoding import is_large
-from eventmeta.read_statements import NO_LIMIT
+from eventmeta.log.commands import ReplaceItems
+from eventmeta.queries.statements import NO_LIMIT
 from eventmeta.session.items import SessionItems
 
 if TYPE_CHECKING:

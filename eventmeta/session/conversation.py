@@ -10,12 +10,12 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from eventmeta.conversation_statements import ConversationStatements
+from eventmeta.core.errors import StructuredMetadataOff
+from eventmeta.core.validation import check_count
 from eventmeta.dialects.statement import Row
-from eventmeta.errors import StructuredMetadataOff
-from eventmeta.identifiers import check_count
-from eventmeta.read_statements import NO_LIMIT
-from eventmeta.session.opened import OpenedSession
+from eventmeta.queries.conversation_statements import ConversationStatements
+from eventmeta.queries.statements import NO_LIMIT
+from eventmeta.session.handle import OpenedSession
 from projections.items import HANDOFF, UNKNOWN
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from eventmeta.codec import (
+from eventmeta.core.canonical_json import (
     MAX_CALL_BYTES,
     MAX_ITEM_BYTES,
     MAX_ITEMS,
@@ -17,15 +17,15 @@ from eventmeta.codec import (
     json_error,
     text_problem,
 )
-from eventmeta.commands import AddItems, ClearSession, PopItem
-from eventmeta.encoding import LARGE_TEXT, Pauses, encoded, is_large
-from eventmeta.errors import InvalidInput
-from eventmeta.events import RecordedEvent
-from eventmeta.identifiers import check_flag, check_items, check_limit
-from eventmeta.options import WriteOptions
-from eventmeta.read_statements import NO_LIMIT
+from eventmeta.core.errors import InvalidInput
+from eventmeta.core.events import RecordedEvent
+from eventmeta.core.large_inputs import LARGE_TEXT, Pauses, encoded, is_large
+from eventmeta.core.validation import check_flag, check_items, check_limit
+from eventmeta.log.commands import AddItems, ClearSession, PopItem
+from eventmeta.log.commands.options import WriteOptions
+from eventmeta.queries.statements import NO_LIMIT
+from eventmeta.session.turns import check_turns, last_turns
 from eventmeta.session.usage import SessionUsage
-from eventmeta.turns import check_turns, last_turns
 
 if TYPE_CHECKING:
     from agents import RunContextWrapper, TResponseInputItem

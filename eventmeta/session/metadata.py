@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from eventmeta.codec import Change, parse
-from eventmeta.commands import Command, DeleteMetadata, SetMetadata
+from eventmeta.core.canonical_json import Change, parse
+from eventmeta.core.events import Position
+from eventmeta.core.large_inputs import LARGE_TEXT
 from eventmeta.dialects.statement import Row
-from eventmeta.encoding import LARGE_TEXT
-from eventmeta.events import Position
-from eventmeta.search import find_sessions
-from eventmeta.session.opened import OpenedSession
-from eventmeta.view import View
+from eventmeta.log.commands import Command, DeleteMetadata, SetMetadata
+from eventmeta.queries.scope import View
+from eventmeta.queries.sessions import find_sessions
+from eventmeta.session.handle import OpenedSession
 
 
 class SessionMetadata(OpenedSession):

@@ -8,25 +8,25 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from eventmeta.access import Access
-from eventmeta.codec import encode_changes
-from eventmeta.commands import CreateSession, SetMetadata, TransferSession
-from eventmeta.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
-from eventmeta.event_log import EventLog
-from eventmeta.events import RecordedEvent
-from eventmeta.identifiers import (
+from eventmeta.core.canonical_json import encode_changes
+from eventmeta.core.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
+from eventmeta.core.events import RecordedEvent
+from eventmeta.core.principal import Access
+from eventmeta.core.validation import (
     check_flag,
     check_limits,
     check_user_id,
     derived_event_id,
     new_event_id,
 )
-from eventmeta.options import WriteOptions, check_options, command_fields, options_of
-from eventmeta.search import latest_sessions, session_exists
+from eventmeta.log.commands import CreateSession, SetMetadata, TransferSession
+from eventmeta.log.commands.options import WriteOptions, check_options, command_fields, options_of
+from eventmeta.log.event_log import EventLog
+from eventmeta.queries.scope import View
+from eventmeta.queries.sessions import latest_sessions, session_exists
 from eventmeta.session.arguments import CreationOptions, HandleOptions, SessionOptions
-from eventmeta.session.opened import OpenedSession
-from eventmeta.table_names import TableNames, TableOptions
-from eventmeta.view import View
+from eventmeta.session.handle import OpenedSession
+from eventmeta.tables.names import TableNames, TableOptions
 
 
 class SessionOwnership(OpenedSession):

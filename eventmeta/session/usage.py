@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmeta.access import Access
-from eventmeta.codec import canonical, parse
-from eventmeta.commands import AddItems, Message
-from eventmeta.errors import EventMetaError, InvalidInput
-from eventmeta.event_log import own_connection
-from eventmeta.events import RecordedEvent
-from eventmeta.identifiers import check_run_id
-from eventmeta.options import WriteOptions
-from eventmeta.resumed_runs import current_trace, usable_name
-from eventmeta.run_usage import Cause, Ledger, Share, ledger_of
-from eventmeta.session.opened import OpenedSession
-from eventmeta.turns import is_user_message
-from eventmeta.usage import NOTHING, UsageTotals
-from eventmeta.usage_reports import check_structured, check_turn, session_usage, turn_usage
+from eventmeta.core.canonical_json import canonical, parse
+from eventmeta.core.errors import EventMetaError, InvalidInput
+from eventmeta.core.events import RecordedEvent
+from eventmeta.core.principal import Access
+from eventmeta.core.usage import NOTHING, UsageTotals
+from eventmeta.core.validation import check_run_id
+from eventmeta.log.commands import AddItems, Message
+from eventmeta.log.commands.options import WriteOptions
+from eventmeta.log.event_log import own_connection
+from eventmeta.queries.usage import check_structured, check_turn, session_usage, turn_usage
+from eventmeta.session.handle import OpenedSession
+from eventmeta.session.resumed_runs import current_trace, usable_name
+from eventmeta.session.turns import is_user_message
+from eventmeta.session.usage_ledger import Cause, Ledger, Share, ledger_of
 
 if TYPE_CHECKING:
     from agents import RunContextWrapper, RunErrorDetails

@@ -1,5 +1,1 @@
-"""MySQL and MariaDB."""
-
-from eventmeta.dialects.mysql.running import MySQL
-
-__all__ = ["MySQL"]
+"""MySQL and MariaDB, through asyncmy."""

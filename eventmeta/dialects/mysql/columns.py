@@ -20,8 +20,8 @@ from eventmeta.dialects.columns import (
     is_time,
     is_unlimited_text,
 )
-from eventmeta.dialects.mysql.schema import MySQLSchema
-from eventmeta.dialects.schema import foreign_keys
+from eventmeta.dialects.ddl import foreign_keys
+from eventmeta.dialects.mysql.ddl import MySQLSchema
 
 _EXACT = ("utf8mb4_nopad_bin", "utf8mb4_0900_bin")
 _TEXTS = re.compile(r"(tiny|medium)?text|varchar\(\d+\)")

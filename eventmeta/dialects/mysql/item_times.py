@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Executable, FromClause, Table, Update, func, insert, select, update
 
 from eventmeta.dialects.item_times import ItemTimes
-from eventmeta.dialects.mysql.schema import MySQLSchema
+from eventmeta.dialects.mysql.ddl import MySQLSchema
 from projections import AnySelect
 
 

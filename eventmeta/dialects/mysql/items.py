@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from eventmeta.dialects.items import SUSPICIOUS, UNSPEAKABLE, ItemSQL
-from eventmeta.dialects.mysql.schema import MySQLSchema
+from eventmeta.dialects.mysql.ddl import MySQLSchema
 from projections import AnySelect
 from projections.types import LongText
 

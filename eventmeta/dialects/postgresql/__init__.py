@@ -1,5 +1,1 @@
-"""PostgreSQL."""
-
-from eventmeta.dialects.postgresql.running import PostgreSQL
-
-__all__ = ["PostgreSQL"]
+"""PostgreSQL, through asyncpg."""

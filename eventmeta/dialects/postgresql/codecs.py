@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy.util import await_only
 
-from eventmeta.database_errors import UnsupportedEngine
+from eventmeta.core.database_errors import UnsupportedEngine
 from eventmeta.dialects.statement import Query, Row, Statement
 
 

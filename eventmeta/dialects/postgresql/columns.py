@@ -18,8 +18,8 @@ from eventmeta.dialects.columns import (
     is_time,
     is_unlimited_text,
 )
-from eventmeta.dialects.postgresql.schema import PostgreSQLSchema
-from eventmeta.dialects.schema import foreign_keys
+from eventmeta.dialects.ddl import foreign_keys
+from eventmeta.dialects.postgresql.ddl import PostgreSQLSchema
 
 _VARYING = re.compile(r"character varying\((\d+)\)")
 _TIME = re.compile(r"timestamp(\(\d\))? without time zone")

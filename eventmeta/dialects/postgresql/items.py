@@ -23,9 +23,9 @@ from sqlalchemy.sql.elements import quoted_name
 
 from eventmeta.dialects.connecting import ConnectingDialect
 from eventmeta.dialects.items import SPELLED_OUT, UNSPEAKABLE, ItemSQL
-from eventmeta.dialects.postgresql.append import Quoted
-from eventmeta.dialects.postgresql.structure import structure_functions
-from eventmeta.tables import Tables
+from eventmeta.dialects.postgresql.fast_path import Quoted
+from eventmeta.dialects.postgresql.fast_path_items import structure_functions
+from eventmeta.tables.tables import Tables
 from projections import AnySelect
 
 

@@ -1,6 +1,1 @@
-"""The embedded database."""
-
-from eventmeta.dialects.sqlite.running import SQLite
-from eventmeta.dialects.sqlite.shared import SharedSQLite
-
-__all__ = ["SQLite", "SharedSQLite"]
+"""SQLite, embedded: one writer at a time, in the thread of its connection."""

@@ -18,7 +18,7 @@ from eventmeta.dialects.columns import (
     is_time,
     is_unlimited_text,
 )
-from eventmeta.dialects.schema import SchemaDialect
+from eventmeta.dialects.ddl import SchemaDialect
 from eventmeta.dialects.statement import Row
 
 

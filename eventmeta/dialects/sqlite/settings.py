@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from eventmeta.deadline import Deadline
+from eventmeta.core.deadline import Deadline
 from eventmeta.dialects.items import spell_out
 from eventmeta.dialects.sqlite.items import SPELL_OUT
 from eventmeta.dialects.streams import LOCK_TIMEOUT_MS

@@ -10,7 +10,8 @@ from contextvars import ContextVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.dialects.sqlite.running import (
+from eventmeta.core.settle import settle
+from eventmeta.dialects.sqlite.driver import (
     WATCH,
     SharedConnectionBusy,
     SQLite,
@@ -20,7 +21,6 @@ from eventmeta.dialects.sqlite.running import (
 from eventmeta.dialects.sqlite.thread import hop
 from eventmeta.dialects.statement import Query, Row
 from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
-from eventmeta.settle import settle
 
 _within: ContextVar[object] = ContextVar("eventmeta_within", default=None)
 """In which transaction of a store's this is called."""

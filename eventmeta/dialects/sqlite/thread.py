@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Concatenate, ParamSpec
 
+from eventmeta.core.settle import settle
 from eventmeta.dialects.statement import T
-from eventmeta.settle import settle
 
 P = ParamSpec("P")
 

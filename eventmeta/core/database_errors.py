@@ -1,0 +1,193 @@
+"""What eventmeta raises about the database and its driver."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eventmeta.core.errors import EventMetaError
+
+__all__ = [
+    "CorruptEvent",
+    "DatabaseBusy",
+    "DatabaseFailure",
+    "DatabaseRefused",
+    "DatabaseUnavailable",
+    "OutcomeUnknown",
+    "SettingsConflict",
+    "StandbyServer",
+    "TablesMissing",
+    "UnexpectedRowCount",
+    "UnsupportedEngine",
+    "UnsupportedSchema",
+]
+
+
+class UnsupportedEngine(EventMetaError):
+    """There is no dialect for this engine's database or driver."""
+
+
+class DatabaseFailure(EventMetaError):
+    """The database or its driver failed.
+
+    Attributes:
+        code: The SQLSTATE (PostgreSQL) or error number (SQLite, MySQL), if there was one.
+    """
+
+    def __init__(self, message: str, code: Any = None) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class TablesMissing(DatabaseFailure):
+    """A table of the store, or a column that a newer version added, is not in this database."""
+
+    def __init__(self, detail: str, code: Any = None) -> None:
+        super().__init__(
+            f"{detail}: create what is missing once with `await store.create_tables()`, open the "
+            "store or session with create_tables=True, or run the script that `await "
+            "store.schema_sql()` returns",
+            code,
+        )
+
+
+class DatabaseRefused(DatabaseFailure):
+    """The database refused the change by a rule of its own; nothing was changed.
+
+    A foreign key, a check, a column that must not be NULL, a trigger, a missing right. Trying again
+    does not help: change the rule, the right or what it forbids.
+
+    Attributes:
+        code: The SQLSTATE (PostgreSQL) or error number (SQLite, MySQL).
+        constraint: The name of the constraint, where the database tells it.
+        table: The table of the rule, where the database tells it; of a foreign key, the table that
+            has it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: Any = None,
+        constraint: str | None = None,
+        table: str | None = None,
+    ) -> None:
+        self.constraint = constraint
+        self.table = table
+        super().__init__(message, code)
+
+
+class UnsupportedSchema(DatabaseFailure):
+    """An existing table or column cannot hold exactly what the store writes.
+
+    Nothing was written. The message lists everything that is wrong, and what mends it.
+
+    Attributes:
+        table: The first table that is unsuitable.
+        column: Its column, or None if it is the table itself.
+        statements: The SQL that mends all of it, in order; empty where SQL alone cannot.
+    """
+
+    def __init__(
+        self, message: str, table: str, column: str | None, statements: tuple[str, ...] = ()
+    ) -> None:
+        self.table = table
+        self.column = column
+        self.statements = statements
+        super().__init__(message)
+
+
+class SettingsConflict(DatabaseFailure):
+    """The store was opened with options that contradict what the database is."""
+
+
+class UnexpectedRowCount(DatabaseFailure):
+    """A statement changed another number of rows than it had to; all of it was undone.
+
+    A trigger, a rule or a policy of the database's may keep rows from being written or deleted. It
+    was tried again before this was raised, except inside a transaction of the caller's.
+
+    Attributes:
+        expected: How many rows it had to change.
+        actual: How many it changed.
+    """
+
+    def __init__(self, statement: str, expected: int, actual: int) -> None:
+        self.expected = expected
+        self.actual = actual
+        super().__init__(
+            f"a statement changed {actual} rows and not {expected}, so it was undone: look for a "
+            f"trigger, rule or policy on the table in: {statement}"
+        )
+
+
+class CorruptEvent(DatabaseFailure):
+    """A row of the log is not an event any more: somebody has changed it.
+
+    The log refuses changes by triggers, so somebody went round them, or the storage is damaged.
+    Restore the row from a backup. Current state is in tables of its own and can be read.
+
+    Attributes:
+        position: The position of the row.
+        stream_id: Its stream.
+        version: Its version in the stream.
+    """
+
+    def __init__(self, position: object, stream_id: object, version: object, problem: str) -> None:
+        self.position = position
+        self.stream_id = stream_id
+        self.version = version
+        super().__init__(
+            f"the event at position {position} of the log (version {version} of {stream_id!r}) "
+            f"{problem}: restore this row from a backup"
+        )
+
+
+class DatabaseBusy(DatabaseFailure):
+    """In conflict with other writers; nothing was changed. Try again later.
+
+    It was retried for some seconds, except inside a transaction of the caller's: there the caller
+    repeats the whole transaction. Also raised where the server or the engine's pool had no
+    connection to give for ``retry_for`` seconds, and, at once, where a statement was cancelled from
+    outside or was over a limit of time that is set for the server or the driver.
+
+    Attributes:
+        held: Whether an open transaction of somebody else holds the session or user.
+    """
+
+    def __init__(self, message: str, code: Any = None, *, held: bool = False) -> None:
+        self.held = held
+        super().__init__(message, code)
+
+
+class OutcomeUnknown(DatabaseFailure):
+    """A change was sent, and no answer came in time: it may or may not be recorded.
+
+    Calling again with the same ``event_id`` is safe: a recorded change is not made twice.
+    """
+
+
+class DatabaseUnavailable(DatabaseFailure):
+    """The database cannot be reached, or cannot do its work at present; nothing was changed.
+
+    The server does not answer or refuses connections, has no space or memory left, or can only be
+    read. The message says where it was looked for, without the password. A server that refuses was
+    asked for ``retry_for`` seconds, one that does not answer for ``timeout`` seconds.
+    """
+
+
+class StandbyServer(DatabaseFailure):
+    """The server is a standby, which cannot tell up to where its log is complete.
+
+    The feed, the horizon, projectors and replays need the primary. What sessions and users are at
+    present, and the history of one, may be read on a standby.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this server is a standby, which cannot tell up to where its log is complete: open the "
+            "store on the primary to follow the feed or to keep projections"
+        )
+
+
+def is_of_statement(failure: DatabaseFailure) -> bool:
+    """Return whether ``failure`` comes again however often the same is tried."""
+    return type(failure) in (DatabaseFailure, DatabaseRefused)

@@ -1,0 +1,80 @@
+"""Waiting for an outcome, cancelled or not, and telling it to those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+from eventmeta.core.deadline import Deadline
+
+T = TypeVar("T")
+
+
+async def settle(awaitable: Awaitable[T], *, seconds: float | None = None) -> T:
+    """Await ``awaitable`` to its end, and only then let a cancellation through.
+
+    Args:
+        awaitable: What to await.
+        seconds: The longest that a caller waits who was cancelled; None for no such limit. Within
+            a `Deadline`, a caller waits no longer than a second after that.
+
+    Raises:
+        asyncio.CancelledError: The caller was cancelled meanwhile. Whatever was awaited has ended,
+            unless the time was up; its effects are complete or absent, and its own error, if any,
+            is dropped.
+    """
+    future = asyncio.ensure_future(awaitable)
+    try:
+        await asyncio.wait([future])
+    except asyncio.CancelledError:
+        with _shield():
+            await _wait_on(future, seconds)
+        future.add_done_callback(take_notice)
+        raise
+    return future.result()
+
+
+async def _wait_on(future: asyncio.Future[Any], seconds: float | None) -> None:
+    """Wait for ``future``, however often the task is cancelled meanwhile."""
+    loop, deadline = asyncio.get_running_loop(), Deadline.current()
+    end = None if seconds is None else loop.time() + seconds
+    while not (future.done() or (deadline is not None and deadline.is_hopeless)):
+        left = None if end is None else end - loop.time()
+        if left is not None and left <= 0:
+            return
+        try:
+            await asyncio.wait([future], timeout=left)
+        except asyncio.CancelledError:
+            continue
+
+
+def _shield() -> AbstractContextManager[Any]:
+    """Return what keeps anyio, if the app uses it, from cancelling the task at every turn.
+
+    A task in a cancelled scope of anyio's is cancelled again in each turn of the event loop until
+    it has left the scope. Waiting there would keep the processor busy.
+    """
+    anyio = sys.modules.get("anyio")
+    return nullcontext() if anyio is None else anyio.CancelScope(shield=True)
+
+
+def take_notice(future: asyncio.Future[Any]) -> None:
+    """Mark the future's error as retrieved, so that asyncio does not log it."""
+    if not future.cancelled():
+        future.exception()
+
+
+def give(future: asyncio.Future[T], result: T) -> None:
+    """Give ``result`` to the one who waits, unless that one has left."""
+    if not future.done():
+        future.set_result(result)
+
+
+def fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    """Raise ``error`` where ``future`` is awaited, unless nobody waits any more."""
+    if not future.done():
+        future.set_exception(error)
+        take_notice(future)  # the one who waits may be cancelled at this moment

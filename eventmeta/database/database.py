@@ -1,0 +1,185 @@
+"""One engine with its tables: reads and transactions, whose failures are translated and retried."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from sqlalchemy import Executable
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from eventmeta.core.deadline import Limits
+from eventmeta.core.errors import EventMetaError, StoreClosed
+from eventmeta.core.gate import Gate
+from eventmeta.core.per_loop import PerLoop
+from eventmeta.core.settle import settle
+from eventmeta.database.opening import Opening
+from eventmeta.database.reader import Lookup, Reader, query_for
+from eventmeta.database.retry import Retrying
+from eventmeta.dialects.factory import dialect_of
+from eventmeta.dialects.statement import Program, Query, Row, only
+from eventmeta.tables.names import TableNames
+from eventmeta.tables.tables import Tables, define_tables
+
+T = TypeVar("T")
+
+
+class Database:
+    """One engine and one set of tables.
+
+    An engine may serve several event loops, one after another; each has its own reader.
+
+    Attributes:
+        engine: The engine.
+        dialect: What kind of database it is.
+        names: How the app calls the tables.
+        tables: The tables.
+        limits: How long a call waits that says nothing of that.
+        opening: The first connection, and the making of tables.
+        gate: What is going on.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, names: TableNames, keep_structured: Callable[[], None]
+    ) -> None:
+        """Make it; nothing is read.
+
+        Args:
+            engine: The engine.
+            names: How the tables are called.
+            keep_structured: Called where the database keeps structured tables, though nobody said
+                so.
+        """
+        self.engine = engine
+        self.dialect = dialect_of(engine)
+        self.names = names
+        self.limits = Limits()
+        self.gate = Gate()
+        self.retrying = Retrying(self.dialect, self.gate)
+        self.replace_tables(define_tables(names, self.dialect.event_keys))
+        self.opening = Opening(self, keep_structured)
+        self._reader = PerLoop(self._make_reader)
+        self._closed = False
+
+    def replace_tables(self, tables: Tables) -> None:
+        """Have these tables from now on."""
+        self.tables = tables
+        self.retrying = replace(self.retrying, references=tables.references)
+
+    def check_open(self) -> None:
+        """Raise an error once it is closed, or its engine is not what it was."""
+        if self._closed:
+            raise StoreClosed
+        self.dialect.check_options()
+
+    def close(self) -> None:
+        """Take no more calls."""
+        self._closed = True
+
+    def expired(self, limits: Limits, *, unknown: bool = False) -> EventMetaError:
+        """Return the error of a call that has waited for as long as ``limits`` let it.
+
+        Args:
+            limits: Those of the caller.
+            unknown: A change may have been recorded.
+        """
+        return self.retrying.failures.expired(limits.timeout, unknown=unknown, was_lent=unknown)
+
+    def group_read(
+        self, read: Query | Lookup, limits: Limits | None = None, /, **request: Any
+    ) -> Awaitable[Sequence[Row]]:
+        """Return the rows of ``read``, for ``request``, read together with what others ask for.
+
+        It sees every write that was acknowledged before.
+        """
+        self.check_open()
+        limits = limits or self.limits
+        if self.dialect.is_within:  # those in the reader may have to wait for the end of it
+            return self.fetch(query_for(read, [request]), limits)
+        return self._reader.here.fetch(read, limits, **request)
+
+    def _make_reader(self) -> Reader:
+        return Reader(
+            lambda queries, limits: self.run(lambda: self.dialect.read(queries), limits),
+            self.expired,
+            self.is_for_one,
+        )
+
+    def is_for_one(self) -> bool:
+        """Return whether each transaction must be for one caller, in whose context it is run."""
+        return self.dialect.runs_code_of_the_app
+
+    async def repeatable(self, program: Callable[[], Program[T]]) -> T:
+        """Run a program that may be run twice, as a transaction of its own."""
+
+        async def attempt() -> T:
+            return await self.dialect.write(program())
+
+        return await settle(self.retrying.retried(attempt, commit=True, limits=self.limits.long))
+
+    async def fold(self, program: Callable[[], Program[T]], *, long: bool = False) -> T:
+        """Run a program that folds the log and may be run twice, as a transaction of its own.
+
+        Args:
+            program: Makes the program.
+            long: It may go through the whole log: see `Limits.long`.
+        """
+        return await self.repeated(lambda: self.dialect.fold(program()), long=long)
+
+    async def repeated(self, work: Callable[[], Awaitable[T]], *, long: bool = True) -> T:
+        """Run a transaction that may be run twice. A cancelled caller waits for its end.
+
+        A key that exists already is the fault of what is applied, so that is not tried again.
+        """
+        return await settle(
+            self.retrying.retried(
+                work,
+                commit=False,
+                limits=self.limits.long if long else self.limits,
+            )
+        )
+
+    async def read(
+        self, query: Executable, limits: Limits | None = None, /, **values: Any
+    ) -> Sequence[Row]:
+        """The rows of ``query``, read within ``limits``."""
+        statement = self.dialect.compile(query)
+        return await self.fetch(statement(**values), limits)
+
+    async def scan(self, query: Executable, **values: Any) -> Sequence[Row]:
+        """The rows of ``query``, which goes through the whole log."""
+        statement = self.dialect.compile(query)
+        return await settle(
+            self.run(lambda: self.dialect.scan(statement(**values)), self.limits.long)
+        )
+
+    async def fetch(
+        self,
+        query: Query,
+        limits: Limits | None = None,
+        connection: AsyncConnection | None = None,
+    ) -> Sequence[Row]:
+        """The rows of one query. A cancelled caller waits for the end, lest a connection leaks.
+
+        Args:
+            query: What to read.
+            limits: How long to wait for it.
+            connection: Read in this transaction of the caller's.
+        """
+        if connection is not None:
+            try:
+                return await self.dialect.write_within(connection, only(query))
+            except Exception as error:
+                raise self.retrying.failures.translated(error) from None
+        (rows,) = await settle(self.run(lambda: self.dialect.read([query]), limits))
+        return rows
+
+    async def run(self, work: Callable[[], Awaitable[T]], limits: Limits | None = None) -> T:
+        """``work``, which changes nothing, with its failures translated and retried."""
+        return await self.retrying.retried(
+            work,
+            commit=False,
+            limits=limits or self.limits,
+            changes=False,
+        )

@@ -1,0 +1,183 @@
+"""Opening: the first connection to a database and its tables, made once for all callers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmeta.core.database_errors import DatabaseBusy, DatabaseUnavailable
+from eventmeta.core.deadline import AGAIN, Limits
+from eventmeta.core.errors import EventMetaError
+from eventmeta.core.settle import settle, take_notice
+from eventmeta.database.create_tables import (
+    check_tables_within,
+    create_tables,
+    open_tables,
+    schema_sql,
+)
+from eventmeta.database.existing import StructuredTablesKept
+from eventmeta.dialects.base import Dialect
+from eventmeta.tables.tables import Tables
+
+T = TypeVar("T")
+
+_SCHEMA_LOCK = "eventmeta_schema_lock"
+
+
+class Opened(Protocol):
+    """What is opened."""
+
+    dialect: Dialect
+    tables: Tables
+    limits: Limits
+
+    def run(
+        self, work: Callable[[], Awaitable[T]], limits: Limits | None = None
+    ) -> Coroutine[Any, Any, T]:
+        """Do ``work``, with its failures translated and retried."""
+        ...
+
+    def expired(self, limits: Limits) -> EventMetaError:
+        """Return the error of a call that has waited for as long as ``limits`` let it."""
+        ...
+
+
+class Opening:
+    """Whether a database was found fit for use, and whether its tables are there.
+
+    Attributes:
+        creates_tables: Missing tables are created at the first call.
+    """
+
+    def __init__(self, database: Opened, keep_structured: Callable[[], None]) -> None:
+        """Open ``database``; ``keep_structured`` has it keep structured tables as well."""
+        self.creates_tables = False
+        self._database = database
+        self._keep_structured = keep_structured
+        self._connecting: asyncio.Task[None] | None = None
+        self._connected = False
+        self._created = False
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """The first connection while it is made."""
+        return self._connecting
+
+    def check_again(self) -> None:
+        """Look again at the next call, as the tables or what they must be have changed."""
+        self._connected = self._created = False
+
+    def tables_changed(self) -> None:
+        """Look again for missing tables at the next call that creates them."""
+        self._created = False
+
+    async def connect(self, *, create: bool, limits: Limits | None = None) -> None:
+        """Make the first connection, from which the statements learn what server this is.
+
+        Args:
+            create: Create missing tables as well, as always if a store said so.
+            limits: How long to wait for it.
+
+        Raises:
+            DatabaseFailure: The database cannot be reached, or does not let us create tables.
+        """
+        if (create or self.creates_tables) and not self._created:
+            await self.create_tables(unless_done=True)
+        elif not self._connected:
+            await self._first_connection(limits or self._database.limits)
+
+    async def _first_connection(self, limits: Limits) -> None:
+        """Connect once for all callers, who go on in the order in which they came.
+
+        Where it fails for one who waits less long than this caller, it is tried once more.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limits.timeout
+        while not self._connected:
+            connecting = self._connecting
+            is_own = connecting is None or connecting.get_loop() is not loop
+            if connecting is None or is_own:
+                left = limits._replace(timeout=max(end - loop.time(), 0))
+                connecting = loop.create_task(self._connect(left), name="eventmeta-connect")
+                connecting.add_done_callback(take_notice)
+                self._connecting = connecting
+            try:
+                await asyncio.wait([connecting], timeout=max(end - loop.time(), 0) + AGAIN)
+            finally:
+                if connecting.done() and self._connecting is connecting:
+                    self._connecting = None
+            if not connecting.done():
+                raise self._database.expired(limits)
+            failure = None if connecting.cancelled() else connecting.exception()
+            impatient = isinstance(failure, DatabaseUnavailable | DatabaseBusy)
+            if failure is not None and (is_own or not impatient or loop.time() >= end):
+                raise failure
+
+    async def _connect(self, limits: Limits) -> None:
+        database = self._database
+        await self._following(lambda: database.run(self._open, limits))
+        self._connected = True
+
+    async def _open(self) -> None:
+        await open_tables(self._database.dialect, self._database.tables)
+
+    async def _following(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Await ``work``, once more if it finds that the database keeps structured tables."""
+        try:
+            return await work()
+        except StructuredTablesKept:
+            self._keep_structured()
+            return await work()
+
+    async def connect_within(self, connection: AsyncConnection, limits: Limits) -> None:
+        """Check the tables in a transaction of the caller's, unless that was done before."""
+        if not self._connected:
+            database = self._database
+
+            async def check() -> None:
+                await check_tables_within(database.dialect, database.tables, connection)
+
+            await self._following(lambda: database.run(check, limits))
+            self._connected = True
+
+    async def create_tables(self, *, unless_done: bool = False, turn_on: bool = False) -> None:
+        """Add what is missing of the tables, columns, indexes, triggers and the view.
+
+        Args:
+            unless_done: Only if it was not done yet.
+            turn_on: Keep structured tables from now on, in a database that does not.
+        """
+        database = self._database
+        engine = database.dialect.engine.sync_engine
+        lock = vars(engine).setdefault(_SCHEMA_LOCK, threading.Lock())
+        limits = database.limits.long
+        end = time.monotonic() + limits.timeout
+        while not lock.acquire(blocking=False):  # polls, as callers may be in several event loops
+            if time.monotonic() > end:
+                raise DatabaseBusy("another call creates tables on this engine, and does not end")
+            await asyncio.sleep(0.01)
+        try:
+            if not (unless_done and self._created):
+
+                async def create() -> None:
+                    await create_tables(database.dialect, database.tables, turn_on=turn_on)
+
+                # Drivers leave connections behind that are cancelled as they are made.
+                await settle(self._following(lambda: database.run(create, limits)))
+                self._connected = self._created = True
+        finally:
+            lock.release()
+
+    async def schema_sql(self, *, turn_on: bool = False) -> str:
+        """Return the script of what `create_tables` would do."""
+        database = self._database
+
+        async def script() -> str:
+            return await schema_sql(database.dialect, database.tables, turn_on=turn_on)
+
+        return await settle(self._following(lambda: database.run(script)))

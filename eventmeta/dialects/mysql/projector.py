@@ -1,0 +1,95 @@
+"""Projections on MySQL and MariaDB, where DDL commits by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+
+from sqlalchemy import BigInteger, ColumnElement, literal_column
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmeta.dialects.executing import afterwards, execute
+from eventmeta.dialects.mysql.settings import Settings
+from eventmeta.dialects.projector import TRANSACTION_WORDS, ProjectingDialect, Swap, begins_with
+from eventmeta.dialects.statement import T
+from eventmeta.tables.tables import Tables
+
+_PATIENCE = Settings.of({"lock_wait_timeout": "1"})
+"""Seconds that a swap waits for readers, and they behind it, before it tries again."""
+
+_COMMITTING_WORDS = (
+    r"(?:CREATE(?:\s+OR\s+REPLACE)?|DROP)(?!\s+(?:OR\s+REPLACE\s+)?TEMPORARY\b)"
+    r"|ALTER|RENAME|TRUNCATE|GRANT|REVOKE|LOCK|UNLOCK|ANALYZE|OPTIMIZE|REPAIR|FLUSH|RESET|INSTALL"
+    r"|UNINSTALL|CACHE|LOAD\s+INDEX|CHECK\s+TABLE|XA|SET\s+(?:@@)?(?:SESSION[\s.]+)?AUTOCOMMIT"
+)
+"""Those of DDL and administration, which commit before they begin."""
+
+
+@asynccontextmanager
+async def begun(connection: AsyncConnection) -> AsyncGenerator[None]:
+    """A transaction that the server is told of, for the engine may be in autocommit mode.
+
+    So is the level: where a connection that is lost cannot set it, SQLAlchemy never gives it back.
+    """
+    async with connection.begin():
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        if not driver.get_transaction_status():  # as a listener of the app's may have begun it
+            level = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
+            await execute(connection, (level, "START TRANSACTION"))
+        yield
+
+
+class MySQLProjecting(ProjectingDialect):
+    """What MySQL is told for the projector."""
+
+    ending: ClassVar[re.Pattern[str]] = begins_with(f"{TRANSACTION_WORDS}|{_COMMITTING_WORDS}")
+
+    def now_ms(self) -> ColumnElement[int]:
+        """In UTC, for the session's zone may have an hour twice a year."""
+        since = "timestampdiff(MICROSECOND, '1970-01-01', utc_timestamp(6))"
+        return literal_column(f"CAST({since} DIV 1000 AS SIGNED)", BigInteger())
+
+    def keep_writers_out(self, tables: Tables) -> Sequence[str]:
+        """Every append begins with the heads. To be said on a connection that does nothing else."""
+        return (f"LOCK TABLES {self.quoted(tables.streams.name)} WRITE",)
+
+    def rename(self, swaps: Sequence[Swap]) -> Sequence[str]:
+        """All of them or none."""
+        renamed = ", ".join(
+            f"{self.quoted(old)} TO {self.quoted(new)}"
+            for each in swaps
+            for old, new in ((each.live.name, each.retired), (each.shadow.name, each.live.name))
+        )
+        return (f"RENAME TABLE {renamed}",) if swaps else ()
+
+    async def swap(
+        self,
+        tables: Tables,
+        swaps: Sequence[Swap],
+        finish: Callable[[AsyncConnection], Awaitable[T]],
+        conclude: Callable[[AsyncConnection], Awaitable[None]],
+        *,
+        exclusive: bool,
+    ) -> T:
+        """In three transactions, while another connection keeps the writers out.
+
+        If it is broken off between two of them, the tables themselves tell how far it had come.
+        """
+        # Both before anyone is kept out, for the pool may let one wait.
+        async with (
+            self.own_engine.connect() as guard,
+            self.own_engine.connect() as connection,
+            afterwards(guard, ("UNLOCK TABLES", _PATIENCE.put_back)),
+        ):
+            await execute(guard, (_PATIENCE.set_up,))
+            if exclusive:
+                await execute(guard, self.keep_writers_out(tables))
+            async with begun(connection):
+                result = await finish(connection)
+            async with connection.begin(), afterwards(connection, (_PATIENCE.put_back,)):
+                await execute(connection, (_PATIENCE.set_up, *self.rename(swaps)))
+            async with begun(connection):
+                await conclude(connection)
+        return result

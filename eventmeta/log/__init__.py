@@ -1,0 +1,18 @@
+"""Commands become events.
+
+event_log            commands in, events out: what sessions and stores share
+writer               group commit
+lanes                where commands wait for a stream that another transaction holds
+appender             carrying out a batch, with retries
+inline               projections in plain Python, in the same transaction
+batch                a batch of any commands as one transaction
+owning               locking the heads of a batch
+batch_items          writing the items of a batch
+fast_path            a batch of unconditional appends as one statement
+fast_path_statement  that statement
+pending_event        events that are not written yet
+stream_head          heads of streams, and the events that ownership adds
+statements           the statements of a batch
+commands             what can be asked of a stream
+arrow                the log as Arrow
+"""

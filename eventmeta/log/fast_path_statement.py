@@ -1,0 +1,77 @@
+"""The one statement that appends a batch of plain commands, where the database has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnClause, column, table
+
+from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.statement import Statement
+from eventmeta.read_models.fold import write_rows
+from eventmeta.read_models.item_statements import ItemStatements
+from eventmeta.tables.tables import Tables
+from projections import EVENT_COLUMNS
+from projections.types import UtcDateTime
+
+
+@dataclass(frozen=True)
+class PlainStatements:
+    """It is the shorter the less the batch has. Compiled at first use.
+
+    Attributes:
+        tables: The store's tables.
+        dialect: Its database.
+        structure: What follows a change of items, where that is kept.
+    """
+
+    tables: Tables
+    dialect: Dialect
+    structure: ItemStatements | None
+
+    _compiled: dict[tuple[bool, ...], Statement | None] = field(
+        default_factory=dict[tuple[bool, ...], "Statement | None"], compare=False
+    )
+
+    def one(
+        self, *, with_metadata: bool, with_items: bool, with_tools: bool, for_users: bool
+    ) -> Statement | None:
+        """``events``, ``items`` → what is recorded; None if this database does it in steps.
+
+        Args:
+            with_metadata: Whether metadata is set. Its rows are given as well, by column.
+            with_items: Whether items are added.
+            with_tools: Whether there may be tool calls among them.
+            for_users: Whether some of it is on behalf of users, who must own what they write to.
+        """
+        with_tools = with_tools and self.structure is not None
+        kind = (with_metadata, with_items, with_tools, for_users)
+        if kind not in self._compiled:
+            self._compiled[kind] = self._compile(*kind)
+        return self._compiled[kind]
+
+    def _compile(
+        self, with_metadata: bool, with_items: bool, with_tools: bool, for_users: bool
+    ) -> Statement | None:
+        if self.tables.inline:
+            return None  # an app's own projection may remove rows, which takes a step of its own
+        columns: list[ColumnClause[Any]] = [column(name) for name in EVENT_COLUMNS]
+        events = self.dialect.relation(table("_appended", *columns))
+        usage, metadata = self.tables.usage, self.tables.session_metadata
+        sql = self.dialect.append_at_once(
+            self.tables,
+            [write_rows(usage, self.dialect, events)] if usage else [],
+            with_items=with_items,
+            for_users=for_users,
+            structure=self.structure.at_once(with_tools=with_tools) if self.structure else None,
+            folded=metadata if with_metadata else None,
+        )
+        names = ["events", *(["items"] if with_items else [])]
+        if with_metadata:
+            names += [
+                column.name
+                for column in metadata.table.columns
+                if not isinstance(column.type, UtcDateTime)
+            ]
+        return Statement(sql, names) if sql else None

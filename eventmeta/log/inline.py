@@ -1,0 +1,57 @@
+"""Appends with projections in plain Python, which run in the same transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmeta.core.events import RecordedEvent
+from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.statement import Program
+from eventmeta.log.batch import append_in_steps
+from eventmeta.log.commands import Command
+from eventmeta.log.pending_event import Outcome
+from eventmeta.log.statements import AppendStatements
+from eventmeta.read_models.apply import apply_events
+from projections import AppliedProjection
+
+
+async def append_and_apply(
+    commands: Sequence[Command],
+    sql: AppendStatements,
+    applied: Sequence[AppliedProjection],
+    dialect: Dialect,
+    connection: AsyncConnection,
+    *,
+    alone: bool,
+) -> list[Outcome]:
+    """Carry out ``commands`` on a connection of SQLAlchemy's, and apply what they recorded.
+
+    Args:
+        commands: What to do.
+        sql: The statements.
+        applied: What to apply.
+        dialect: Of the database.
+        connection: Whose transaction to do it in.
+        alone: See `apply_events`.
+
+    Raises:
+        ProjectionFailed: One of ``applied`` could not; roll all of it back.
+    """
+    events: list[RecordedEvent] = []
+    outcomes = await dialect.write_within(connection, append_in_steps(commands, sql, events))
+    events.sort(key=lambda event: event.position)
+    for projection in applied:
+        asked = [
+            event
+            for event in events
+            if event.type in projection.event_types and event.stream_type == projection.stream_type
+        ]
+        await apply_events(projection, dialect, connection, asked, projection.tables, alone=alone)
+    return outcomes
+
+
+def nothing() -> Program[None]:
+    """A program that only has a transaction begun."""
+    yield from ()

@@ -1,0 +1,202 @@
+"""Group commit: while one transaction commits, the commands for the next one gather.
+
+No timer and no added delay: a lone caller's batch has one command, and under load batches grow by
+themselves to what arrives during a commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
+from typing import Protocol
+
+from eventmeta.core.contexts import alike
+from eventmeta.core.deadline import Limits
+from eventmeta.core.errors import EventMetaError
+from eventmeta.core.large_inputs import Order
+from eventmeta.core.settle import fail, give, settle
+from eventmeta.core.timeouts import Timeouts
+from eventmeta.log.commands import Command
+from eventmeta.log.lanes import MAX_IN_LINE, Batch, Commit, Entry, Lanes, carry_out
+from eventmeta.log.pending_event import Outcome
+
+MAX_BATCH = 512
+MAX_BATCH_BYTES = 2 * 2**20
+MAX_WAITING = 4_096
+
+_KNOWN_SOON = 0.25
+"""Seconds in which a batch ends whose time is up."""
+
+
+class ExpiredError(Protocol):
+    """Makes the error of a call that has waited for as long as its limits let it."""
+
+    def __call__(self, limits: Limits, *, unknown: bool) -> EventMetaError:
+        """Return it; ``unknown`` where a change may have been recorded."""
+        ...
+
+
+class Writer:
+    """The one writer of an engine in an event loop.
+
+    Commands of one session or user are carried out in the order in which they were submitted. There
+    is a task only while there is work, so that a program may end without closing anything.
+    """
+
+    def __init__(
+        self,
+        commit: Commit,
+        expired: ExpiredError,
+        *,
+        in_line: int = MAX_IN_LINE,
+        is_for_one: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Make the writer.
+
+        Args:
+            commit: Carries out a batch.
+            expired: Makes the error of a caller whose time is up.
+            in_line: How many connections may wait for what somebody else holds.
+            is_for_one: Whether a batch must be of one context, and carried out in it.
+        """
+        self._is_for_one = is_for_one
+        self._commit = commit
+        self._expired = expired
+        self.order = Order()
+        self._waiting: deque[Entry] = deque()
+        self._places = asyncio.Semaphore(MAX_WAITING)
+        self._lanes = Lanes(commit, self._take_batch, in_line)
+        self._timeouts: Timeouts[Entry] = Timeouts(self._time_is_up)
+        self._task: asyncio.Task[None] | None = None
+
+    async def submit(self, command: Command, limits: Limits) -> Outcome | EventMetaError:
+        """Carry out ``command`` with whatever else is waiting, within ``limits``.
+
+        Waits for a place while too many commands are waiting. The caller of a cancelled call gets
+        its CancelledError only when the outcome is settled: the command was either withdrawn
+        before it began, or has been carried out to the end, or its time is up.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limits.timeout
+        entry = Entry(command, limits, end, loop.create_future(), self._waiting, copy_context())
+        try:
+            if self._places.locked() or command.stream in self._lanes:
+                await self._wait_for_place(entry)
+            else:
+                await self._places.acquire()
+                entry.place = self._places
+                self._queue(entry)
+            self._timeouts.add(entry)
+            return await self._settled(entry)
+        finally:
+            self._timeouts.remove(entry)
+            entry.leave_place()
+
+    async def _wait_for_place(self, entry: Entry) -> None:
+        try:
+            async with asyncio.timeout_at(entry.end):
+                if await self._lanes.place(entry):
+                    return
+                await self._places.acquire()
+        except TimeoutError:
+            raise self._expired(entry.limits, unknown=False) from None
+        entry.place = self._places
+        self._queue(entry)
+
+    def _time_is_up(self, entry: Entry) -> None:
+        """Withdraw the command, unless it is being carried out."""
+        if entry.outcome.done():
+            return
+        if entry.batch_ended is not None:  # it may know better what has become of the command
+            asyncio.get_running_loop().call_later(_KNOWN_SOON, self._give_up, entry)
+            return
+        with suppress(ValueError):  # its lane has just let it go
+            entry.queue.remove(entry)
+        if entry.busy is not None:
+            give(entry.outcome, entry.busy)
+        else:
+            fail(entry.outcome, self._expired(entry.limits, unknown=False))
+
+    def _give_up(self, entry: Entry) -> None:
+        """Let the caller go, whose batch goes on for the sake of others."""
+        fail(entry.outcome, self._expired(entry.limits, unknown=True))
+
+    def _queue(self, entry: Entry) -> None:
+        if entry.command.stream in self._lanes:  # opened since it has waited for a place
+            self._step_out(entry)
+            return
+        self._waiting.append(entry)
+        if self._task is None:
+            self._task = asyncio.create_task(self._work(), name="eventmeta-writer")
+            self._task.add_done_callback(self._ended)
+
+    def _step_out(self, entry: Entry) -> None:
+        entry.leave_place()
+        self._lanes.add(entry)
+
+    async def _settled(self, entry: Entry) -> Outcome | EventMetaError:
+        try:
+            return await entry.outcome
+        except asyncio.CancelledError:
+            if entry.batch_ended is None:
+                with suppress(ValueError):  # its lane has just let it go
+                    entry.queue.remove(entry)
+                raise
+            left = entry.end - asyncio.get_running_loop().time()
+            with suppress(asyncio.CancelledError):  # another one
+                await settle(asyncio.shield(entry.batch_ended), seconds=left)
+            raise
+
+    async def drain(self) -> None:
+        """Wait until all that was submitted is carried out."""
+        while tasks := [*self._lanes.tasks, *([self._task] if self._task else [])]:
+            await asyncio.wait(tasks)
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                held = await carry_out(self._take_batch(self._waiting), self._commit)
+                if held:
+                    self._open_lanes(held)
+        finally:
+            self._end()
+
+    def _open_lanes(self, held: list[Entry]) -> None:
+        """Have ``held`` step out of the way of others, and behind them what waits for the same."""
+        for entry in held:
+            self._step_out(entry)
+        staying: list[Entry] = []
+        for entry in self._waiting:
+            if entry.command.stream in self._lanes:
+                self._step_out(entry)
+            else:
+                staying.append(entry)
+        self._waiting.clear()
+        self._waiting.extend(staying)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._task is task:  # cancelled before it could begin
+            self._end()
+
+    def _end(self) -> None:
+        self._task = None
+        # Only a task that was cancelled leaves anything: the loop is shutting down.
+        for entry in self._waiting:
+            entry.outcome.cancel()
+
+    def _take_batch(self, waiting: deque[Entry]) -> Batch:
+        is_for_one = self._is_for_one()
+        batch: list[Entry] = []
+        size = 0
+        while waiting and len(batch) < MAX_BATCH:
+            entry = waiting[0]
+            if is_for_one and batch and not alike(batch[0].context, entry.context):
+                break
+            size += entry.command.size
+            if batch and size > MAX_BATCH_BYTES:
+                break
+            batch.append(waiting.popleft())
+        return Batch(batch, batch[0].context if is_for_one else None)

@@ -1,0 +1,139 @@
+"""Shadow tables: what takes the place of a projection's tables once it is complete."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Index, MetaData, Table
+from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.sql.elements import quoted_name
+
+from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.projector import Swap
+from eventmeta.dialects.statement import Program, Query, Statement
+from eventmeta.tables.names import RESERVED_ENDINGS
+
+_BUILDING, _RETIRED = RESERVED_ENDINGS
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """The shadow tables of some live ones, in the same order.
+
+    Attributes:
+        live: The live ones.
+        tables: The shadow tables.
+        dialect: Their database.
+        is_scratch: They are to take nobody's place.
+    """
+
+    live: tuple[Table, ...]
+    tables: tuple[Table, ...]
+    dialect: Dialect
+    is_scratch: bool = False
+
+    @classmethod
+    def of(cls, live: Sequence[Table], dialect: Dialect, suffix: str = _BUILDING) -> Shadow:
+        """Tables like ``live``, with ``suffix`` after their names."""
+        metadata = MetaData()
+        made = [table.to_metadata(metadata, name=f"{table.name}{suffix}") for table in live]
+        for constraint in (each for table in made for each in table.constraints):
+            constraint.name = None  # for those of the live table have it
+        dialect.prepare_tables(made)
+        return cls(tuple(live), tuple(made), dialect, is_scratch=suffix != _BUILDING)
+
+    @property
+    def swaps(self) -> list[Swap]:
+        """What takes the place of what."""
+        pairs = zip(self.live, self.tables, strict=True)
+        return [Swap(live, shadow, f"{live.name}{_RETIRED}") for live, shadow in pairs]
+
+    def exist(self) -> Program[tuple[bool, bool]]:
+        """Whether there are shadow tables, and whether there are retired ones."""
+        swaps = self.swaps
+        names = [name for each in swaps for name in (each.shadow.name, each.retired)]
+        rows = yield Statement(self.dialect.list_parts(names), ())()
+        found = {relation.lower() for kind, relation, _ in rows if kind == "table"}
+        return (
+            any(each.shadow.name.lower() in found for each in swaps),
+            any(each.retired.lower() in found for each in swaps),
+        )
+
+    def create(self) -> Program[None]:
+        """Make the shadow tables that are missing, without indexes unless they come first."""
+        for table in self.tables:
+            yield self._ddl(CreateTable(table, if_not_exists=True))
+        if self.dialect.indexes_first:
+            yield from self._index()
+
+    def finish(self) -> Program[None]:
+        """Make the indexes that are missing, now that the rows are there."""
+        if not self.dialect.indexes_first:
+            yield from self._index()
+        for table in self.tables:
+            yield from measure(self.dialect, table)
+
+    def drop(self) -> Program[None]:
+        """Remove the shadow tables."""
+        yield from self._drop([table.name for table in self.tables])
+
+    def drop_retired(self) -> Program[None]:
+        """Remove the tables whose place they have taken."""
+        yield from self._drop([each.retired for each in self.swaps])
+
+    def _index(self) -> Program[None]:
+        for live, shadow in zip(self.live, self.tables, strict=True):
+            rows = yield Statement(self.dialect.list_parts([shadow.name]), ())()
+            present = {name.lower() for kind, _, name in rows if kind == "index"}
+            if self.is_scratch:
+                names = {
+                    str(each.name): _scratch_name(shadow.name, str(each.name))
+                    for each in live.indexes
+                }
+            else:
+                names = yield from self.dialect.shadow_indexes(live)
+            for like, index in zip(_in_order(live), _in_order(shadow), strict=True):
+                plain = str(like.name)
+                if present.isdisjoint({plain.lower(), names[plain].lower()}):
+                    yield self._create_index(index, names[plain])
+
+    def _create_index(self, index: Index, name: str) -> Query:
+        """The object keeps its own name, by whose order it is found again."""
+        own, index.name = index.name, quoted_name(name, quote=None)
+        try:
+            return self._ddl(CreateIndex(index))
+        finally:
+            index.name = own
+
+    def _ddl(self, element: CreateTable | CreateIndex) -> Query:
+        return Statement(self.dialect.ddl(element), ())()
+
+    def _drop(self, names: Sequence[str]) -> Program[None]:
+        rows = yield Statement(self.dialect.list_parts(names), ())()
+        present = {relation.lower() for kind, relation, _ in rows if kind == "table"}
+        for name in names:
+            if name.lower() in present:
+                yield Statement(f"DROP TABLE {self.dialect.named(name)}", ())()
+
+
+def measure(dialect: Dialect, table: Table) -> Program[None]:
+    """Let the planner know how large ``table`` is."""
+    for statement in dialect.measure(table):
+        yield Statement(statement, ())()
+
+
+def _scratch_name(table: str, index: str) -> str:
+    """Of an index; in some databases all tables share the names of theirs."""
+    digest = hashlib.sha256(f"{table}.{index}".encode()).hexdigest()[:16]
+    return f"scratch_{digest}_{index}"[:63]
+
+
+def _in_order(table: Table) -> list[Index]:
+    """By their columns first, for some names are made of the table's."""
+
+    def key(index: Index) -> tuple[list[str], str]:
+        return [column.name for column in index.columns], str(index.name)
+
+    return sorted(table.indexes, key=key)

@@ -1,0 +1,12 @@
+"""Questions asked of a store.
+
+scope                    a database as one user may read it
+ownership                the condition that limits a statement to what a user may see
+statements               the statements that read
+sessions                 finding and listing sessions
+history                  the past of a session or a user
+history_statements       the statements for that
+moments                  what had been recorded by a moment
+conversation_statements  the statements that read conversations
+usage                    sums of tokens, by group
+"""

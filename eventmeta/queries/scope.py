@@ -1,0 +1,87 @@
+"""A database as far as a user reaches: what every read goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eventmeta.core.deadline import Limits
+from eventmeta.core.principal import Access, Reach
+from eventmeta.database.database import Database
+from eventmeta.database.reader import Lookup, query_for
+from eventmeta.dialects.statement import Row, Statement
+from eventmeta.queries.ownership import OWNER, Ownership
+from eventmeta.queries.statements import ReadStatements
+from eventmeta.tables.tables import Tables
+
+
+class View(NamedTuple):
+    """What there is for ``access``: its statements, and the user as a parameter of each.
+
+    Attributes:
+        database: The database.
+        access: On whose behalf it is read and written.
+        limits: How long a call waits for it; as the engine's stores do if None.
+    """
+
+    database: Database
+    access: Access
+    limits: Limits | None = None
+
+    @property
+    def reads(self) -> ReadStatements:
+        """The statements, which carry the owner in their predicate."""
+        return _reads(self.database)[self.access.reach]
+
+    @property
+    def own(self) -> View:
+        """The same without the sessions that nobody owns."""
+        return self._replace(access=self.access.own)
+
+    async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
+        """The rows of one of the ``reads``."""
+        query = statement(**values, **self.owner)
+        return await self.database.group_read(query, self.limits)
+
+    def look_up(
+        self, lookup: Lookup, connection: AsyncConnection | None = None, **request: Any
+    ) -> Awaitable[Sequence[Row]]:
+        """The rows of one of the ``reads`` for ``request``, each after a number.
+
+        Args:
+            lookup: Which of the reads.
+            connection: Read in this transaction of the caller's.
+            **request: Its parameters.
+        """
+        if connection is not None:
+            query = query_for(lookup, [{**request, **self.owner}])
+            return self.database.fetch(query, self.limits, connection)
+        return self.database.group_read(lookup, self.limits, **request, **self.owner)
+
+    @property
+    def owner(self) -> dict[str, Any]:
+        """The parameter that every statement takes besides its own."""
+        return {} if self.access.user_id is None else {OWNER: self.access.user_id}
+
+
+_Reads = dict[Reach, ReadStatements]
+_made: WeakKeyDictionary[Database, tuple[Tables, _Reads]] = WeakKeyDictionary()
+"""The statements of each database, and the tables for which they were made."""
+
+
+def _reads(database: Database) -> _Reads:
+    made = _made.get(database)
+    tables = database.tables
+    if made is not None and made[0] is tables:
+        return made[1]
+    reads = {
+        reach: ReadStatements(
+            tables, database.dialect, Ownership(tables.streams, tables.events, reach)
+        )
+        for reach in Reach
+    }
+    _made[database] = tables, reads
+    return reads

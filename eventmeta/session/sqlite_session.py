@@ -1,0 +1,42 @@
+"""`SQLiteSession`: a `MetadataSession` that is given a file instead of an engine."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Unpack
+
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from eventmeta.database.engines import shared_engine
+from eventmeta.session.arguments import SessionOptions
+from eventmeta.session.metadata_session import MetadataSession
+
+
+class SQLiteSession(MetadataSession):
+    """Takes the place of the SDK's ``SQLiteSession``, on the same file.
+
+    Sessions of one file and one thread share an engine; each in-memory database is one of its own.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        db_path: str | PathLike[str] = ":memory:",
+        *,
+        engine: AsyncEngine | None = None,
+        **options: Unpack[SessionOptions],
+    ) -> None:
+        """Open the session; the file and its tables are created at the first call.
+
+        Args:
+            session_id: Which conversation.
+            db_path: The file of the database; in memory by default.
+            engine: An engine to take instead of the file.
+            **options: As for `MetadataSession`.
+        """
+        if engine is None:
+            url = URL.create("sqlite+aiosqlite", database=str(db_path))
+            engine = shared_engine(url.render_as_string(hide_password=False), None)
+        options.setdefault("create_tables", True)
+        super().__init__(session_id, engine=engine, **options)

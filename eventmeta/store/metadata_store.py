@@ -1,0 +1,285 @@
+"""`MetadataStore`: one engine's sessions, as a whole."""
+
+from __future__ import annotations
+
+from typing import Any, Self, Unpack
+
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from eventmeta.core.canonical_json import DEFAULT_MAX_VALUE_BYTES
+from eventmeta.core.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT, Limits
+from eventmeta.core.events import RecordedEvent, StreamKey
+from eventmeta.core.principal import ADMINISTRATOR, Access
+from eventmeta.core.settle import settle
+from eventmeta.core.validation import check_flag, check_limits, check_positive, check_user_id
+from eventmeta.dialects.factory import make_engine
+from eventmeta.log.commands import DeleteUser
+from eventmeta.log.commands.options import WriteOptions, check_options, command_fields, options_of
+from eventmeta.log.event_log import EventLog
+from eventmeta.queries.scope import View
+from eventmeta.queries.sessions import SessionEntry, latest_sessions, list_sessions
+from eventmeta.session.arguments import CreationOptions, HandleOptions, SessionOptions
+from eventmeta.session.metadata_session import MetadataSession
+from eventmeta.store.projections import ProjectedStore
+from eventmeta.store.user import User
+from eventmeta.store.user_store import UserStore
+from eventmeta.tables.names import TableNames, TableOptions
+
+
+class StoreOptions(TableOptions, total=False):
+    """Keyword arguments with which a store is opened: see `MetadataStore`."""
+
+    create_tables: bool
+    max_value_bytes: int
+    timeout: float
+    retry_for: float
+    hints: bool
+
+
+class MetadataStore(ProjectedStore):
+    """The store of one engine: its sessions, its users, its log, its read models.
+
+    This is the administrator's view, which reaches everything; `as_user` gives that of a user.
+    Stores and sessions of one engine, with the same table names, share one writer.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        create_tables: bool = False,
+        max_value_bytes: int = DEFAULT_MAX_VALUE_BYTES,
+        timeout: float = DEFAULT_TIMEOUT,
+        retry_for: float = DEFAULT_RETRY_FOR,
+        hints: bool = False,
+        **table_names: Unpack[TableOptions],
+    ) -> None:
+        """Open the store; no I/O is done before the first call.
+
+        Args:
+            engine: See `MetadataSession`.
+            create_tables: Create missing tables at the first call, of this store or of another
+                store or session of the engine with the same tables.
+            max_value_bytes: The largest metadata value, and the largest data of an event of the
+                app's own, in bytes of JSON.
+            timeout: How many seconds a call waits for the log, connecting and retries
+                included. Then the connection is closed, and the call ends with `OutcomeUnknown` (a
+                write) or `DatabaseUnavailable`. A transaction of a projector or a
+                subscription may take as long, and a statement that goes through the log or builds
+                tables 20 times as long; for these the store counts that was opened last with this
+                option on the engine.
+            retry_for: How many seconds to look for a server that refuses connections, or has none
+                left.
+            hints: On PostgreSQL, notify projectors and subscriptions of other processes after each
+                commit, and listen for that, on a connection more. They look by themselves anyway.
+            **table_names: See `TableOptions`.
+
+        Raises:
+            InvalidIdentifier: A table name cannot be used.
+            InvalidInput: ``timeout`` or ``retry_for`` is no number of seconds.
+            UnknownOption: There is no such option.
+            UnsupportedEngine: There is no dialect for the engine.
+        """
+        if table_names.keys() - TableOptions.__annotations__.keys():
+            kind = type(self)
+            check_options(f"{kind.__name__}()", table_names, options_of(kind))
+        check_flag("create_tables", create_tables)
+        check_flag("hints", hints)
+        check_positive("max_value_bytes", max_value_bytes)
+        limits = check_limits(timeout, retry_for)
+        log = EventLog.of(engine, TableNames.of(table_names))
+        log.database.opening.creates_tables = log.database.opening.creates_tables or create_tables
+        super().__init__(log, ADMINISTRATOR, max_value_bytes, limits)
+        if limits != Limits():
+            log.database.limits = limits
+        log.gives_hints = log.gives_hints or hints
+        self._owns_engine = False
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str | URL,
+        *,
+        engine_kwargs: dict[str, Any] | None = None,
+        **options: Unpack[StoreOptions],
+    ) -> Self:
+        """Open the store in the database at ``url``, with an engine of its own.
+
+        Args:
+            url: Such as ``"sqlite+aiosqlite:///sessions.db"``.
+            engine_kwargs: Passed to ``create_async_engine``.
+            **options: As for the constructor.
+
+        Raises:
+            InvalidInput: An option cannot be used, or the URL cannot be read.
+            MissingExtra: The driver is not installed.
+            UnsupportedEngine: There is no dialect for the database or the driver.
+        """
+        check_options(f"{cls.__name__}.from_url()", options, options_of(cls))
+        store = cls(make_engine(url, engine_kwargs), **options)
+        store._owns_engine = True
+        return store
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine, for the app's own statements."""
+        return self._log.database.engine
+
+    @property
+    def log(self) -> EventLog:
+        """What this store shares with its sessions: for the library's own use, not for apps."""
+        return self._log
+
+    async def create_tables(self, *, turn_on_structured_metadata: bool = False) -> None:
+        """Create the tables, columns, indexes, triggers and the view that are missing.
+
+        So it also migrates a database that upstream's SQLAlchemySession or an older eventmeta made.
+        Columns that are too narrow for what the store writes are widened. Safe to repeat, and
+        beside writers and other processes; no row is touched.
+
+        Args:
+            turn_on_structured_metadata: Keep the tables of conversations, tool calls and tokens
+                from now on, in a database of the store's that did not: for a store with
+                ``structured_metadata=True``. Processes that write must be stopped before, for those
+                that are running would go on without.
+
+        Raises:
+            SettingsConflict: The options of the store contradict what the database is.
+            UnsupportedSchema: An existing table cannot hold exactly what the store writes.
+        """
+        self._check_open()
+        await self._log.create_tables(turn_on=turn_on_structured_metadata)
+
+    async def schema_sql(self, *, turn_on_structured_metadata: bool = False) -> str:
+        """Return the SQL that `create_tables` would execute now, as a script; change nothing.
+
+        It is for those who change the schema by hand: each statement ends with ``;`` and a blank
+        line comes between two. It is empty if nothing is missing. See docs/migration.md.
+
+        Args:
+            turn_on_structured_metadata: As for `create_tables`.
+
+        Raises:
+            SettingsConflict: As for `create_tables`.
+            UnsupportedSchema: As for `create_tables`.
+        """
+        self._check_open()
+        return await self._log.database.opening.schema_sql(turn_on=turn_on_structured_metadata)
+
+    # --- Sessions -------------------------------------------------------------------------------
+
+    def session(self, session_id: str, **options: Unpack[SessionOptions]) -> MetadataSession:
+        """The session ``session_id``; ``options`` as for `MetadataSession`."""
+        return MetadataSession(session_id, **self._opening(options))
+
+    async def create_session(
+        self, user_id: str, **options: Unpack[CreationOptions]
+    ) -> MetadataSession:
+        """Make a session of ``user_id``: see `MetadataSession.create_session`."""
+        return await MetadataSession.create_session(user_id, **self._opening(options))
+
+    async def get_session(
+        self, user_id: str, session_id: str, **options: Unpack[HandleOptions]
+    ) -> MetadataSession | None:
+        """The session, if it exists and is the user's: see `MetadataSession.get_session`."""
+        return await MetadataSession.get_session(user_id, session_id, **self._opening(options))
+
+    async def get_sessions(
+        self,
+        user_id: str,
+        limit: int | None = None,
+        offset: int = 0,
+        **options: Unpack[HandleOptions],
+    ) -> list[MetadataSession]:
+        """The sessions of ``user_id``: see `MetadataSession.get_sessions`."""
+        return await MetadataSession.get_sessions(user_id, limit, offset, **self._opening(options))
+
+    async def get_sessions_for_user(
+        self, user_id: str, limit: int | None = None, offset: int = 0
+    ) -> list[str]:
+        """Ids of the sessions of ``user_id``: see `MetadataSession.get_sessions_for_user`."""
+        self._check_open()
+        return await latest_sessions(self._of(user_id), limit, offset)
+
+    async def list_sessions(
+        self,
+        user_id: str | None = None,
+        *,
+        limit: int | None = 100,
+        after: SessionEntry | None = None,
+    ) -> list[SessionEntry]:
+        """All sessions, or those of ``user_id``, the latest change first, then the greatest id.
+
+        Args:
+            user_id: Only this user's.
+            limit: At most so many; None for all.
+            after: The last entry of the page before. However many sessions have come or changed
+                since, none that stayed as it was is left out or comes twice.
+        """
+        self._check_open()
+        return await list_sessions(
+            self._view if user_id is None else self._of(user_id), limit, after
+        )
+
+    def _of(self, user_id: str) -> View:
+        return self._view._replace(access=Access(check_user_id(user_id)))
+
+    # --- Users ----------------------------------------------------------------------------------
+
+    def as_user(self, user_id: str) -> UserStore:
+        """The store as ``user_id`` sees it: nothing of anyone else can be reached through it."""
+        self._check_open()
+        user = check_user_id(user_id)
+        return UserStore(self._log, user, self._max_value_bytes, self._limits)
+
+    def user(self, user_id: str) -> User:
+        """The user ``user_id``, who need not exist yet."""
+        self._check_open()
+        return User(user_id, self._log, self._view, self._max_value_bytes)
+
+    async def delete_user(
+        self, user_id: str, **options: Unpack[WriteOptions]
+    ) -> RecordedEvent | None:
+        """Delete a user with all metadata. The sessions stay, without an owner.
+
+        Nobody can claim them; the administrator can `transfer` them.
+
+        Args:
+            user_id: Whom.
+            **options: See `WriteOptions`; versions are those of the user.
+
+        Returns:
+            The ``user_deleted`` event, whose ``data["sessions"]`` are the ids of the sessions that
+            lost their owner; None if there is no such user.
+
+        Raises:
+            InvalidInput: The id or an option cannot be used; nothing was changed.
+            VersionConflict: The user is not at ``expected_version``; nothing was changed.
+        """
+        command = DeleteUser(
+            stream=StreamKey(check_user_id(user_id), "user"),
+            **command_fields("delete_user()", options, self._view.access),
+        )
+        self._check_open()
+        connection = options.get("connection")
+        if connection is None:
+            await self._connected()
+        return await self._log.submit(command, connection, self._limits)
+
+    async def close(self) -> None:
+        """Wait until what was submitted is carried out; this handle takes no more.
+
+        An engine that was passed in is left open, with the other stores and the sessions on it. One
+        made by `from_url` is disposed, and its sessions end too; what goes on step by step, such as
+        a rebuild or a projector, ends with its next step.
+        """
+        self._closed = True
+        if self._owns_engine:
+            await settle(self._dispose())
+        else:
+            await self._log.drain()
+
+    async def _dispose(self) -> None:
+        await self._log.close()
+        await self._log.database.dialect.dispose()

@@ -1,0 +1,79 @@
+"""`UserStore`: a store as one user sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Unpack
+
+from eventmeta.core.deadline import Limits
+from eventmeta.core.errors import UserMismatch, UserNotFound
+from eventmeta.core.principal import Access
+from eventmeta.log.event_log import EventLog
+from eventmeta.queries.sessions import SessionEntry, list_sessions
+from eventmeta.session.arguments import CreationOptions, HandleOptions, SessionOptions
+from eventmeta.session.metadata_session import MetadataSession
+from eventmeta.store.handle import OpenedStore
+from eventmeta.store.user import User
+
+
+class UserStore(OpenedStore):
+    """The sessions of one user, and the user; nothing of anyone else can be reached through it.
+
+    Made by `MetadataStore.as_user`. A session of someone else is as if it did not exist.
+    """
+
+    def __init__(self, log: EventLog, user_id: str, max_value_bytes: int, limits: Limits) -> None:
+        super().__init__(log, Access(user_id), max_value_bytes, limits)
+        self._user_id = user_id
+
+    @property
+    def user_id(self) -> str:
+        """The user."""
+        return self._user_id
+
+    def session(self, session_id: str, **options: Unpack[SessionOptions]) -> MetadataSession:
+        """The session ``session_id``, if the user owns it: else it is as if it were not there.
+
+        Args:
+            session_id: Which session.
+            **options: As for `MetadataSession`; ``claim`` is False unless said otherwise.
+        """
+        return MetadataSession(session_id, **self._arguments(options), user_id=self._user_id)
+
+    async def create_session(self, **options: Unpack[CreationOptions]) -> MetadataSession:
+        """Make a session of the user's: see `MetadataSession.create_session`."""
+        return await MetadataSession.create_session(self._user_id, **self._arguments(options))
+
+    async def get_session(
+        self, session_id: str, **options: Unpack[HandleOptions]
+    ) -> MetadataSession | None:
+        """The session, if it exists and is the user's: see `MetadataSession.get_session`."""
+        arguments = self._arguments(options)
+        return await MetadataSession.get_session(self._user_id, session_id, **arguments)
+
+    async def list_sessions(
+        self, *, limit: int | None = 100, after: SessionEntry | None = None
+    ) -> list[SessionEntry]:
+        """The user's sessions: see `MetadataStore.list_sessions`."""
+        self._check_open()
+        return await list_sessions(self._view, limit, after)
+
+    def user(self, user_id: str | None = None) -> User:
+        """The user.
+
+        Raises:
+            UserNotFound: ``user_id`` names another one, who may exist or not.
+        """
+        self._check_open()
+        if user_id not in (None, self._user_id):
+            raise UserNotFound(str(user_id))
+        return User(self._user_id, self._log, self._view, self._max_value_bytes)
+
+    def _arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        given = dict(options)
+        if given.pop("user_id", self._user_id) != self._user_id:
+            raise UserMismatch(
+                "this is the store of another user: leave user_id out, or ask as_user() of a "
+                "MetadataStore for the store of that one"
+            )
+        return self._opening({"claim": False, **given})
