@@ -10,7 +10,7 @@ from typing import Protocol
 
 from benchmarks.peers import Peer
 from benchmarks.scenarios.base import Scenario, WrongData, digest
-from eventmeta.core.settle import settle
+from eventmeta.core.settle import run_to_completion
 
 FEW_CALLS = 3
 ERROR_LENGTH = 200
@@ -169,4 +169,4 @@ class Crew:
         return digest(await self._scenario.check(self._peer, session_id, FEW_CALLS))
 
     async def close(self) -> None:
-        await settle(self._peer.close())  # also if it is broken off by now
+        await run_to_completion(self._peer.close())  # also if it is broken off by now

@@ -17,7 +17,7 @@ from benchmarks.peers import PEERS, Peer, installed, offers
 from benchmarks.results import Case, Result, Run, machine, versions
 from benchmarks.runner import SIZES, measure
 from benchmarks.scenarios import SCENARIOS, Probe
-from eventmeta.core.settle import settle
+from eventmeta.core.settle import run_to_completion
 from tests.servers import Unavailable
 
 
@@ -114,7 +114,7 @@ class _Backend:
             for (name, peer), url in zip(classes.items(), urls, strict=True):
                 opened_peer = await peer.open(url)
                 found[name] = await opened_peer.durability()
-                await settle(opened_peer.close())  # also if it is broken off by now
+                await run_to_completion(opened_peer.close())  # also if it is broken off by now
         return found
 
     async def _measure(self, classes: Mapping[str, type[Peer]], found: list[Result]) -> None:

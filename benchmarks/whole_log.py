@@ -25,7 +25,7 @@ from benchmarks.peers.ours import COPY
 from benchmarks.scenarios.base import metadata
 from eventmeta import MetadataStore, progress_bar
 from eventmeta.dialects.statement import Program
-from eventmeta.projector.shadow_tables import Shadow
+from eventmeta.projector.shadow_tables import ShadowTables
 from eventmeta.projector.target import live_target
 from projections import METADATA_EVENTS, metadata_projection
 
@@ -124,7 +124,7 @@ async def _insert(store: MetadataStore, *, fold: bool) -> None:
     """All rows of the read model into an empty table like it, by one statement; its indexes too."""
     database = store.log.database
     projection = database.tables.session_metadata
-    shadow = Shadow.of([projection.table], database.dialect, "_bare")
+    shadow = ShadowTables.of([projection.table], database.dialect, "_bare")
     target = live_target(projection, database.tables, database.dialect)
     rows = target.rows(target.relation()) if fold else select(*projection.table.columns)
     names = [column.name for column in projection.table.columns]

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from eventmeta import MetadataStore, RecordedEvent, new_event_id
 from eventmeta.core.canonical_json import encode_changes
 from eventmeta.core.events import StreamKey
-from eventmeta.core.principal import Access
+from eventmeta.core.principal import Principal
 from eventmeta.log.commands import (
     AddItems,
     Append,
@@ -21,7 +21,7 @@ from eventmeta.log.commands import (
     DeleteMetadata,
     DeleteUser,
     DeleteUserMetadata,
-    Fact,
+    EventData,
     PopItem,
     ReplaceItems,
     SetMetadata,
@@ -39,7 +39,7 @@ class Actor:
 
     def _of(self, kind: type[Command], stream: StreamKey, **fields: Any) -> Any:
         fields.setdefault("event_id", new_event_id())
-        access = Access(self.user_id, self.claims and self.user_id is not None)
+        access = Principal(self.user_id, self.claims and self.user_id is not None)
         return kind(stream=stream, actor=self.user_id, access=access, **fields)
 
     def session(self, kind: type[Command], session_id: str, **fields: Any) -> Any:
@@ -53,7 +53,7 @@ class Actor:
         return self.session(SetMetadata, session_id, fact=fact, **fields)
 
     def note(self, session_id: str, **fields: Any) -> Any:
-        return self.session(Append, session_id, fact=Fact("noted", {}), **fields)
+        return self.session(Append, session_id, fact=EventData("noted", {}), **fields)
 
     def pop(self, session_id: str, **fields: Any) -> Any:
         return self.session(PopItem, session_id, **fields)

@@ -14,7 +14,7 @@ from sqlalchemy import Column, Integer, MetaData, String, Table, insert, inspect
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from eventmeta import MetadataStore
-from eventmeta.projector.checkpoints import Claim, new_holder
+from eventmeta.projector.checkpoints import LeaseToken, new_holder
 from eventmeta.projector.worker import Follower, make_current
 from projections import AppliedProjection, Event, Projection, metadata_projection
 from projections.types import BigInt, SessionId
@@ -93,7 +93,7 @@ async def applied_in_order(store: MetadataStore, name: str = TRACE) -> list[int]
     return positions
 
 
-async def rows_of(store: MetadataStore, table: str) -> list[tuple[Any, ...]]:
+async def select_rows(store: MetadataStore, table: str) -> list[tuple[Any, ...]]:
     """All rows of a table like that of the metadata."""
     query = "session_id, {0}key{0}, value, created_at, updated_at"
     quote = "`" if store.engine.dialect.name == "mysql" else '"'
@@ -157,12 +157,12 @@ class Process:
         await self.store.create_tables()
         await make_current(self.store.log, self.registered, new_holder())
 
-    async def take(self) -> Claim:
+    async def take(self) -> LeaseToken:
         claim = await self.follower.lease.take()
         assert claim is not None
         return claim
 
-    async def take_over(self) -> Claim:
+    async def take_over(self) -> LeaseToken:
         """Wait for the lease of another to end."""
         while (claim := await self.follower.lease.take()) is None:
             await asyncio.sleep(0.02)

@@ -31,7 +31,7 @@ async def expected(store: MetadataStore, **part: Any) -> list[tuple[object, ...]
     ]
 
 
-def rows_of(table: pa.Table) -> list[tuple[object, ...]]:
+def select_rows(table: pa.Table) -> list[tuple[object, ...]]:
     """With the JSON read, and a context that is not there as an empty one, as events have it."""
     rows = []
     for row in table.to_pylist():
@@ -49,7 +49,7 @@ async def test_every_event_is_there_exactly(
     await fill(store)
     table = await store.to_arrow()
     assert table.schema == arrow.arrow_schema()
-    assert rows_of(table) == await expected(store)
+    assert select_rows(table) == await expected(store)
     table.validate(full=True)
 
 
@@ -65,7 +65,7 @@ async def test_a_part_of_the_log(store: MetadataStore) -> None:
         {"stream": "nobody"},
     ]
     for part in parts:
-        assert rows_of(await store.to_arrow(**part)) == await expected(store, **part)
+        assert select_rows(await store.to_arrow(**part)) == await expected(store, **part)
 
 
 async def test_an_empty_log_has_the_same_columns(store: MetadataStore) -> None:

@@ -20,7 +20,7 @@ from eventmeta import (
 )
 from eventmeta.core.events import USAGE_RECORDED
 from eventmeta.dialects.statement import Program, Query
-from eventmeta.log.commands import Append, Fact, TransferSession, assignment
+from eventmeta.log.commands import Append, EventData, TransferSession, assignment
 from tests.acting import ADMIN, submit
 from tests.helpers import users
 from tests.test_log_storage import ANALYZE, SCANS, explain
@@ -62,7 +62,7 @@ async def with_a_past(store: MetadataStore, name: str = "s") -> RecordedEvent:
     await hers.add_items(users("old", "older", "secret"))
     await hers.pop_item()
     await hers.delete_metadata(["salary"])
-    await submit(store, ADMIN.session(Append, name, fact=Fact(USAGE_RECORDED, USAGE)))
+    await submit(store, ADMIN.session(Append, name, fact=EventData(USAGE_RECORDED, USAGE)))
     await store.append(name, NewEvent("noted", {"secret": True}))
     before = await hers.set_metadata({"title": "harmless"})
     assert before is not None
@@ -135,7 +135,7 @@ async def test_the_feed_begins_with_the_transfer(given: Given) -> None:
 async def test_what_runs_used_before_is_not_told(given: Given) -> None:
     assert sum(group.input_tokens for group in await given.bob.get_usage("session")) == 0
     assert (await given.his.get_usage()).input_tokens == 0
-    await submit(given.store, ADMIN.session(Append, "s", fact=Fact(USAGE_RECORDED, USAGE)))
+    await submit(given.store, ADMIN.session(Append, "s", fact=EventData(USAGE_RECORDED, USAGE)))
     (group,) = await given.bob.get_usage("session")
     assert (group.key, group.input_tokens) == ("s", 7)
     assert (await given.his.get_usage()).input_tokens == 7
@@ -251,7 +251,7 @@ async def test_older_transfers_stay_what_they_were(
 ) -> None:
     """They say nothing of history: whoever got a session by one still sees all of it."""
 
-    def as_it_was(self: TransferSession, sql: Any) -> Program[Fact | None]:
+    def as_it_was(self: TransferSession, sql: Any) -> Program[EventData | None]:
         yield from ()
         return assignment(self.to_user, self.owner)
 
@@ -301,7 +301,9 @@ async def test_where_a_session_begins_is_looked_up_by_key(
     await with_a_past(structured)
     for n in range(200):
         await structured.session(f"s{n}", user_id=f"u{n % 40}").set_metadata({"k": 1})
-        await submit(structured, ADMIN.session(Append, f"s{n}", fact=Fact(USAGE_RECORDED, USAGE)))
+        await submit(
+            structured, ADMIN.session(Append, f"s{n}", fact=EventData(USAGE_RECORDED, USAGE))
+        )
         if n % 4 == 0:
             await structured.session(f"s{n}").transfer("bob")
     handed = await structured.session("s").transfer("bob")

@@ -28,8 +28,8 @@ from eventmeta import (
     acting_as,
     new_event_id,
 )
-from eventmeta.core.principal import Access
-from eventmeta.queries.scope import View
+from eventmeta.core.principal import Principal
+from eventmeta.queries.scope import Scope
 from tests.helpers import users
 
 pytestmark = pytest.mark.two_dialects
@@ -41,17 +41,17 @@ EVENT_ID = new_event_id()
 
 
 @dataclass(frozen=True)
-class Target:
+class ProjectionTarget:
     """What a method is called with."""
 
     session_id: str
     user_id: str
 
 
-OWN = Target("own", "alice")
-FOREIGN = Target("theirs", BOB)
-MISSING = Target("missing", "nobody")
-UNOWNED = Target("unowned", "nobody")
+OWN = ProjectionTarget("own", "alice")
+FOREIGN = ProjectionTarget("theirs", BOB)
+MISSING = ProjectionTarget("missing", "nobody")
+UNOWNED = ProjectionTarget("unowned", "nobody")
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,20 @@ class Case:
         depends: The outcome depends on the session, or on the user, that it is called for.
     """
 
-    call: Callable[[Any, Target], Any]
+    call: Callable[[Any, ProjectionTarget], Any]
     creates: bool = False
     depends: bool = True
 
 
-def case(call: Callable[[Any, Target], Any]) -> Case:
+def case(call: Callable[[Any, ProjectionTarget], Any]) -> Case:
     return Case(call)
 
 
-def creating(call: Callable[[Any, Target], Any]) -> Case:
+def creating(call: Callable[[Any, ProjectionTarget], Any]) -> Case:
     return Case(call, creates=True)
 
 
-def indifferent(call: Callable[[Any, Target], Any]) -> Case:
+def indifferent(call: Callable[[Any, ProjectionTarget], Any]) -> Case:
     return Case(call, depends=False)
 
 
@@ -221,7 +221,7 @@ STORE = {
 USER = {**METADATA, "user_id": [indifferent(lambda it, _: it.user_id)]}
 
 
-def last(target: Target) -> SessionEntry:
+def last(target: ProjectionTarget) -> SessionEntry:
     moment = datetime.fromisoformat("2037-01-01")
     return SessionEntry(target.session_id, None, moment, moment)
 
@@ -240,7 +240,9 @@ async def listed(events: AsyncIterator[Any]) -> list[Any]:
     return [event async for event in events]
 
 
-KINDS: dict[str, tuple[type, dict[str, list[Case]], Callable[[MetadataStore, Target], Any]]] = {
+KINDS: dict[
+    str, tuple[type, dict[str, list[Case]], Callable[[MetadataStore, ProjectionTarget], Any]]
+] = {
     "session that claims": (
         MetadataSession,
         SESSION,
@@ -256,7 +258,7 @@ KINDS: dict[str, tuple[type, dict[str, list[Case]], Callable[[MetadataStore, Tar
         User,
         USER,
         lambda store, target: User(
-            target.user_id, store.log, View(store.log.database, Access("alice")), 1_000_000
+            target.user_id, store.log, Scope(store.log.database, Principal("alice")), 1_000_000
         ),
     ),
 }
@@ -312,7 +314,7 @@ async def test_foreign_is_as_missing(
     with caplog.at_level("DEBUG"):
         caplog.clear()
 
-        async def outcome(target: Target) -> object:
+        async def outcome(target: ProjectionTarget) -> object:
             seen = await outcome_of(each.call, handle(world, target), target)
             assert CANARY not in str(seen)
             return seen
@@ -331,7 +333,7 @@ async def test_foreign_is_as_missing(
 
 
 async def outcome_of(
-    call: Callable[[Any, Target], Any], handle: Any, target: Target
+    call: Callable[[Any, ProjectionTarget], Any], handle: Any, target: ProjectionTarget
 ) -> tuple[str, ...]:
     """What comes of a call, where the names it was called with stand for themselves."""
     try:

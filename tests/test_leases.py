@@ -21,7 +21,7 @@ from eventmeta import (
     verify_projection,
 )
 from eventmeta.dialects.sqlite.driver import SharedConnectionBusy
-from eventmeta.projector.checkpoints import Claim, new_holder
+from eventmeta.projector.checkpoints import LeaseToken, new_holder
 from eventmeta.projector.rebuild import Rebuild
 from eventmeta.projector.worker import Follower
 from projections import AppliedProjection, Event
@@ -36,7 +36,7 @@ from tests.rebuilding import (
     holder,
     labels,
     left_behind,
-    rows_of,
+    select_rows,
     trace,
     write_metadata,
 )
@@ -171,7 +171,7 @@ async def test_that_of_a_rebuild_does_not_either(store: MetadataStore) -> None:
     registered = store.log.registry["metadata"]
     held = Rebuild(store.log, registered, "other")
 
-    async def work(claim: Claim) -> None:
+    async def work(claim: LeaseToken) -> None:
         with pytest.raises(RebuildUnderWay):
             await store.rebuild("metadata")
         await taken_by_a_clock_ahead(store, "building", HOUR_MS)
@@ -287,7 +287,7 @@ async def test_who_comes_back_too_late_applies_nothing(
     await write_metadata(store)
     horizon = await store.horizon()
     await two.follower.catch_up(await two.take_over())
-    before = await rows_of(store, ASYNC) if projection.name == ASYNC else None
+    before = await select_rows(store, ASYNC) if projection.name == ASYNC else None
     await write_metadata(store, 5, 5)
     for until in (horizon, await store.horizon()):
         with pytest.raises(LeaseLost, match="taken over"):
@@ -295,8 +295,8 @@ async def test_who_comes_back_too_late_applies_nothing(
     if before is None:
         assert len(await applied_in_order(store)) == 5
     else:
-        assert await rows_of(store, ASYNC) == before
-        assert await rows_of(store, "agent_sessions_metadata") != before
+        assert await select_rows(store, ASYNC) == before
+        assert await select_rows(store, "agent_sessions_metadata") != before
 
 
 @pytest.mark.usefixtures("short_leases")
@@ -391,7 +391,7 @@ async def test_a_rebuild_that_is_taken_over_does_no_harm(
     def stalled(at: str) -> Any:
         original = getattr(Rebuild, at)
 
-        async def method(rebuild: Rebuild, claim: Claim) -> None:
+        async def method(rebuild: Rebuild, claim: LeaseToken) -> None:
             await stall(rebuild.log, at)
             await original(rebuild, claim)
 

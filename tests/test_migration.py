@@ -185,7 +185,7 @@ def foreign_keys_of(connection: Any, table: str) -> list[str]:
     return sorted(map(repr, connection.exec_driver_sql(f"PRAGMA foreign_key_list({table})")))
 
 
-async def rows_of(engine: AsyncEngine) -> dict[str, list[Any]]:
+async def select_rows(engine: AsyncEngine) -> dict[str, list[Any]]:
     """All rows of all tables, without the column that is new."""
 
     def reflect(connection: Any) -> MetaData:
@@ -240,7 +240,7 @@ async def assert_complete(
 ) -> None:
     """It has the schema of a new one and the rows of before, and works."""
     assert await schema_of(engine) == complete
-    after = await rows_of(engine)
+    after = await select_rows(engine)
     assert {name: after[name] for name in before} == before
     store = MetadataStore(engine)
     assert await store.schema_sql() == ""
@@ -332,7 +332,7 @@ async def test_a_database_is_migrated_in_place(
 ) -> None:
     async with engine_on(url) as engine:
         await origin(engine, persistent_backend)
-        before = await rows_of(engine)
+        before = await select_rows(engine)
     async with engine_on(url) as engine:
         await way(engine, url)
         await assert_complete(engine, complete, before)
@@ -343,7 +343,7 @@ async def test_a_call_that_creates_tables_migrates(
     engine: AsyncEngine, backend: Backend, complete: dict[str, Any], origin: Origin
 ) -> None:
     await origin(engine, backend)
-    before = await rows_of(engine)
+    before = await select_rows(engine)
     session = MetadataSession("alpha", engine=engine, create_tables=True)
     assert contents(await session.get_items()) == [f"alpha {n}" for n in range(5)]
     await assert_complete(engine, complete, before)
@@ -376,7 +376,7 @@ async def test_the_scripts_in_the_guide_migrate_a_database_of_upstreams(
 ) -> None:
     async with engine_on(url) as engine:
         await upstreams(engine, persistent_backend)
-        before = await rows_of(engine)
+        before = await select_rows(engine)
         assert script_in_guide(engine) == await MetadataStore(engine).schema_sql()
         await by_guide(engine, url)
         await assert_complete(engine, complete, before)
@@ -391,7 +391,7 @@ async def test_what_stopped_anywhere_goes_on(
     while True:
         async with persistent_backend.database() as url, engine_on(url) as engine:
             await origin(engine, persistent_backend)
-            before = await rows_of(engine)
+            before = await select_rows(engine)
             statements = statements_of(await MetadataStore(engine).schema_sql())
             await run_plainly(url, statements[:cut])
             if cut % 2:
@@ -471,7 +471,7 @@ async def test_processes_migrate_at_once(
 ) -> None:
     async with engine_on(url) as engine:
         await origin(engine, persistent_backend)
-        before = await rows_of(engine)
+        before = await select_rows(engine)
     await asyncio.to_thread(race, RACER, *[(url,)] * 3)
     async with engine_on(url) as engine:
         await assert_complete(engine, complete, before)
@@ -665,7 +665,7 @@ async def test_tables_in_which_sessions_would_mix_are_refused(engine: AsyncEngin
     for call in (store.create_tables, store.schema_sql):
         with pytest.raises(UnsupportedSchema, match="CONVERT TO CHARACTER SET utf8mb4"):
             await call()
-    assert set(await rows_of(engine)) == {"agent_sessions", "agent_messages"}
+    assert set(await select_rows(engine)) == {"agent_sessions", "agent_messages"}
 
 
 async def test_alembic_is_told_to_leave_every_table_out(engine: AsyncEngine) -> None:

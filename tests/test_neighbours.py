@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta import DatabaseFailure, MetadataStore
 from eventmeta.core.deadline import Deadline, Expired
-from eventmeta.core.settle import settle
-from eventmeta.core.signals import Signals
+from eventmeta.core.settle import run_to_completion
+from eventmeta.core.signals import Notifier
 from eventmeta.database import opening
 from eventmeta.database.create_tables import create_tables
 from tests.backends import Backend
@@ -204,7 +204,7 @@ async def test_a_hint_that_fails_or_is_cancelled_harms_no_writer(
 
 
 async def test_a_signal_reaches_all_but_the_cancelled() -> None:
-    signals = Signals()
+    signals = Notifier()
     tasks = [asyncio.create_task(signals.wait(0, LONG)) for _ in range(4)]
     await turns()
     tasks[0].cancel()
@@ -245,7 +245,7 @@ async def test_a_cancelled_scope_of_anyios_does_not_keep_the_loop_busy() -> None
     async with Turns() as loop:
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await settle(ending)
+            await run_to_completion(ending)
     assert ending.done()
     assert scope.cancelled_caught
     assert loop.count < 100
@@ -308,14 +308,14 @@ async def test_a_deadline_ends_what_loses_a_cancellation() -> None:
 async def test_a_deadline_gives_up_what_cannot_be_cancelled() -> None:
     start = time.monotonic()
     with pytest.raises(Expired), Deadline(0.05):
-        await settle(asyncio.sleep(5))
+        await run_to_completion(asyncio.sleep(5))
     assert time.monotonic() - start < 3
 
 
 async def test_a_cancellation_of_the_callers_is_not_the_deadlines() -> None:
     async def work() -> None:
         with Deadline(0.1):
-            await settle(asyncio.sleep(0.3))
+            await run_to_completion(asyncio.sleep(0.3))
 
     task = asyncio.create_task(work())
     await asyncio.sleep(0.05)

@@ -17,7 +17,7 @@ from sqlalchemy import MetaData, select
 
 from eventmeta import MetadataStore, RecordedEvent, verify_projection
 from eventmeta.core.events import USAGE_RECORDED
-from eventmeta.log.commands import Append, Fact
+from eventmeta.log.commands import Append, EventData
 from eventmeta.projector.worker import Follower
 from projections import Projection, metadata_projection, usage_projection, users_projection
 from projections.users import USER_EVENTS
@@ -57,7 +57,9 @@ class Step:
             case "note":
                 return actor.note(self.stream)
             case "use":
-                return actor.session(Append, self.stream, fact=Fact(USAGE_RECORDED, self.argument))
+                return actor.session(
+                    Append, self.stream, fact=EventData(USAGE_RECORDED, self.argument)
+                )
             case "set user":
                 return actor.set_user(self.stream, self.argument)
             case "delete of user":
@@ -168,11 +170,11 @@ class Case:
     async def check(self, store: MetadataStore, log: list[RecordedEvent]) -> None:
         """Any way leads to the same rows."""
         name, expected = self.inline.name, self.fold(log)
-        assert await rows_of(store, self.inline) == expected, "inline"
-        assert await rows_of(store, self.copy) == expected, "caught up"
+        assert await select_rows(store, self.inline) == expected, "inline"
+        assert await select_rows(store, self.copy) == expected, "caught up"
         for projection in (self.inline, self.copy):
             await store.rebuild(projection.name)
-            assert await rows_of(store, projection) == expected, "rebuilt"
+            assert await select_rows(store, projection) == expected, "rebuilt"
         for end in (log[len(log) // 2].position, log[-1].position) if log else ():
             past = [event for event in log if event.position <= end]
             replayed = await store.replay(name, until=end)
@@ -181,7 +183,7 @@ class Case:
         assert in_order(row.values() for row in replayed) == expected, "replayed to the end"
 
 
-async def rows_of(store: MetadataStore, projection: Projection) -> Rows:
+async def select_rows(store: MetadataStore, projection: Projection) -> Rows:
     return in_order(await store.log.database.read(select(*projection.table.columns)))
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventmeta import MetadataStore
 from eventmeta.dialects.statement import Query
-from eventmeta.log.commands import Append, Fact
+from eventmeta.log.commands import Append, EventData
 from eventmeta.projector.catch_up import CatchUp
 from eventmeta.projector.checkpoints import key_values
 from eventmeta.projector.target import live_target
@@ -72,7 +72,11 @@ BY_STREAM = {
 async def fill(store: MetadataStore) -> None:
     """Many events of many streams, and parked streams of other projections."""
     for n in range(EVENTS):
-        fact = Fact("tagged", {"tag": str(n), "note": ""}) if n % 2 else Fact("noted", {"n": n})
+        fact = (
+            EventData("tagged", {"tag": str(n), "note": ""})
+            if n % 2
+            else EventData("noted", {"n": n})
+        )
         commands = (ADMIN.session(Append, f"s{m}", fact=fact) for m in range(SESSIONS))
         await together(store, *commands)
     parked = store.log.database.tables.parked_streams

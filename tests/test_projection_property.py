@@ -32,7 +32,7 @@ from eventmeta import (
     new_event_id,
     verify_projection,
 )
-from eventmeta.read_models.fold import rows_of
+from eventmeta.read_models.fold import select_rows
 from projections import KnownEvent
 from tests.backends import Backend
 from tests.json_values import equal, exact
@@ -416,7 +416,7 @@ async def both_folds(
     events = [event async for event in store.events(types=["metadata_set"])]
     known = [KnownEvent(event.stream_id, event.data, event.recorded_at) for event in events]
     log, metadata = store._log, store._log.database.tables.session_metadata
-    rows = await log.database.read(rows_of(metadata, log.events()))
+    rows = await log.database.read(select_rows(metadata, log.events()))
     await store.close()
     assert metadata.fold is not None
     return sorted(map(tuple, rows)), metadata.fold(known)

@@ -22,7 +22,7 @@ from tests.rebuilding import (
     async_metadata,
     holder,
     left_behind,
-    rows_of,
+    select_rows,
     trace,
     write_metadata,
 )
@@ -77,7 +77,9 @@ async def check(store: MetadataStore, name: str, written: int) -> None:
     if name == TRACE:
         assert len(await applied_in_order(store)) == written
     else:
-        assert await rows_of(store, ASYNC) == await rows_of(store, "agent_sessions_metadata")
+        assert await select_rows(store, ASYNC) == await select_rows(
+            store, "agent_sessions_metadata"
+        )
 
 
 async def test_a_cancelled_rebuild_goes_on(engine: AsyncEngine, store: MetadataStore) -> None:

@@ -23,7 +23,7 @@ from tests.rebuilding import (
     applied_in_order,
     async_metadata,
     end,
-    rows_of,
+    select_rows,
     start,
     trace,
 )
@@ -151,7 +151,7 @@ async def check(store: MetadataStore, position: int, acknowledged: list[int]) ->
     assert len(acknowledged) > 50
     assert set(acknowledged) <= set(recorded), "lost"
     assert sorted(await applied_in_order(store)) == recorded, "skipped"
-    assert await rows_of(store, ASYNC) == await rows_of(store, "agent_sessions_metadata")
+    assert await select_rows(store, ASYNC) == await select_rows(store, "agent_sessions_metadata")
     assert await verify_projection(store) == []
     assert await store.parked_streams("trace") == await store.parked_streams(ASYNC) == []
 
@@ -184,5 +184,5 @@ async def test_an_append_that_is_open_is_not_skipped(
     await asyncio.gather(*passing)
     await follow()
     assert len(await applied_in_order(store)) == 4
-    assert await rows_of(store, ASYNC) == await rows_of(store, "agent_sessions_metadata")
+    assert await select_rows(store, ASYNC) == await select_rows(store, "agent_sessions_metadata")
     await engine.dispose()

@@ -50,7 +50,7 @@ from tests.rebuilding import (
     applied_in_order,
     async_metadata,
     left_behind,
-    rows_of,
+    select_rows,
     trace,
 )
 
@@ -85,7 +85,7 @@ async def check_complete(store: MetadataStore, rows: Any = None) -> None:
     assert await store.schema_sql() == ""
     assert await verify_projection(store) == []
     if rows is not None:
-        assert await rows_of(store, LIVE) == rows
+        assert await select_rows(store, LIVE) == rows
 
 
 # --- Without disturbance -------------------------------------------------------------------------
@@ -94,19 +94,19 @@ async def check_complete(store: MetadataStore, rows: Any = None) -> None:
 async def test_a_table_is_the_same_afterwards_also_the_second_time(store: MetadataStore) -> None:
     """In its names too: `create_tables` misses nothing."""
     await write_some(store)
-    before = await rows_of(store, LIVE)
+    before = await select_rows(store, LIVE)
     for _ in range(3):
         rebuilt = await store.rebuild("metadata")
         assert (rebuilt.projection, rebuilt.position) == ("metadata", await store.horizon())
         await check_complete(store, before)
         await store.session("s00").set_metadata({"n": 0})
-        before = await rows_of(store, LIVE)
+        before = await select_rows(store, LIVE)
         await store.create_tables()
 
 
 async def test_a_corrupted_table_is_mended(store: MetadataStore) -> None:
     await write_some(store)
-    before = await rows_of(store, LIVE)
+    before = await select_rows(store, LIVE)
     await execute(
         store,
         f"DELETE FROM {LIVE} WHERE session_id = 's01'",
@@ -148,7 +148,7 @@ async def test_names_that_the_app_gave_its_constraints(store: MetadataStore) -> 
     await write_some(store)
     for _ in range(2):
         await store.rebuild("async_metadata")
-        assert await rows_of(store, "async_metadata") == await rows_of(store, LIVE)
+        assert await select_rows(store, "async_metadata") == await select_rows(store, LIVE)
         await check_complete(store)
 
 
@@ -285,7 +285,7 @@ async def test_writers_and_readers_notice_nothing(
     persistent_backend: Backend, store: MetadataStore, another_store: Callable[[], MetadataStore]
 ) -> None:
     await write_some(store)
-    rows = len(await rows_of(store, LIVE))
+    rows = len(await select_rows(store, LIVE))
     done = asyncio.Event()
     other = another_store()
 

@@ -21,7 +21,7 @@ from eventmeta.dialects.mysql import projector as projecting
 from tests.backends import Backend
 from tests.conftest import LONG_VARIABLE
 from tests.processes import TIMEOUT
-from tests.rebuilding import async_metadata, end, left_behind, rows_of, start
+from tests.rebuilding import async_metadata, end, left_behind, select_rows, start
 
 LIVE = "agent_sessions_metadata"
 KILLS = 30 if LONG_VARIABLE in os.environ else 1
@@ -355,7 +355,7 @@ async def test_the_new_table_is_never_behind_the_old_one(
 
     monkeypatch.setattr(store.log.database.dialect, "swap", meanwhile)
     await store.rebuild("async_metadata")
-    assert await rows_of(store, "async_metadata") == await rows_of(store, LIVE)
+    assert await select_rows(store, "async_metadata") == await select_rows(store, LIVE)
 
 
 # --- What becomes of the connections -------------------------------------------------------------
@@ -390,7 +390,7 @@ async def test_a_connection_that_is_lost_after_the_rename(
     assert killed
     assert built.projection == name
     await store.catch_up()
-    assert await rows_of(store, "async_metadata") == await rows_of(store, LIVE)
+    assert await select_rows(store, "async_metadata") == await select_rows(store, LIVE)
     await check(store)
 
 

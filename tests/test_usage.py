@@ -26,7 +26,7 @@ from eventmeta import (
     new_event_id,
     verify_projection,
 )
-from eventmeta.session.usage_ledger import Ledger
+from eventmeta.session.usage_ledger import UsageLedger
 from tests.backends import Backend
 from tests.helpers import refuse, users
 
@@ -357,8 +357,8 @@ async def test_usage_without_a_place_does_not_hold_up_the_rest(
     await hers.add_items(users("a"), wrapper=wrapper)
     wrapper.usage.add(usage(6))
     with monkeypatch.context() as broken:
-        broken.setattr(Ledger, "take", lambda *_: [])
-        broken.setattr(Ledger, "settle", lambda *_, **__: asyncio.sleep(0))
+        broken.setattr(UsageLedger, "take", lambda *_: [])
+        broken.setattr(UsageLedger, "settle", lambda *_, **__: asyncio.sleep(0))
         await hers.add_items(ANSWER, wrapper=wrapper)
     await hers.transfer("bob")
     other = structured.session("other", user_id="alice")

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from benchmarks.growing.base import NAME, Call, gather, talk, the_session
 from eventmeta import MetadataStore, new_event_id
 from eventmeta.core.events import StreamKey
-from eventmeta.log.commands import Append, Fact
+from eventmeta.log.commands import Append, EventData
 from eventmeta.queries.usage import UsageGroup
 from projections import USAGE_RECORDED
 
@@ -28,7 +28,7 @@ async def _use(store: MetadataStore, n: int) -> None:
             "user_message_id": added.data["item_ids"][4 * number],
         }
         stream, event_id = StreamKey(NAME), new_event_id()
-        command = Append(stream=stream, event_id=event_id, fact=Fact(USAGE_RECORDED, facts))
+        command = Append(stream=stream, event_id=event_id, fact=EventData(USAGE_RECORDED, facts))
         return store.log.submit(command)
 
     await gather(use(number) for number in range(n))

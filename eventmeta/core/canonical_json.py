@@ -99,7 +99,7 @@ def context_text(context: Mapping[str, Any]) -> str | None:
     """
     if not context:
         return None
-    text = canonical(context, "context")
+    text = dump_canonical(context, "context")
     if (size := len(text.encode())) > MAX_CONTEXT_BYTES:
         raise ValueTooLarge("context", size, MAX_CONTEXT_BYTES, "make it an event of its own")
     return text
@@ -118,7 +118,7 @@ def _change(key: object, value: Any, max_value_bytes: int) -> Change:
     return [name, text.decode(), indexed.decode()]
 
 
-def canonical(value: Any, path: str) -> str:
+def dump_canonical(value: Any, path: str) -> str:
     """The canonical JSON text of ``value``: keys sorted, no spaces.
 
     Raises:

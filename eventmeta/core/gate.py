@@ -7,7 +7,7 @@ import asyncio
 from eventmeta.core.errors import StoreClosed
 
 
-class Gate:
+class InFlight:
     """Lets work in until it is closed."""
 
     def __init__(self) -> None:

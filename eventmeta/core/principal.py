@@ -6,7 +6,7 @@ import enum
 from typing import NamedTuple
 
 
-class Reach(enum.Enum):
+class Visibility(enum.Enum):
     """Which sessions a call reaches; all others are as if they were not there."""
 
     EVERYTHING = "all sessions"
@@ -16,7 +16,7 @@ class Reach(enum.Enum):
     __hash__ = object.__hash__  # of members there is one each; Enum's own takes longer
 
 
-class Access(NamedTuple):
+class Principal(NamedTuple):
     """On whose behalf a call is made.
 
     Attributes:
@@ -29,11 +29,11 @@ class Access(NamedTuple):
     claims: bool = False
 
     @property
-    def reach(self) -> Reach:
+    def reach(self) -> Visibility:
         """Which sessions are within reach."""
         if self.user_id is None:
-            return Reach.EVERYTHING
-        return Reach.UNCLAIMED if self.claims else Reach.OWN
+            return Visibility.EVERYTHING
+        return Visibility.UNCLAIMED if self.claims else Visibility.OWN
 
     def reaches(self, owner: str | None) -> bool:
         """Whether a session of ``owner`` (None: it never had one) is within reach."""
@@ -42,9 +42,9 @@ class Access(NamedTuple):
         return self.claims if owner is None else owner == self.user_id
 
     @property
-    def own(self) -> Access:
+    def own(self) -> Principal:
         """The same user without the sessions that nobody owns."""
-        return Access(self.user_id)
+        return Principal(self.user_id)
 
 
-ADMINISTRATOR = Access()
+ADMINISTRATOR = Principal()

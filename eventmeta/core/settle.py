@@ -13,7 +13,7 @@ from eventmeta.core.deadline import Deadline
 T = TypeVar("T")
 
 
-async def settle(awaitable: Awaitable[T], *, seconds: float | None = None) -> T:
+async def run_to_completion(awaitable: Awaitable[T], *, seconds: float | None = None) -> T:
     """Await ``awaitable`` to its end, and only then let a cancellation through.
 
     Args:
@@ -32,7 +32,7 @@ async def settle(awaitable: Awaitable[T], *, seconds: float | None = None) -> T:
     except asyncio.CancelledError:
         with _shield():
             await _wait_on(future, seconds)
-        future.add_done_callback(take_notice)
+        future.add_done_callback(retrieve_exception)
         raise
     return future.result()
 
@@ -61,7 +61,7 @@ def _shield() -> AbstractContextManager[Any]:
     return nullcontext() if anyio is None else anyio.CancelScope(shield=True)
 
 
-def take_notice(future: asyncio.Future[Any]) -> None:
+def retrieve_exception(future: asyncio.Future[Any]) -> None:
     """Mark the future's error as retrieved, so that asyncio does not log it."""
     if not future.cancelled():
         future.exception()
@@ -77,4 +77,4 @@ def fail(future: asyncio.Future[Any], error: BaseException) -> None:
     """Raise ``error`` where ``future`` is awaited, unless nobody waits any more."""
     if not future.done():
         future.set_exception(error)
-        take_notice(future)  # the one who waits may be cancelled at this moment
+        retrieve_exception(future)  # the one who waits may be cancelled at this moment

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 
 
-class Signals:
+class Notifier:
     """Given after each commit. A hint only: whoever waits looks again after a while anyway."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
-from eventmeta.core.canonical_json import canonical
+from eventmeta.core.canonical_json import dump_canonical
 
 if TYPE_CHECKING:
     from agents.usage import RequestUsage, Usage
@@ -78,8 +78,8 @@ class UsageTotals:
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
             "total_tokens": self.total_tokens,
-            "input_tokens_details": canonical(cache, "input_tokens_details"),
-            "output_tokens_details": canonical(
+            "input_tokens_details": dump_canonical(cache, "input_tokens_details"),
+            "output_tokens_details": dump_canonical(
                 {"reasoning_tokens": self.reasoning_tokens}, "output_tokens_details"
             ),
         }

@@ -11,12 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.core.deadline import Limits
 from eventmeta.core.errors import EventMetaError, StoreClosed
-from eventmeta.core.gate import Gate
+from eventmeta.core.gate import InFlight
 from eventmeta.core.per_loop import PerLoop
-from eventmeta.core.settle import settle
+from eventmeta.core.settle import run_to_completion
 from eventmeta.database.opening import Opening
 from eventmeta.database.reader import Lookup, Reader, query_for
-from eventmeta.database.retry import Retrying
+from eventmeta.database.retry import RetryPolicy
 from eventmeta.dialects.factory import dialect_of
 from eventmeta.dialects.statement import Program, Query, Row, only
 from eventmeta.tables.names import TableNames
@@ -55,8 +55,8 @@ class Database:
         self.dialect = dialect_of(engine)
         self.names = names
         self.limits = Limits()
-        self.gate = Gate()
-        self.retrying = Retrying(self.dialect, self.gate)
+        self.gate = InFlight()
+        self.retrying = RetryPolicy(self.dialect, self.gate)
         self.replace_tables(define_tables(names, self.dialect.event_keys))
         self.opening = Opening(self, keep_structured)
         self._reader = PerLoop(self._make_reader)
@@ -116,7 +116,9 @@ class Database:
         async def attempt() -> T:
             return await self.dialect.write(program())
 
-        return await settle(self.retrying.retried(attempt, commit=True, limits=self.limits.long))
+        return await run_to_completion(
+            self.retrying.retried(attempt, commit=True, limits=self.limits.long)
+        )
 
     async def fold(self, program: Callable[[], Program[T]], *, long: bool = False) -> T:
         """Run a program that folds the log and may be run twice, as a transaction of its own.
@@ -132,7 +134,7 @@ class Database:
 
         A key that exists already is the fault of what is applied, so that is not tried again.
         """
-        return await settle(
+        return await run_to_completion(
             self.retrying.retried(
                 work,
                 commit=False,
@@ -150,7 +152,7 @@ class Database:
     async def scan(self, query: Executable, **values: Any) -> Sequence[Row]:
         """The rows of ``query``, which goes through the whole log."""
         statement = self.dialect.compile(query)
-        return await settle(
+        return await run_to_completion(
             self.run(lambda: self.dialect.scan(statement(**values)), self.limits.long)
         )
 
@@ -172,7 +174,7 @@ class Database:
                 return await self.dialect.write_within(connection, only(query))
             except Exception as error:
                 raise self.retrying.failures.translated(error) from None
-        (rows,) = await settle(self.run(lambda: self.dialect.read([query]), limits))
+        (rows,) = await run_to_completion(self.run(lambda: self.dialect.read([query]), limits))
         return rows
 
     async def run(self, work: Callable[[], Awaitable[T]], limits: Limits | None = None) -> T:

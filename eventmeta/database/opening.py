@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmeta.core.database_errors import DatabaseBusy, DatabaseUnavailable
 from eventmeta.core.deadline import AGAIN, Limits
 from eventmeta.core.errors import EventMetaError
-from eventmeta.core.settle import settle, take_notice
+from eventmeta.core.settle import retrieve_exception, run_to_completion
 from eventmeta.database.create_tables import (
     check_tables_within,
     create_tables,
@@ -104,7 +104,7 @@ class Opening:
             if connecting is None or is_own:
                 left = limits._replace(timeout=max(end - loop.time(), 0))
                 connecting = loop.create_task(self._connect(left), name="eventmeta-connect")
-                connecting.add_done_callback(take_notice)
+                connecting.add_done_callback(retrieve_exception)
                 self._connecting = connecting
             try:
                 await asyncio.wait([connecting], timeout=max(end - loop.time(), 0) + AGAIN)
@@ -168,7 +168,7 @@ class Opening:
                     await create_tables(database.dialect, database.tables, turn_on=turn_on)
 
                 # Drivers leave connections behind that are cancelled as they are made.
-                await settle(self._following(lambda: database.run(create, limits)))
+                await run_to_completion(self._following(lambda: database.run(create, limits)))
                 self._connected = self._created = True
         finally:
             lock.release()
@@ -180,4 +180,4 @@ class Opening:
         async def script() -> str:
             return await schema_sql(database.dialect, database.tables, turn_on=turn_on)
 
-        return await settle(self._following(lambda: database.run(script)))
+        return await run_to_completion(self._following(lambda: database.run(script)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from eventmeta.core.database_errors import DatabaseBusy, UnexpectedRowCount
 from eventmeta.core.deadline import Deadline, Expired, Limits
 from eventmeta.core.errors import EventMetaError
-from eventmeta.core.gate import Gate
+from eventmeta.core.gate import InFlight
 from eventmeta.database.failures import UNANSWERED, UNREACHABLE, Failures
 from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.failure import Failure
@@ -34,7 +34,7 @@ _BARELY = 0.05
 
 
 @dataclass(frozen=True)
-class Retrying:
+class RetryPolicy:
     """Work on one database, as long as the gate lets it in.
 
     Attributes:
@@ -44,7 +44,7 @@ class Retrying:
     """
 
     dialect: Dialect
-    gate: Gate
+    gate: InFlight
     references: frozenset[tuple[str, str]] = frozenset()
 
     @property
@@ -108,7 +108,7 @@ class _Attempts(Generic[T]):
         mismatches: How many ended at an unexpected number of rows.
     """
 
-    retrying: Retrying
+    retrying: RetryPolicy
     work: Callable[[], Awaitable[T]]
     commit: bool
     changes: bool

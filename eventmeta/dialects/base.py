@@ -119,7 +119,7 @@ class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
 
         return put
 
-    def look_up(
+    def group_read(
         self,
         wanted: FromClause,
         columns: Sequence[ColumnElement[Any]],
@@ -181,7 +181,7 @@ class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
         """A part of the log that is found by ``position``, whatever is then done with it."""
         return events.subquery("events")
 
-    def append_at_once(
+    def append_in_one_statement(
         self,
         tables: Tables,
         projected: Sequence[Executable],

@@ -12,14 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmeta.core.database_errors import UnsupportedEngine
 from eventmeta.core.errors import InvalidInput
 from eventmeta.dialects.connections import is_watched, runs_code_of_the_app
-from eventmeta.dialects.ddl import SchemaDialect
+from eventmeta.dialects.ddl import DDL
 from eventmeta.dialects.executing import execute_query
 from eventmeta.dialects.failure import Failure, Rule
-from eventmeta.dialects.projector import ProjectingDialect
+from eventmeta.dialects.projector import ProjectorSQL
 from eventmeta.dialects.statement import Program, Query, Row, T, run, translated_schema
 
 
-class RunningDialect(SchemaDialect, ProjectingDialect):
+class RunningDialect(DDL, ProjectorSQL):
     """Transactions on one kind of log, behind one engine."""
 
     locks_whole_database: ClassVar[bool] = False

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, StaticPool
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from eventmeta.core.settle import settle
+from eventmeta.core.settle import run_to_completion
 from eventmeta.dialects.terminating import abandon, terminate, watch
 
 T = TypeVar("T")
@@ -192,7 +192,7 @@ class StepAside(Exception):
     """The app has begun a transaction on a connection as it was checked out."""
 
 
-async def lend(
+async def with_driver_connection(
     engine: AsyncEngine,
     work: Work[T],
     is_lost: Callable[[BaseException], bool],
@@ -232,7 +232,7 @@ async def lend(
     except BaseException as error:
         if lent is not None:
             lost = is_lost(error) or (isinstance(error, asyncio.CancelledError) and not shared)
-            await settle(greenlet_spawn(_give_back, lent, lost=lost, shared=shared))
+            await run_to_completion(greenlet_spawn(_give_back, lent, lost=lost, shared=shared))
         raise
 
 

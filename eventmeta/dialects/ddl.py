@@ -38,7 +38,7 @@ class Part(NamedTuple):
     name: str = ""
 
 
-class SchemaDialect(ConnectingDialect, ColumnDialect):
+class DDL(ConnectingDialect, ColumnDialect):
     """The DDL of one kind of database, behind one engine."""
 
     event_id_key: ClassVar[tuple[str, ...]] = ("event_id", "stream_id", "stream_type")

@@ -47,7 +47,7 @@ class Swap:
     retired: str
 
 
-class ProjectingDialect(ConnectingDialect, ABC):
+class ProjectorSQL(ConnectingDialect, ABC):
     """Projections on one kind of database, behind one engine."""
 
     events_per_fill: ClassVar[int] = 200_000
@@ -142,7 +142,7 @@ class ProjectingDialect(ConnectingDialect, ABC):
         return {str(index.name): str(index.name) for index in live.indexes}
 
     @abstractmethod
-    def keep_writers_out(self, tables: Tables) -> Sequence[str]:
+    def block_appends(self, tables: Tables) -> Sequence[str]:
         """Let nobody append until the end of the transaction, and wait for those who do."""
 
     @abstractmethod
@@ -169,7 +169,7 @@ class ProjectingDialect(ConnectingDialect, ABC):
         """
         async with self.transaction() as connection:
             if exclusive:
-                await execute(connection, self.keep_writers_out(tables))
+                await execute(connection, self.block_appends(tables))
             result = await finish(connection)
             await execute(connection, self.rename(swaps))
             await conclude(connection)

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool, StaticPool
 
 from eventmeta.core.deadline import Deadline
-from eventmeta.core.settle import settle
+from eventmeta.core.settle import run_to_completion
 
 CLOSE_SECONDS = 1.0
 """How long the server may take to answer the farewell of connections that are closed."""
@@ -65,11 +65,11 @@ async def dispose(engine: AsyncEngine) -> None:
     """Close the pool's connections; at once, if the server does not answer for a while."""
     connections = tuple(vars(engine.dialect).get(_OPEN, ()))
     disposing = asyncio.ensure_future(engine.dispose())
-    await settle(asyncio.wait([disposing], timeout=CLOSE_SECONDS))
+    await run_to_completion(asyncio.wait([disposing], timeout=CLOSE_SECONDS))
     if not disposing.done():
         for dbapi in connections:
             abort(dbapi.driver_connection, shared=False)
-        await settle(asyncio.wait([disposing], timeout=CLOSE_SECONDS))
+        await run_to_completion(asyncio.wait([disposing], timeout=CLOSE_SECONDS))
     if disposing.done():
         disposing.result()
 

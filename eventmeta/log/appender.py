@@ -13,13 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmeta.core.database_errors import DatabaseBusy, DatabaseUnavailable, OutcomeUnknown
 from eventmeta.core.deadline import Deadline, Expired, Limits
 from eventmeta.core.errors import EventMetaError
-from eventmeta.core.settle import settle
+from eventmeta.core.settle import run_to_completion
 from eventmeta.database.database import Database
 from eventmeta.dialects.failure import Failure
 from eventmeta.dialects.statement import Statement
-from eventmeta.log.batch import append_in_steps
+from eventmeta.log.batch import append_batch
 from eventmeta.log.commands import Append, Command, with_companions
-from eventmeta.log.fast_path import append_at_once, statement_for
+from eventmeta.log.fast_path import append_in_one_statement, statement_for
 from eventmeta.log.inline import append_and_apply, nothing
 from eventmeta.log.pending_event import Outcome
 from eventmeta.log.statements import AppendStatements
@@ -108,8 +108,8 @@ class Appender:
 
     async def _commit_within(self, connection: AsyncConnection, command: Command) -> Outcome:
         if self.applied:
-            return await settle(self._apply_within(connection, command))
-        program = append_in_steps([command], self.statements)
+            return await run_to_completion(self._apply_within(connection, command))
+        program = append_batch([command], self.statements)
         outcomes = await self._dialect.write_within(connection, program)
         return outcomes[0]
 
@@ -164,10 +164,10 @@ class Appender:
         if statement is not None:
             outcomes = await self._attempt_at_once(cast(Sequence[Append], commands), statement)
         if outcomes is None:
-            return await self._dialect.write(append_in_steps(commands, sql))
+            return await self._dialect.write(append_batch(commands, sql))
         left = [n for n, outcome in enumerate(outcomes) if outcome is None]
         if left:
-            rest = append_in_steps([commands[n] for n in left], sql)
+            rest = append_batch([commands[n] for n in left], sql)
             for n, outcome in zip(left, await self._dialect.write(rest), strict=True):
                 outcomes[n] = outcome
         return outcomes
@@ -176,7 +176,9 @@ class Appender:
         self, commands: Sequence[Append], statement: Statement
     ) -> list[Outcome] | None:
         """None if something is held: to pass that over takes steps."""
-        program = append_at_once(commands, statement, self._database.tables.session_metadata)
+        program = append_in_one_statement(
+            commands, statement, self._database.tables.session_metadata
+        )
         try:
             return await self._dialect.write(program, single=True)
         except Exception as error:

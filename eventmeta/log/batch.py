@@ -2,7 +2,7 @@
 
 It owns the heads of all streams first, in the order of their keys, so that from then on versions,
 owners and conflicts are known. Where the database can do plain commands in one statement,
-`append_at_once` takes the place of this.
+`append_in_one_statement` takes the place of this.
 """
 
 from __future__ import annotations
@@ -19,21 +19,28 @@ from eventmeta.log.batch_items import put_items_last, session_rows, write_items
 from eventmeta.log.commands import (
     Append,
     Command,
-    Fact,
+    EventData,
     RecordUsage,
     TransferSession,
     with_companions,
 )
 from eventmeta.log.owning import own_heads
-from eventmeta.log.pending_event import Draft, Outcome
+from eventmeta.log.pending_event import Outcome, PendingEvent
 from eventmeta.log.statements import AppendStatements
-from eventmeta.log.stream_head import Head, Heads, events_before, is_held, seen_since, within_reach
+from eventmeta.log.stream_head import (
+    StreamHead,
+    StreamHeads,
+    events_before,
+    is_held,
+    is_visible,
+    seen_since,
+)
 from eventmeta.read_models.fold import can_remove
 from eventmeta.read_models.item_changes import follow
 from projections import EVENT_COLUMNS, HANDOVER, USER_ASSIGNED
 
 
-def append_in_steps(
+def append_batch(
     commands: Sequence[Command],
     sql: AppendStatements,
     recorded: list[RecordedEvent] | None = None,
@@ -50,7 +57,7 @@ def append_in_steps(
     batch.heads = yield from own_heads(everything, sql)
     batch.some_held = any(head.held for head in batch.heads.values())
     yield from batch.find_recorded(command for command in everything if command.may_be_recorded)
-    outcomes: list[Draft | RecordedEvent | EventMetaError | None] = []
+    outcomes: list[PendingEvent | RecordedEvent | EventMetaError | None] = []
     for command in commands:
         take = batch.take_group if command.companions else batch.take
         outcome = yield from take(command)
@@ -60,7 +67,7 @@ def append_in_steps(
     yield from batch.drop_unused()
     if recorded is not None:
         recorded += [draft.event() for draft in batch.written]
-    return [item.event() if isinstance(item, Draft) else item for item in outcomes]
+    return [item.event() if isinstance(item, PendingEvent) else item for item in outcomes]
 
 
 @dataclass
@@ -77,13 +84,13 @@ class _Batch:
     """
 
     sql: AppendStatements
-    heads: Heads = field(default_factory=dict[StreamKey, Head])
+    heads: StreamHeads = field(default_factory=dict[StreamKey, StreamHead])
     some_held: bool = False
-    recorded: dict[tuple[StreamKey, str], RecordedEvent | Draft] = field(
-        default_factory=dict[tuple[StreamKey, str], RecordedEvent | Draft]
+    recorded: dict[tuple[StreamKey, str], RecordedEvent | PendingEvent] = field(
+        default_factory=dict[tuple[StreamKey, str], RecordedEvent | PendingEvent]
     )
-    pending: list[Draft] = field(default_factory=list[Draft])
-    written: list[Draft] = field(default_factory=list[Draft])
+    pending: list[PendingEvent] = field(default_factory=list[PendingEvent])
+    written: list[PendingEvent] = field(default_factory=list[PendingEvent])
 
     def find_recorded(self, commands: Iterable[Command]) -> Program[None]:
         """Learn which of the commands have been carried out before."""
@@ -99,7 +106,7 @@ class _Batch:
 
     def take_group(
         self, command: Command
-    ) -> Program[Draft | RecordedEvent | EventMetaError | None]:
+    ) -> Program[PendingEvent | RecordedEvent | EventMetaError | None]:
         """Carry out one command and its companions.
 
         Raises:
@@ -114,14 +121,16 @@ class _Batch:
                 raise refusal
         return outcome
 
-    def take(self, command: Command) -> Program[Draft | RecordedEvent | EventMetaError | None]:
+    def take(
+        self, command: Command
+    ) -> Program[PendingEvent | RecordedEvent | EventMetaError | None]:
         """Carry out one command; its event is written with the next flush."""
         head = self.heads[command.stream]
         earlier = self.recorded.get((command.stream, command.event_id))
-        if isinstance(earlier, Draft):
+        if isinstance(earlier, PendingEvent):
             yield from self.flush()  # so that it is complete
-        event = earlier.event() if isinstance(earlier, Draft) else earlier
-        there = within_reach(command, head)
+        event = earlier.event() if isinstance(earlier, PendingEvent) else earlier
+        there = is_visible(command, head)
         if there and self.some_held and is_held(command, self.heads):
             return DatabaseBusy("held by a transaction that stays open", held=True)
         if event is not None and (there or _gave_away(command, event)):
@@ -144,10 +153,10 @@ class _Batch:
             self._record(_on_behalf_of(command, stream, before), before)
         return self._record(command, fact)
 
-    def _record(self, command: Command, fact: Fact) -> Draft:
+    def _record(self, command: Command, fact: EventData) -> PendingEvent:
         head = self.heads[command.stream]
         head.record(command.stream, fact)
-        draft = Draft(command, fact, head.version, head.recorded_at)
+        draft = PendingEvent(command, fact, head.version, head.recorded_at)
         self.recorded[command.stream, command.event_id] = draft
         self.pending.append(draft)
         return draft
@@ -175,7 +184,7 @@ class _Batch:
         if self.sql.structure:
             yield from follow(self.sql.structure, [draft.change() for draft in drafts])
 
-    def _assign(self, drafts: Sequence[Draft]) -> Program[None]:
+    def _assign(self, drafts: Sequence[PendingEvent]) -> Program[None]:
         """Have the rows of sessions that changed hands say so, now that the users are there.
 
         Those of a user who is gone as well: SQLite's foreign keys may be turned off.
@@ -189,7 +198,7 @@ class _Batch:
         yield from self._hand_over(drafts)
         yield self.sql.commands.assign_sessions(sessions=session_rows(assigned))
 
-    def _hand_over(self, drafts: Sequence[Draft]) -> Program[None]:
+    def _hand_over(self, drafts: Sequence[PendingEvent]) -> Program[None]:
         """Write from which version on the new owners see the sessions they were given."""
         time_text = self.sql.dialect.time_text
         rows = {
@@ -202,7 +211,7 @@ class _Batch:
                 [(session_id, HANDOVER, *row) for session_id, row in sorted(rows.items())]
             )
 
-    def _project(self, drafts: Sequence[Draft], rows: Sequence[Row]) -> Program[None]:
+    def _project(self, drafts: Sequence[PendingEvent], rows: Sequence[Row]) -> Program[None]:
         time_text = self.sql.dialect.time_text
         for model in self.sql.read_models:
             projection = model.projection
@@ -253,7 +262,7 @@ def _gave_away(command: Command, recorded: RecordedEvent) -> bool:
     return isinstance(command, TransferSession) and command.has_given_away(recorded)
 
 
-def _on_behalf_of(command: Command, stream: StreamKey, fact: Fact) -> Append:
+def _on_behalf_of(command: Command, stream: StreamKey, fact: EventData) -> Append:
     """What ``command`` records in a ``stream`` besides its own event."""
     return Append(
         stream=stream,

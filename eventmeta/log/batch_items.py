@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from eventmeta.dialects.statement import Program, recordset
-from eventmeta.log.commands import AddItems, Fact, insert_items
-from eventmeta.log.pending_event import Draft, item_rows
+from eventmeta.log.commands import AddItems, EventData, insert_items
+from eventmeta.log.pending_event import PendingEvent, item_rows
 from eventmeta.log.statements import AppendStatements
 
 
-def write_items(drafts: Sequence[Draft], sql: AppendStatements) -> Program[None]:
+def write_items(drafts: Sequence[PendingEvent], sql: AppendStatements) -> Program[None]:
     """Write the items of ``drafts`` and the rows of their sessions, and note the items' ids."""
     adding = [(draft, draft.command) for draft in drafts if isinstance(draft.command, AddItems)]
     touched = {command.stream.stream_id for _, command in adding}
@@ -35,10 +35,10 @@ def write_items(drafts: Sequence[Draft], sql: AppendStatements) -> Program[None]
         own = ids[command.stream.stream_id]
         item_ids = [own.pop() for _ in command.items]
         command.item_ids = item_ids
-        draft.fact = Fact(draft.fact.type, {"item_ids": item_ids})
+        draft.fact = EventData(draft.fact.type, {"item_ids": item_ids})
 
 
-def put_items_last(drafts: Sequence[Draft], sql: AppendStatements) -> Program[None]:
+def put_items_last(drafts: Sequence[PendingEvent], sql: AppendStatements) -> Program[None]:
     """Give new items no earlier time than older ones, where the INSERT could not.
 
     The positions are drawn by now: on MySQL, what others change after the first plain SELECT

@@ -15,7 +15,7 @@ from eventmeta.core.errors import EventMetaError
 from eventmeta.core.events import RecordedEvent
 from eventmeta.core.large_inputs import Order
 from eventmeta.core.per_loop import PerLoop
-from eventmeta.core.signals import Signals
+from eventmeta.core.signals import Notifier
 from eventmeta.database.database import Database
 from eventmeta.database.event_reading import LogReading
 from eventmeta.dialects.connections import connections_to_spare
@@ -25,7 +25,7 @@ from eventmeta.log.commands import Command
 from eventmeta.log.lanes import MAX_IN_LINE
 from eventmeta.log.pending_event import Outcome
 from eventmeta.log.writer import Writer
-from eventmeta.read_models.registry import Registry
+from eventmeta.read_models.registry import ProjectionRegistry
 from eventmeta.tables.names import TableNames
 from eventmeta.tables.tables import Tables, define_tables
 from projections import AnyProjection
@@ -53,9 +53,9 @@ class EventLog(LogReading):
     def __init__(self, engine: AsyncEngine, names: TableNames) -> None:
         super().__init__(Database(engine, names, self._keep_structured))
         self.appender = Appender(self.database)
-        self.registry = Registry(self.database.tables, self.database.dialect)
-        self.appended = Signals()
-        self.applied = Signals()
+        self.registry = ProjectionRegistry(self.database.tables, self.database.dialect)
+        self.appended = Notifier()
+        self.applied = Notifier()
         self.gives_hints = False
         self._hint: asyncio.Task[None] | None = None
         self._writer = PerLoop(self._make_writer)

@@ -14,18 +14,18 @@ from eventmeta.log.commands import (
     AddItems,
     Append,
     Command,
-    Fact,
+    EventData,
     RecordUsage,
     SetMetadata,
     may_add_tools,
     with_companions,
 )
-from eventmeta.log.fast_path_statement import PlainStatements
-from eventmeta.log.pending_event import Draft, Outcome, event_row, item_rows
+from eventmeta.log.fast_path_statement import FastPathStatements
+from eventmeta.log.pending_event import Outcome, PendingEvent, event_row, item_rows
 from projections import KnownEvent, Projection
 
 
-def is_plain(command: Command) -> bool:
+def is_unconditional(command: Command) -> bool:
     """Whether nothing need be known of the stream to record ``command``."""
     return (
         isinstance(command, Append)
@@ -35,10 +35,10 @@ def is_plain(command: Command) -> bool:
     )
 
 
-def statement_for(commands: Sequence[Command], sql: PlainStatements) -> Statement | None:
+def statement_for(commands: Sequence[Command], sql: FastPathStatements) -> Statement | None:
     """The statement that can take ``commands``: plain ones, each stream for one user only."""
     commands = with_companions(commands)
-    if not all(map(is_plain, commands)):
+    if not all(map(is_unconditional, commands)):
         return None
     for_users = _for_users(commands)
     if for_users:
@@ -59,7 +59,7 @@ def _for_users(commands: Sequence[Command]) -> bool:
     return any(command.access.user_id is not None for command in commands)
 
 
-def append_at_once(
+def append_in_one_statement(
     commands: Sequence[Append], statement: Statement, metadata: Projection
 ) -> Program[list[Outcome]]:
     """Record plain commands. An event id that is recorded already fails the whole batch.
@@ -111,5 +111,7 @@ def _columns(commands: Sequence[Command], metadata: Projection) -> dict[str, str
 def _recorded(command: Append, row: Row) -> RecordedEvent:
     _, position, version, recorded_at, data = row
     facts = orjson.loads(data) if isinstance(command, AddItems) else command.fact.data
-    draft = Draft(command, Fact(command.fact.type, facts), version, recorded_at, position)
+    draft = PendingEvent(
+        command, EventData(command.fact.type, facts), version, recorded_at, position
+    )
     return draft.event()

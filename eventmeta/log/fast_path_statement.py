@@ -9,7 +9,7 @@ from sqlalchemy import ColumnClause, column, table
 
 from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.statement import Statement
-from eventmeta.read_models.fold import write_rows
+from eventmeta.read_models.fold import upsert_rows
 from eventmeta.read_models.item_statements import ItemStatements
 from eventmeta.tables.tables import Tables
 from projections import EVENT_COLUMNS
@@ -17,7 +17,7 @@ from projections.types import UtcDateTime
 
 
 @dataclass(frozen=True)
-class PlainStatements:
+class FastPathStatements:
     """It is the shorter the less the batch has. Compiled at first use.
 
     Attributes:
@@ -59,9 +59,9 @@ class PlainStatements:
         columns: list[ColumnClause[Any]] = [column(name) for name in EVENT_COLUMNS]
         events = self.dialect.relation(table("_appended", *columns))
         usage, metadata = self.tables.usage, self.tables.session_metadata
-        sql = self.dialect.append_at_once(
+        sql = self.dialect.append_in_one_statement(
             self.tables,
-            [write_rows(usage, self.dialect, events)] if usage else [],
+            [upsert_rows(usage, self.dialect, events)] if usage else [],
             with_items=with_items,
             for_users=for_users,
             structure=self.structure.at_once(with_tools=with_tools) if self.structure else None,

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmeta.core.events import RecordedEvent
 from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.statement import Program
-from eventmeta.log.batch import append_in_steps
+from eventmeta.log.batch import append_batch
 from eventmeta.log.commands import Command
 from eventmeta.log.pending_event import Outcome
 from eventmeta.log.statements import AppendStatements
@@ -40,7 +40,7 @@ async def append_and_apply(
         ProjectionFailed: One of ``applied`` could not; roll all of it back.
     """
     events: list[RecordedEvent] = []
-    outcomes = await dialect.write_within(connection, append_in_steps(commands, sql, events))
+    outcomes = await dialect.write_within(connection, append_batch(commands, sql, events))
     events.sort(key=lambda event: event.position)
     for projection in applied:
         asked = [

@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 
 from eventmeta.core.clocks import time_of_next
 from eventmeta.core.events import StreamKey
-from eventmeta.core.principal import ADMINISTRATOR, Access
+from eventmeta.core.principal import ADMINISTRATOR, Principal
 from eventmeta.dialects.statement import Program, recordset, steps
 from eventmeta.log.commands import Command, DeleteUser
 from eventmeta.log.statements import AppendStatements
-from eventmeta.log.stream_head import Head, Heads, reaches_user, users_of
+from eventmeta.log.stream_head import StreamHead, StreamHeads, reaches_user, users_of
 
 
-def own_heads(commands: Sequence[Command], sql: AppendStatements) -> Program[Heads]:
+def own_heads(commands: Sequence[Command], sql: AppendStatements) -> Program[StreamHeads]:
     """Own the heads of all streams that ``commands`` may append to, until the transaction ends.
 
     First those of sessions, then those of users, which are needed only where a session changes
@@ -23,7 +23,7 @@ def own_heads(commands: Sequence[Command], sql: AppendStatements) -> Program[Hea
     What is out of reach is looked at and not locked. What is missing is made only where something
     may be recorded, so that a command that comes to nothing leaves nothing.
     """
-    heads: Heads = {}
+    heads: StreamHeads = {}
     sessions, users = Wanted(), Wanted()
     for command in commands:
         (sessions if command.stream.stream_type == "session" else users).add_command(command)
@@ -39,7 +39,7 @@ def own_heads(commands: Sequence[Command], sql: AppendStatements) -> Program[Hea
                 users.add(user, begins=True)
     yield from _own(users, heads, sql)
     for command in commands:
-        heads.setdefault(command.stream, Head(0, datetime.now(UTC), None, owned=False))
+        heads.setdefault(command.stream, StreamHead(0, datetime.now(UTC), None, owned=False))
     return heads
 
 
@@ -47,7 +47,7 @@ class Wanted:
     """The streams whose heads a batch asks for, and on whose behalf."""
 
     def __init__(self) -> None:
-        self.rows: dict[tuple[StreamKey, Access], bool] = {}
+        self.rows: dict[tuple[StreamKey, Principal], bool] = {}
         self._begun: dict[StreamKey, bool] = {}
 
     def add_command(self, command: Command) -> None:
@@ -90,7 +90,7 @@ class Wanted:
         )
 
 
-def _own(wanted: Wanted, heads: Heads, sql: AppendStatements) -> Program[None]:
+def _own(wanted: Wanted, heads: StreamHeads, sql: AppendStatements) -> Program[None]:
     if not wanted.rows:
         return
     missing: set[StreamKey] = set()
@@ -100,9 +100,9 @@ def _own(wanted: Wanted, heads: Heads, sql: AppendStatements) -> Program[None]:
         key, now = StreamKey(stream_id, stream_type), there or here
         before = heads.get(key)
         if version is not None:
-            heads[key] = Head(version, time_of_next(last, now), user)
+            heads[key] = StreamHead(version, time_of_next(last, now), user)
         elif before is None:
-            heads[key] = Head(seen or 0, now, seen_user, owned=False)
+            heads[key] = StreamHead(seen or 0, now, seen_user, owned=False)
             if seen is None and wanted.may_begin(key, exists=bool(exists)):
                 missing.add(key)
         heads[key].held = bool(held) or (before is not None and before.held)
@@ -112,9 +112,9 @@ def _own(wanted: Wanted, heads: Heads, sql: AppendStatements) -> Program[None]:
     for stream_id, stream_type, version, last, user, now in (
         yield from steps(sql.add_streams, streams=streams)
     ):
-        head = Head(version, time_of_next(last, now), user, added=True)
+        head = StreamHead(version, time_of_next(last, now), user, added=True)
         heads[StreamKey(stream_id, stream_type)] = head
 
 
-def _by_stream(row: tuple[tuple[StreamKey, Access], bool]) -> StreamKey:
+def _by_stream(row: tuple[tuple[StreamKey, Principal], bool]) -> StreamKey:
     return row[0][0]

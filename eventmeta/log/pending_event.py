@@ -11,7 +11,7 @@ import orjson
 
 from eventmeta.core.errors import EventMetaError
 from eventmeta.core.events import Position, RecordedEvent
-from eventmeta.log.commands import AddItems, Command, Fact, may_add_tools
+from eventmeta.log.commands import AddItems, Command, EventData, may_add_tools
 from eventmeta.read_models.item_changes import ItemChange
 from projections import KnownEvent
 
@@ -20,11 +20,11 @@ Outcome = RecordedEvent | EventMetaError | None
 
 
 @dataclass
-class Draft:
+class PendingEvent:
     """An event that may still lack its position, and the ids of its items."""
 
     command: Command
-    fact: Fact
+    fact: EventData
     version: int
     recorded_at: datetime
     position: int = 0
@@ -78,7 +78,7 @@ class Draft:
         )
 
 
-def event_row(command: Command, fact: Fact) -> dict[str, Any]:
+def event_row(command: Command, fact: EventData) -> dict[str, Any]:
     """What is known of an event before its stream is."""
     return {
         "stream_type": command.stream.stream_type,

@@ -22,8 +22,8 @@ from sqlalchemy.types import TypeEngine
 from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.statement import PutRows, Statement
 from eventmeta.log.commands.statements import CommandStatements
-from eventmeta.log.fast_path_statement import PlainStatements
-from eventmeta.read_models.fold import asked_for, remove_rows, write_rows
+from eventmeta.log.fast_path_statement import FastPathStatements
+from eventmeta.read_models.fold import asked_for, delete_rows, upsert_rows
 from eventmeta.read_models.item_statements import ItemStatements
 from eventmeta.tables.tables import Tables
 from projections import EVENT_COLUMNS, Projection
@@ -112,7 +112,7 @@ class AppendStatements:
         log = self.tables.events
         wanted = self.dialect.recordset("events", {**_KEY, "event_id": log.c.event_id.type})
         same = and_(*(log.c[name] == wanted.c[name] for name in wanted.c.keys()))  # noqa: SIM118
-        found = self.dialect.look_up(wanted, [log.c[name] for name in EVENT_COLUMNS], same)
+        found = self.dialect.group_read(wanted, [log.c[name] for name in EVENT_COLUMNS], same)
         return self._one(self.dialect.current(found, waits=self.waits_within))
 
     # --- Events ---------------------------------------------------------------------------------
@@ -137,8 +137,8 @@ class AppendStatements:
         return [
             ReadModel(
                 projection,
-                self._one(remove_rows(projection, self.dialect, asked)),
-                self._one(write_rows(projection, self.dialect, asked)),
+                self._one(delete_rows(projection, self.dialect, asked)),
+                self._one(upsert_rows(projection, self.dialect, asked)),
                 self.dialect.put_rows(projection.table, projection.overwritten),
             )
             for projection, asked in asked_for(self.tables, events)
@@ -153,9 +153,9 @@ class AppendStatements:
         return ItemStatements(self.tables, conversation, tool_calls, self.dialect)
 
     @cached_property
-    def plain(self) -> PlainStatements:
+    def plain(self) -> FastPathStatements:
         """A batch of plain appends in one statement, where the database can."""
-        return PlainStatements(self.tables, self.dialect, self.structure)
+        return FastPathStatements(self.tables, self.dialect, self.structure)
 
     def _one(self, executable: Executable) -> Statement:
         return self.dialect.compile(executable)

@@ -8,12 +8,12 @@ from datetime import datetime
 
 from eventmeta.core.database_errors import DatabaseBusy
 from eventmeta.core.events import StreamKey
-from eventmeta.log.commands import Command, DeleteUser, Fact, TransferSession, assignment
+from eventmeta.log.commands import Command, DeleteUser, EventData, TransferSession, assignment
 from projections import NOBODY, USER_ASSIGNED, USER_CREATED, USER_DELETED
 
 
 @dataclass
-class Head:
+class StreamHead:
     """The last state of a stream.
 
     Attributes:
@@ -36,7 +36,7 @@ class Head:
     held: bool = False
     added: bool = False
 
-    def record(self, stream: StreamKey, fact: Fact) -> None:
+    def record(self, stream: StreamKey, fact: EventData) -> None:
         """Go on to the version of an event that holds ``fact``."""
         self.version += 1
         self.moved = True
@@ -46,10 +46,10 @@ class Head:
             self.user_id = fact.data["user_id"] or NOBODY
 
 
-Heads = dict[StreamKey, Head]
+StreamHeads = dict[StreamKey, StreamHead]
 
 
-def within_reach(command: Command, head: Head) -> bool:
+def is_visible(command: Command, head: StreamHead) -> bool:
     """Whether whoever is behind ``command`` reaches its stream."""
     if command.stream.stream_type == "user":
         return reaches_user(command)
@@ -61,7 +61,7 @@ def reaches_user(command: Command) -> bool:
     return command.access.user_id in (None, command.stream.stream_id)
 
 
-def is_held(command: Command, heads: Heads) -> bool:
+def is_held(command: Command, heads: StreamHeads) -> bool:
     """Whether something that ``command`` may write to is held; then all after it waits as well."""
     needed = [heads[command.stream]]
     if isinstance(command, DeleteUser):
@@ -73,7 +73,7 @@ def is_held(command: Command, heads: Heads) -> bool:
     return True
 
 
-def users_of(command: Command, heads: Heads) -> Sequence[StreamKey]:
+def users_of(command: Command, heads: StreamHeads) -> Sequence[StreamKey]:
     """Return the users in whose streams ``command`` may record something besides its own event."""
     if isinstance(command, TransferSession):
         return (user_stream(command.to_user),)
@@ -81,7 +81,9 @@ def users_of(command: Command, heads: Heads) -> Sequence[StreamKey]:
     return () if claimant is None else (user_stream(claimant),)
 
 
-def events_before(command: Command, fact: Fact, heads: Heads) -> Iterator[tuple[StreamKey, Fact]]:
+def events_before(
+    command: Command, fact: EventData, heads: StreamHeads
+) -> Iterator[tuple[StreamKey, EventData]]:
     """What is to be recorded before ``fact``, the event of ``command``, by the ``heads`` as of now.
 
     Whoever gets a session is created first, if need be, and a session that is claimed is assigned
@@ -105,12 +107,12 @@ def events_before(command: Command, fact: Fact, heads: Heads) -> Iterator[tuple[
     else:
         user_id = claimant = _claimant(command, heads)
     if user_id is not None and heads[user_stream(user_id)].user_id is None:
-        yield user_stream(user_id), Fact(USER_CREATED, {})
+        yield user_stream(user_id), EventData(USER_CREATED, {})
     if claimant is not None:
         yield stream, assignment(claimant, None)
 
 
-def seen_since(fact: Fact, version: int) -> int | None:
+def seen_since(fact: EventData, version: int) -> int | None:
     """Return from which version on the new owner sees a session, by the ``fact`` at ``version``.
 
     None where it says nothing of that, as a claim does, and nothing changes. 0 is all of it.
@@ -126,7 +128,7 @@ def user_stream(user_id: str) -> StreamKey:
     return StreamKey(user_id, "user")
 
 
-def _claimant(command: Command, heads: Heads) -> str | None:
+def _claimant(command: Command, heads: StreamHeads) -> str | None:
     """The user whose a session becomes when ``command`` records something in it."""
     access = command.access
     if not access.claims or command.stream.stream_type != "session":

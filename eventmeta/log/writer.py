@@ -17,7 +17,7 @@ from eventmeta.core.contexts import alike
 from eventmeta.core.deadline import Limits
 from eventmeta.core.errors import EventMetaError
 from eventmeta.core.large_inputs import Order
-from eventmeta.core.settle import fail, give, settle
+from eventmeta.core.settle import fail, give, run_to_completion
 from eventmeta.core.timeouts import Timeouts
 from eventmeta.log.commands import Command
 from eventmeta.log.lanes import MAX_IN_LINE, Batch, Commit, Entry, Lanes, carry_out
@@ -147,7 +147,7 @@ class Writer:
                 raise
             left = entry.end - asyncio.get_running_loop().time()
             with suppress(asyncio.CancelledError):  # another one
-                await settle(asyncio.shield(entry.batch_ended), seconds=left)
+                await run_to_completion(asyncio.shield(entry.batch_ended), seconds=left)
             raise
 
     async def drain(self) -> None:

@@ -21,9 +21,9 @@ from eventmeta.core.projection_errors import ProjectionFailed, ProjectionOutdate
 from eventmeta.database.database import Database
 from eventmeta.dialects.failure import Failure
 from eventmeta.dialects.statement import Program, Row
-from eventmeta.projector.checkpoints import Checkpoint, CheckpointStatements, Claim, key_values
+from eventmeta.projector.checkpoints import Checkpoint, CheckpointStatements, LeaseToken, key_values
 from eventmeta.projector.parked_streams import ParkedStream, ParkingStatements, failed_at, stream_of
-from eventmeta.projector.target import Target, live_target
+from eventmeta.projector.target import ProjectionTarget, live_target
 from eventmeta.projector.transactions import Batch, Transactions, nothing
 from projections import AnyProjection
 
@@ -57,7 +57,7 @@ class CatchUp:
     """
 
     database: Database
-    target: Target
+    target: ProjectionTarget
     limit: int = BATCH
 
     @cached_property
@@ -83,7 +83,7 @@ class CatchUp:
 
     # --- The next events ------------------------------------------------------------------------
 
-    async def step(self, claim: Claim, horizon: int) -> Step:
+    async def step(self, claim: LeaseToken, horizon: int) -> Step:
         """Apply the next events up to ``horizon``, but no more than ``limit``.
 
         Raises:
@@ -99,7 +99,7 @@ class CatchUp:
                 raise
         return await self._one_by_one(claim, horizon)
 
-    async def _one_by_one(self, claim: Claim, horizon: int) -> Step:
+    async def _one_by_one(self, claim: LeaseToken, horizon: int) -> Step:
         done = 0
         while True:
             try:
@@ -114,10 +114,10 @@ class CatchUp:
             if step.caught_up or done >= self.limit:
                 return step._replace(events=done)
 
-    async def _advance(self, claim: Claim, horizon: int, limit: int) -> Step:
+    async def _advance(self, claim: LeaseToken, horizon: int, limit: int) -> Step:
         return await self.transactions.run(partial(self.advance, claim, horizon, limit))
 
-    def advance(self, claim: Claim, horizon: int, limit: int) -> Program[Batch[Step]]:
+    def advance(self, claim: LeaseToken, horizon: int, limit: int) -> Program[Batch[Step]]:
         """Read the events of one step, and apply those that the database can fold."""
         before = yield from self.checkpoints.fenced(claim)
         self._check_version(before)
@@ -143,12 +143,12 @@ class CatchUp:
         )
         return (horizon if count < limit else end), count
 
-    def _save(self, claim: Claim, before: Checkpoint, position: int) -> Program[None]:
+    def _save(self, claim: LeaseToken, before: Checkpoint, position: int) -> Program[None]:
         after = self.checkpoints.renewed(before._replace(position=position))
         yield from self.checkpoints.save(claim.key, after)
 
     def _park_next(
-        self, claim: Claim, horizon: int, failure: EventMetaError
+        self, claim: LeaseToken, horizon: int, failure: EventMetaError
     ) -> Program[tuple[Step, list[ParkedStream]]]:
         before = yield from self.checkpoints.fenced(claim)
         end, count = yield from self._end(before, horizon, 1)
@@ -263,7 +263,7 @@ class CatchUp:
             )
 
 
-def live_mover(database: Database, projection: AnyProjection, limit: int = BATCH) -> CatchUp:
+def live_catch_up(database: Database, projection: AnyProjection, limit: int = BATCH) -> CatchUp:
     """What moves a projection on in the tables that its readers know."""
     return CatchUp(database, live_target(projection, database.tables, database.dialect), limit)
 

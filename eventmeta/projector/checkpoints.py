@@ -77,7 +77,7 @@ class Key(NamedTuple):
     state: str = LIVE
 
 
-class Claim(NamedTuple):
+class LeaseToken(NamedTuple):
     """A lease as its holder remembers it."""
 
     key: Key
@@ -188,25 +188,25 @@ class CheckpointStatements:
         values = {f"new_{name}": value for name, value in checkpoint._asdict().items()}
         yield self.change(**key_values(key), **values)
 
-    def take_lease(self, key: Key, holder: str) -> Program[Claim | None]:
+    def take_lease(self, key: Key, holder: str) -> Program[LeaseToken | None]:
         """Take the lease if nobody else has it, or renew it."""
         found = yield from self.find(key)
         if found is None or found.held_by not in (None, holder):
             return None
         epoch = found.epoch + (found.holder != holder)
         yield from self.save(key, self.renewed(found._replace(holder=holder, epoch=epoch)))
-        return Claim(key, holder, epoch)
+        return LeaseToken(key, holder, epoch)
 
     def renewed(self, checkpoint: Checkpoint) -> Checkpoint:
         """``checkpoint`` with a lease that begins anew."""
         return checkpoint._replace(expires_at=checkpoint.now + LEASE_MS)
 
-    def renew(self, claim: Claim) -> Program[None]:
+    def renew(self, claim: LeaseToken) -> Program[None]:
         """Let the lease begin anew."""
         found = yield from self.fenced(claim)
         yield from self.save(claim.key, self.renewed(found))
 
-    def discard(self, claim: Claim) -> Program[None]:
+    def discard(self, claim: LeaseToken) -> Program[None]:
         """Have what the lease is for begun anew, whoever does that."""
         found = yield from self.fenced(claim)
         yield from self.save(claim.key, found._replace(until=None, stream_id=None, position=0))
@@ -219,7 +219,7 @@ class CheckpointStatements:
             ended = found._replace(holder=None, expires_at=0, position=left)
             yield from self.save(key, ended)
 
-    def fenced(self, claim: Claim) -> Program[Checkpoint]:
+    def fenced(self, claim: LeaseToken) -> Program[Checkpoint]:
         """The checkpoint, whose row is locked, as long as nobody else took over.
 
         Raises:

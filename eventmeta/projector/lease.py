@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from eventmeta.core.errors import EventMetaError
-from eventmeta.core.settle import settle
+from eventmeta.core.settle import run_to_completion
 from eventmeta.database.database import Database
-from eventmeta.projector.checkpoints import CheckpointStatements, Claim, Key, renewal_seconds
+from eventmeta.projector.checkpoints import CheckpointStatements, Key, LeaseToken, renewal_seconds
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Lease:
     key: Key
     holder: str
 
-    async def take(self) -> Claim | None:
+    async def take(self) -> LeaseToken | None:
         """Take it, or renew it; None if another has it."""
         return await self.database.fold(partial(self.checkpoints.take_lease, self.key, self.holder))
 
@@ -40,7 +40,7 @@ class Lease:
             await self.database.fold(partial(self.checkpoints.give_back, self.key, self.holder))
 
     @asynccontextmanager
-    async def held(self) -> AsyncGenerator[Claim | None]:
+    async def held(self) -> AsyncGenerator[LeaseToken | None]:
         """Take it until the end of the block; None if another has it."""
         try:
             yield await self.take()
@@ -48,16 +48,16 @@ class Lease:
             await self.give_back()
 
     @asynccontextmanager
-    async def renewed(self, claim: Claim) -> AsyncGenerator[None]:
+    async def renewed(self, claim: LeaseToken) -> AsyncGenerator[None]:
         """Renew it for as long as the block lasts; if it is lost, the block's next step says so."""
         renewing = asyncio.create_task(self._renew(claim), name="eventmeta-lease")
         try:
             yield
         finally:
             renewing.cancel()
-            await settle(asyncio.wait([renewing]))
+            await run_to_completion(asyncio.wait([renewing]))
 
-    async def _renew(self, claim: Claim) -> None:
+    async def _renew(self, claim: LeaseToken) -> None:
         while True:
             await asyncio.sleep(renewal_seconds())
             with suppress(EventMetaError):

@@ -18,7 +18,7 @@ from sqlalchemy import func, literal, select
 
 from eventmeta.core.database_errors import DatabaseFailure, is_of_statement
 from eventmeta.core.projection_errors import RebuildFailed, RebuildUnderWay
-from eventmeta.core.settle import settle
+from eventmeta.core.settle import run_to_completion
 from eventmeta.dialects.statement import Program
 from eventmeta.log.event_log import EventLog
 from eventmeta.projector.catch_up import CatchUp
@@ -26,18 +26,18 @@ from eventmeta.projector.checkpoints import (
     BUILDING,
     Checkpoint,
     CheckpointStatements,
-    Claim,
     Key,
+    LeaseToken,
     key_values,
 )
 from eventmeta.projector.lease import Lease
 from eventmeta.projector.progress import RebuildProgress, Rebuilt, Report
-from eventmeta.projector.shadow_tables import Shadow, measure
-from eventmeta.projector.swap import Swapping, TablesMoved
-from eventmeta.projector.target import Target
+from eventmeta.projector.shadow_tables import ShadowTables, measure
+from eventmeta.projector.swap import AlreadySwapped, Swapping
+from eventmeta.projector.target import ProjectionTarget
 from eventmeta.projector.throttle import Pauses
 from eventmeta.read_models.comparison import Comparison
-from eventmeta.read_models.registry import Registered
+from eventmeta.read_models.registry import RegisteredProjection
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class Rebuild:
     """
 
     log: EventLog
-    registered: Registered
+    registered: RegisteredProjection
     holder: str
     compare: bool = True
     report: Report | None = None
@@ -75,13 +75,13 @@ class Rebuild:
     async def run_unless_current(self) -> None:
         """The same, unless the table is of this version, now that nobody else can make it so."""
 
-        async def work(claim: Claim) -> None:
+        async def work(claim: LeaseToken) -> None:
             if not await self._fold(partial(self._abandon_if_current, claim)):
                 await self._build_and_swap(claim)
 
         await self._with_lease(work)
 
-    def _abandon_if_current(self, claim: Claim) -> Program[bool]:
+    def _abandon_if_current(self, claim: LeaseToken) -> Program[bool]:
         yield from self._checkpoints.fenced(claim)
         live = yield from self._checkpoints.find(Key(claim.key.projection))
         is_current = live is not None and live.version >= self.registered.projection.version
@@ -89,7 +89,7 @@ class Rebuild:
             yield self._checkpoints.remove(**key_values(claim.key))
         return is_current
 
-    async def _with_lease(self, work: Callable[[Claim], Awaitable[T]]) -> T:
+    async def _with_lease(self, work: Callable[[LeaseToken], Awaitable[T]]) -> T:
         key, version = self._target.key, self.registered.projection.version
         await self._fold(partial(self._checkpoints.begin, key, version))
         lease = Lease(self.log.database, self._checkpoints, key, self.holder)
@@ -101,25 +101,25 @@ class Rebuild:
             async with lease.renewed(claim):
                 return await work(claim)
 
-    async def _build_and_swap(self, claim: Claim) -> Rebuilt:
+    async def _build_and_swap(self, claim: LeaseToken) -> Rebuilt:
         start = time.monotonic()
         swapping = Swapping(self.log, self.registered, self._shadow, self._mover, claim)
         swapped: tuple[int, float] | None = None
         while swapped is None:
             # Whoever is cancelled from here on waits, lest nobody clears away what is replaced.
             if await self._is_swapped(claim):
-                swapped = await settle(swapping.conclude())
+                swapped = await run_to_completion(swapping.conclude())
             else:
                 await self._build(claim)
                 self._tell("swap", 0, 1)
-                with suppress(TablesMoved):
-                    swapped = await settle(swapping.run())
+                with suppress(AlreadySwapped):
+                    swapped = await run_to_completion(swapping.run())
         position, swap_seconds = swapped
         self._tell("swap", 1, 1)
         projection, seconds = self.registered.projection, time.monotonic() - start
         return Rebuilt(projection.name, projection.version, position, seconds, swap_seconds)
 
-    async def _build(self, claim: Claim) -> None:
+    async def _build(self, claim: LeaseToken) -> None:
         await self._begin(claim)
         await self._fill(claim)
         await self._catch_up(claim)
@@ -129,7 +129,7 @@ class Rebuild:
 
     # --- Begin ----------------------------------------------------------------------------------
 
-    async def _is_swapped(self, claim: Claim) -> bool:
+    async def _is_swapped(self, claim: LeaseToken) -> bool:
         """Whether it was broken off when the tables were in place and only that was not said.
 
         Where that may not be the whole truth, all is begun anew.
@@ -146,7 +146,7 @@ class Rebuild:
             return False
         return True
 
-    async def _begin(self, claim: Claim) -> None:
+    async def _begin(self, claim: LeaseToken) -> None:
         """Make the shadow tables, unless those of this version are begun already."""
         checkpoint = await self._checkpoint(claim)
         mine = self.registered.projection.version
@@ -176,7 +176,7 @@ class Rebuild:
         """Whether whole streams can be folded one after the other."""
         return self._target.folded is not None and self._target.folded.by_stream
 
-    async def _fill(self, claim: Claim) -> None:
+    async def _fill(self, claim: LeaseToken) -> None:
         heads = self.log.database.tables.streams
         ours = heads.c.stream_type == self.registered.projection.stream_type
         count = select(func.count()).select_from(heads).where(ours)
@@ -199,7 +199,7 @@ class Rebuild:
                 f"if its rows follow from several streams, it needs by_stream=False. {failure}",
             )
 
-    def _fill_next(self, claim: Claim, limit: int) -> Program[bool]:
+    def _fill_next(self, claim: LeaseToken, limit: int) -> Program[bool]:
         """Fold the next streams; False if that is done."""
         found = yield from self._checkpoints.fenced(claim)
         if found.stream_id is None:
@@ -218,7 +218,7 @@ class Rebuild:
 
     # --- Catch up, and compare ------------------------------------------------------------------
 
-    async def _catch_up(self, claim: Claim) -> None:
+    async def _catch_up(self, claim: LeaseToken) -> None:
         """Until what is left fits into the swap."""
         pauses = Pauses(self.log)
         while True:
@@ -232,7 +232,7 @@ class Rebuild:
             if events < BATCH:
                 return
 
-    async def _compare(self, claim: Claim) -> None:
+    async def _compare(self, claim: LeaseToken) -> None:
         """With the fold of the log up to where the shadow table is; nobody has to wait for that."""
         checkpoint = await self._checkpoint(claim)
         self._tell("compare", 0, 1)
@@ -253,7 +253,7 @@ class Rebuild:
             )
         self._tell("compare", 1, 1)
 
-    async def _fail(self, claim: Claim, problem: str) -> NoReturn:
+    async def _fail(self, claim: LeaseToken, problem: str) -> NoReturn:
         """Let the next rebuild begin anew."""
         await self._fold(partial(self._checkpoints.discard, claim))
         name = self.registered.projection.name
@@ -263,7 +263,7 @@ class Rebuild:
 
     # --------------------------------------------------------------------------------------------
 
-    async def _checkpoint(self, claim: Claim) -> Checkpoint:
+    async def _checkpoint(self, claim: LeaseToken) -> Checkpoint:
         return await self._fold(partial(self._checkpoints.fenced, claim))
 
     async def _fold(self, program: Callable[[], Program[T]]) -> T:
@@ -279,13 +279,13 @@ class Rebuild:
         return self._mover.checkpoints
 
     @cached_property
-    def _shadow(self) -> Shadow:
-        return Shadow.of(self.registered.projection.tables, self.log.database.dialect)
+    def _shadow(self) -> ShadowTables:
+        return ShadowTables.of(self.registered.projection.tables, self.log.database.dialect)
 
     @cached_property
-    def _target(self) -> Target:
+    def _target(self) -> ProjectionTarget:
         log = self.log
-        return Target(
+        return ProjectionTarget(
             self.registered.projection,
             log.database.tables,
             log.database.dialect,

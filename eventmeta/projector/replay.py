@@ -16,8 +16,8 @@ from eventmeta.core.events import RecordedEvent
 from eventmeta.database.corruption import naming_corruption
 from eventmeta.dialects.statement import Program
 from eventmeta.log.event_log import EventLog
-from eventmeta.projector.shadow_tables import Shadow
-from eventmeta.projector.target import Target, live_target
+from eventmeta.projector.shadow_tables import ShadowTables
+from eventmeta.projector.target import ProjectionTarget, live_target
 from eventmeta.queries.moments import overtaken_positions
 from eventmeta.read_models.apply import apply_events
 from eventmeta.read_models.projection_checks import check_projection
@@ -70,7 +70,7 @@ class Replay:
         return [table.name for table in shadow.tables]
 
     @asynccontextmanager
-    async def _dropped_on_failure(self, shadow: Shadow) -> AsyncGenerator[None]:
+    async def _dropped_on_failure(self, shadow: ShadowTables) -> AsyncGenerator[None]:
         """What went wrong is told, whatever becomes of the tables then."""
         try:
             yield
@@ -79,7 +79,7 @@ class Replay:
                 await self.log.database.fold(shadow.drop)
             raise
 
-    async def _fill(self, shadow: Shadow) -> None:
+    async def _fill(self, shadow: ShadowTables) -> None:
         """Make the tables of ``shadow``, with the rows."""
         log, target = self.log, self._target
         await log.database.fold(shadow.create)
@@ -141,11 +141,11 @@ class Replay:
         return conditions
 
     @property
-    def _target(self) -> Target:
+    def _target(self) -> ProjectionTarget:
         return live_target(self.projection, self.log.database.tables, self.log.database.dialect)
 
-    def _scratch(self, suffix: str) -> Shadow:
-        return Shadow.of(self.projection.tables, self.log.database.dialect, suffix)
+    def _scratch(self, suffix: str) -> ShadowTables:
+        return ShadowTables.of(self.projection.tables, self.log.database.dialect, suffix)
 
 
 def _named(table: Table, rows: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ _BUILDING, _RETIRED = RESERVED_ENDINGS
 
 
 @dataclass(frozen=True)
-class Shadow:
+class ShadowTables:
     """The shadow tables of some live ones, in the same order.
 
     Attributes:
@@ -35,7 +35,7 @@ class Shadow:
     is_scratch: bool = False
 
     @classmethod
-    def of(cls, live: Sequence[Table], dialect: Dialect, suffix: str = _BUILDING) -> Shadow:
+    def of(cls, live: Sequence[Table], dialect: Dialect, suffix: str = _BUILDING) -> ShadowTables:
         """Tables like ``live``, with ``suffix`` after their names."""
         metadata = MetaData()
         made = [table.to_metadata(metadata, name=f"{table.name}{suffix}") for table in live]

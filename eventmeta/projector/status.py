@@ -20,7 +20,7 @@ from eventmeta.projector.checkpoints import (
 )
 from eventmeta.projector.parked_streams import ParkingStatements
 from eventmeta.projector.target import live_target
-from eventmeta.read_models.registry import Registered
+from eventmeta.read_models.registry import RegisteredProjection
 from projections import Events
 
 
@@ -158,7 +158,7 @@ class _Kept:
 
     async def projections(self) -> dict[str, ProjectionStatus]:
         """Each projection: those that are registered here first."""
-        registered: dict[str, Registered | None] = {
+        registered: dict[str, RegisteredProjection | None] = {
             each.projection.name: each for each in self.log.registry
         }
         for key in (*self.checkpoints, *self.parked):
@@ -179,7 +179,9 @@ class _Kept:
             if key.state == SUBSCRIPTION
         }
 
-    async def _projection(self, name: str, registered: Registered | None) -> ProjectionStatus:
+    async def _projection(
+        self, name: str, registered: RegisteredProjection | None
+    ) -> ProjectionStatus:
         live, building = Key(name, LIVE), Key(name, BUILDING)
         found, rebuild = self.checkpoints.get(live), self.checkpoints.get(building)
         version = found.version if found else None
@@ -202,7 +204,9 @@ class _Kept:
             is_rebuilt=rebuild is not None and _is_under_way(rebuild),
         )
 
-    async def _lag(self, after: int, registered: Registered | None = None) -> tuple[int, float]:
+    async def _lag(
+        self, after: int, registered: RegisteredProjection | None = None
+    ) -> tuple[int, float]:
         """Return how many events come up to the horizon, and the age of the first in seconds."""
         log = self.log.database.tables.events.c
         bounds = (log.position > literal(after), log.position <= literal(self.horizon))

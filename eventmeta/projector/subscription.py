@@ -15,8 +15,8 @@ from eventmeta.log.event_log import EventLog
 from eventmeta.projector.checkpoints import (
     SUBSCRIPTION,
     CheckpointStatements,
-    Claim,
     Key,
+    LeaseToken,
     new_holder,
     renewal_seconds,
 )
@@ -83,11 +83,11 @@ class Subscription:
                 leave = partial(self._checkpoints.give_back, self._key, holder, position)
                 await self.log.database.fold(leave)
 
-    async def _take_lease(self, holder: str) -> Claim:
+    async def _take_lease(self, holder: str) -> LeaseToken:
         """Wait until no other reader has it."""
         pause = MIN_POLL
 
-        def program() -> Program[Claim | None]:
+        def program() -> Program[LeaseToken | None]:
             yield from self._checkpoints.begin(self._key, 1, self.after)
             return (yield from self._checkpoints.take_lease(self._key, holder))
 
@@ -96,7 +96,7 @@ class Subscription:
             pause = min(2 * pause, self.max_poll)
         return claim
 
-    async def _save(self, claim: Claim, position: int) -> None:
+    async def _save(self, claim: LeaseToken, position: int) -> None:
         def program() -> Program[None]:
             found = yield from self._checkpoints.fenced(claim)
             moved = self._checkpoints.renewed(found._replace(position=position))
@@ -104,7 +104,7 @@ class Subscription:
 
         await self.log.database.fold(program)
 
-    async def _position(self, claim: Claim) -> int:
+    async def _position(self, claim: LeaseToken) -> int:
         found = await self.log.database.fold(partial(self._checkpoints.fenced, claim))
         return found.position
 

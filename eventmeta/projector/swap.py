@@ -16,14 +16,14 @@ from eventmeta.core.projection_errors import LeaseLost, ProjectionError, Rebuild
 from eventmeta.dialects.statement import Program, Query
 from eventmeta.log.event_log import EventLog
 from eventmeta.projector.catch_up import CatchUp
-from eventmeta.projector.checkpoints import BUILDING, LIVE, Claim, Key, key_values
-from eventmeta.projector.shadow_tables import Shadow
-from eventmeta.read_models.registry import Registered
+from eventmeta.projector.checkpoints import BUILDING, LIVE, Key, LeaseToken, key_values
+from eventmeta.projector.shadow_tables import ShadowTables
+from eventmeta.read_models.registry import RegisteredProjection
 
 _ALL = 2**62
 
 
-class TablesMoved(ProjectionError):
+class AlreadySwapped(ProjectionError):
     """The new tables are in place, where DDL commits by itself, and only that is yet to be said."""
 
 
@@ -40,10 +40,10 @@ class Swapping:
     """
 
     log: EventLog
-    registered: Registered
-    shadow: Shadow
+    registered: RegisteredProjection
+    shadow: ShadowTables
     mover: CatchUp
-    claim: Claim
+    claim: LeaseToken
 
     async def run(self) -> tuple[int, float]:
         """The position at the swap, and how many seconds others may have waited for it.
@@ -59,7 +59,9 @@ class Swapping:
         async def swap() -> int:
             nonlocal seconds
             if (await log.database.fold(self.shadow.exist)) == (False, True):
-                raise TablesMoved(self.claim.key.projection, "has the new tables in place already")
+                raise AlreadySwapped(
+                    self.claim.key.projection, "has the new tables in place already"
+                )
             start = time.monotonic()
             try:
                 return await dialect.swap(

@@ -21,7 +21,7 @@ from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.events import concerns
 from eventmeta.dialects.statement import Statement
 from eventmeta.projector.checkpoints import LIVE, Key
-from eventmeta.read_models.fold import remove_rows, rows_of, write_rows
+from eventmeta.read_models.fold import delete_rows, select_rows, upsert_rows
 from eventmeta.tables.tables import Tables
 from projections import (
     EVENT_COLUMNS,
@@ -35,7 +35,7 @@ from projections.types import BigInt, SessionId
 
 
 @dataclass(frozen=True)
-class Target:
+class ProjectionTarget:
     """What a projection does to some tables.
 
     Attributes:
@@ -108,8 +108,8 @@ class Target:
         assert self.folded is not None
         relation = self.dialect.relation(self.dialect.fenced(events, self._log.position))
         return [
-            self._compile(remove_rows(self.folded, self.dialect, relation)),
-            self._compile(write_rows(self.folded, self.dialect, relation)),
+            self._compile(delete_rows(self.folded, self.dialect, relation)),
+            self._compile(upsert_rows(self.folded, self.dialect, relation)),
         ]
 
     @property
@@ -170,14 +170,14 @@ class Target:
             # Not by the index of positions, which would be the whole log for each chunk.
             (log.position + 0) <= _bound("until"),
         )
-        rows = rows_of(self.folded, self.dialect.relation(events.subquery("events")))
+        rows = select_rows(self.folded, self.dialect.relation(events.subquery("events")))
         ordered = rows.order_by(*(rows.selected_columns[key.name] for key in table.primary_key))
         return self._compile(insert(table).from_select([c.name for c in table.columns], ordered))
 
     def rows(self, events: Events) -> AnySelect:
         """The rows that there should be after ``events``."""
         assert self.folded is not None
-        return rows_of(self.folded, events)
+        return select_rows(self.folded, events)
 
     def relation(self, *conditions: ColumnElement[bool]) -> Events:
         """The events of the log that concern the projection and meet ``conditions``."""
@@ -204,6 +204,6 @@ def _bound(name: str) -> ColumnElement[int]:
     return bindparam(name, type_=BigInt)
 
 
-def live_target(projection: AnyProjection, store: Tables, dialect: Dialect) -> Target:
+def live_target(projection: AnyProjection, store: Tables, dialect: Dialect) -> ProjectionTarget:
     """A projection with the tables that its readers know."""
-    return Target(projection, store, dialect, projection.tables)
+    return ProjectionTarget(projection, store, dialect, projection.tables)

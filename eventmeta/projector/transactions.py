@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmeta.core.events import RecordedEvent
 from eventmeta.database.database import Database
 from eventmeta.dialects.statement import Program
-from eventmeta.projector.target import Target
+from eventmeta.projector.target import ProjectionTarget
 from eventmeta.read_models.apply import apply_events
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Transactions:
     """
 
     database: Database
-    target: Target
+    target: ProjectionTarget
 
     async def run(self, program: Callable[[], Program[Batch[T]]]) -> T:
         """Carry out ``program`` as a transaction of its own."""

@@ -11,13 +11,13 @@ from typing import Self
 from eventmeta.core.database_errors import StandbyServer
 from eventmeta.core.errors import EventMetaError, StoreClosed
 from eventmeta.core.projection_errors import LeaseLost, RebuildUnderWay
-from eventmeta.core.settle import settle
+from eventmeta.core.settle import run_to_completion
 from eventmeta.log.event_log import EventLog
-from eventmeta.projector.catch_up import BATCH, live_mover
-from eventmeta.projector.checkpoints import Checkpoint, Claim, new_holder, renewal_seconds
+from eventmeta.projector.catch_up import BATCH, live_catch_up
+from eventmeta.projector.checkpoints import Checkpoint, LeaseToken, new_holder, renewal_seconds
 from eventmeta.projector.lease import Lease
 from eventmeta.projector.rebuild import Rebuild
-from eventmeta.read_models.registry import Registered
+from eventmeta.read_models.registry import RegisteredProjection
 
 logger = logging.getLogger("eventmeta")
 
@@ -86,13 +86,13 @@ class Projector:
         assert self._task is not None
         task, self._task = self._task, None
         task.cancel()
-        await settle(asyncio.wait([task]))
+        await run_to_completion(asyncio.wait([task]))
         if not task.cancelled():
             task.result()
 
     # --- One projection -------------------------------------------------------------------------
 
-    async def _keep(self, registered: Registered) -> None:
+    async def _keep(self, registered: RegisteredProjection) -> None:
         pause, told = MIN_POLL, ""
         while True:
             try:
@@ -116,7 +116,7 @@ class Projector:
             await asyncio.sleep(pause)
             pause = min(2 * pause, self._max_poll)
 
-    async def _follow(self, registered: Registered) -> bool:
+    async def _follow(self, registered: RegisteredProjection) -> bool:
         """Move a projection on for as long as the lease can be had; False if another has it."""
         follower = Follower(self._log, registered, self._holder, self._batch_size)
         async with follower.lease.held() as claim:
@@ -124,7 +124,7 @@ class Projector:
                 await self._follow_with(follower, claim)
             return claim is not None
 
-    async def _follow_with(self, follower: Follower, claim: Claim) -> None:
+    async def _follow_with(self, follower: Follower, claim: LeaseToken) -> None:
         pause = MIN_POLL
         while True:
             seen = self._log.appended.given
@@ -147,14 +147,14 @@ class Follower:
     """One asynchronous projection, as one holder moves it on."""
 
     def __init__(
-        self, log: EventLog, registered: Registered, holder: str, batch_size: int = BATCH
+        self, log: EventLog, registered: RegisteredProjection, holder: str, batch_size: int = BATCH
     ) -> None:
         self._log = log
-        self.mover = live_mover(log.database, registered.projection, batch_size)
+        self.mover = live_catch_up(log.database, registered.projection, batch_size)
         key = self.mover.target.key
         self.lease = Lease(log.database, self.mover.checkpoints, key, holder)
 
-    async def catch_up(self, claim: Claim) -> int:
+    async def catch_up(self, claim: LeaseToken) -> int:
         """Apply all events up to the horizon: how many."""
         horizon = await self._log.horizon()
         events, caught_up = 0, False
@@ -165,12 +165,12 @@ class Follower:
         return events
 
 
-async def checkpoint_of(log: EventLog, registered: Registered) -> Checkpoint | None:
+async def checkpoint_of(log: EventLog, registered: RegisteredProjection) -> Checkpoint | None:
     """How far a projection is, without waiting for whoever moves it on."""
-    return await live_mover(log.database, registered.projection).checkpoint()
+    return await live_catch_up(log.database, registered.projection).checkpoint()
 
 
-async def make_current(log: EventLog, registered: Registered, holder: str) -> None:
+async def make_current(log: EventLog, registered: RegisteredProjection, holder: str) -> None:
     """Build a projection anew if its table is of no version yet, or of an older one.
 
     The built-in ones are as old as their tables.
@@ -184,7 +184,7 @@ async def make_current(log: EventLog, registered: Registered, holder: str) -> No
     if found is not None and found.version >= version:
         return
     if found is None and registered.built_in:
-        mover = live_mover(log.database, registered.projection)
+        mover = live_catch_up(log.database, registered.projection)
         await log.database.fold(partial(mover.checkpoints.begin, mover.target.key, version))
     else:
         await Rebuild(log, registered, holder).run_unless_current()

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.statement import Statement
-from eventmeta.queries.ownership import Ownership
+from eventmeta.queries.ownership import OwnerFilter
 from projections import AnySelect
 from projections.items import TOOL_ITEMS, Part, is_one_of
 from projections.types import BigInt
@@ -42,7 +42,7 @@ class ConversationStatements:
     conversation: Table
     tool_calls: Table
     dialect: Dialect
-    ownership: Ownership
+    ownership: OwnerFilter
 
     @cached_property
     def turns(self) -> Statement:

@@ -16,7 +16,7 @@ from eventmeta.database.corruption import naming_corruption
 from eventmeta.database.event_reading import LogReading
 from eventmeta.dialects.statement import Row
 from eventmeta.queries.history_statements import KEYED_EVENTS, StreamStatements
-from eventmeta.queries.scope import View
+from eventmeta.queries.scope import Scope
 from eventmeta.queries.statements import NO_LIMIT
 
 
@@ -74,7 +74,7 @@ class HistoryEntry:
 
 
 async def metadata_as_of(
-    view: View, stream: StreamKey, bound: AsOf, keys: Sequence[str] | None = None
+    view: Scope, stream: StreamKey, bound: AsOf, keys: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """The metadata as it was at ``bound``: the fold of the events up to it."""
     statement = _statements(view, stream).metadata_as_of[bound.column]
@@ -94,7 +94,7 @@ def document_of(rows: Sequence[Row]) -> dict[str, Any]:
     return {key: document[key] for key in sorted(document)}
 
 
-def _statements(view: View, stream: StreamKey) -> StreamStatements:
+def _statements(view: Scope, stream: StreamKey) -> StreamStatements:
     return view.reads.users if stream.stream_type == "user" else view.reads.sessions
 
 
@@ -121,7 +121,7 @@ class Page(NamedTuple):
         )
 
 
-async def history(view: View, stream: StreamKey, page: Page) -> list[HistoryEntry]:
+async def history(view: Scope, stream: StreamKey, page: Page) -> list[HistoryEntry]:
     """The events of a stream in order, each with what it changed."""
     events = await _events(view, stream, page)
     state = await _state_before(view, stream, events[0]) if events else {}
@@ -138,7 +138,7 @@ async def history(view: View, stream: StreamKey, page: Page) -> list[HistoryEntr
     return entries
 
 
-async def _state_before(view: View, stream: StreamKey, event: RecordedEvent) -> dict[str, Any]:
+async def _state_before(view: Scope, stream: StreamKey, event: RecordedEvent) -> dict[str, Any]:
     """Return the metadata as ``event`` found it.
 
     If the event changes none, that is how it left it: it may be the first that is seen at all.
@@ -150,7 +150,7 @@ async def _state_before(view: View, stream: StreamKey, event: RecordedEvent) -> 
     )
 
 
-async def _events(view: View, stream: StreamKey, page: Page) -> list[RecordedEvent]:
+async def _events(view: Scope, stream: StreamKey, page: Page) -> list[RecordedEvent]:
     statements = _statements(view, stream)
     statement = statements.events if page.key is None else statements.events_of_key
     async with naming_corruption(LogReading(view.database), stream):
@@ -158,7 +158,7 @@ async def _events(view: View, stream: StreamKey, page: Page) -> list[RecordedEve
     return [read_event(row) for row in rows]
 
 
-async def diff(view: View, stream: StreamKey, a: AsOf, b: AsOf) -> dict[str, ValueChange]:
+async def diff(view: Scope, stream: StreamKey, a: AsOf, b: AsOf) -> dict[str, ValueChange]:
     """What is different at ``b`` from how it was at ``a``, by key."""
     before = await metadata_as_of(view, stream, a)
     after = await metadata_as_of(view, stream, b)

@@ -12,8 +12,8 @@ from eventmeta.core.events import StreamType
 from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.statement import Statement
 from eventmeta.queries.moments import last_version
-from eventmeta.queries.ownership import Ownership
-from eventmeta.read_models.fold import rows_of
+from eventmeta.queries.ownership import OwnerFilter
+from eventmeta.read_models.fold import select_rows
 from eventmeta.tables.tables import Tables
 from projections import EVENT_COLUMNS, METADATA_EVENTS, USER_DELETED, AnySelect, Projection
 from projections.types import BigInt, SessionId
@@ -32,7 +32,7 @@ class StreamStatements:
 
     tables: Tables
     dialect: Dialect
-    ownership: Ownership
+    ownership: OwnerFilter
     stream_type: StreamType
 
     @cached_property
@@ -50,9 +50,9 @@ class StreamStatements:
             end = log.c.version <= self._last_version(bound)
             past = end if name == "recorded_at" else log.c[name] <= bound
             events = self._events(past, *self._seen_at(name, bound))
-            fold = rows_of(projection, self.dialect.relation(events.subquery("events"))).subquery(
-                "state"
-            )
+            fold = select_rows(
+                projection, self.dialect.relation(events.subquery("events"))
+            ).subquery("state")
             statements[name] = self.dialect.compile(select(*(fold.c[name] for name in columns)))
         return statements
 

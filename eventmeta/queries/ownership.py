@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, and_, bindparam, func, literal_column, or_, select
 
 from eventmeta.core.events import StreamType
-from eventmeta.core.principal import Reach
+from eventmeta.core.principal import Visibility
 from projections import HANDOVER, AnySelect
 from projections.types import SessionId
 
@@ -17,7 +17,7 @@ OWNER = "owner"
 
 
 @dataclass(frozen=True)
-class Ownership:
+class OwnerFilter:
     """What is within the reach of a user, by the heads of the streams.
 
     Of a session that was handed over without its history, the past is out of reach: what the log
@@ -26,12 +26,12 @@ class Ownership:
 
     streams: Table
     log: Table
-    reach: Reach
+    reach: Visibility
 
     @property
     def is_limited(self) -> bool:
         """Whether anything is out of reach."""
-        return self.reach is not Reach.EVERYTHING
+        return self.reach is not Visibility.EVERYTHING
 
     def of_session(
         self, session_id: ColumnElement[str], user: ColumnElement[str] | None = None
@@ -51,7 +51,7 @@ class Ownership:
             .correlate_except(heads)
             .scalar_subquery()
         )
-        if self.reach is Reach.UNCLAIMED:
+        if self.reach is Visibility.UNCLAIMED:
             owner = func.coalesce(owner, user)
         return [owner == user]
 

@@ -9,16 +9,16 @@ from weakref import WeakKeyDictionary
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.core.deadline import Limits
-from eventmeta.core.principal import Access, Reach
+from eventmeta.core.principal import Principal, Visibility
 from eventmeta.database.database import Database
 from eventmeta.database.reader import Lookup, query_for
 from eventmeta.dialects.statement import Row, Statement
-from eventmeta.queries.ownership import OWNER, Ownership
+from eventmeta.queries.ownership import OWNER, OwnerFilter
 from eventmeta.queries.statements import ReadStatements
 from eventmeta.tables.tables import Tables
 
 
-class View(NamedTuple):
+class Scope(NamedTuple):
     """What there is for ``access``: its statements, and the user as a parameter of each.
 
     Attributes:
@@ -28,7 +28,7 @@ class View(NamedTuple):
     """
 
     database: Database
-    access: Access
+    access: Principal
     limits: Limits | None = None
 
     @property
@@ -37,7 +37,7 @@ class View(NamedTuple):
         return _reads(self.database)[self.access.reach]
 
     @property
-    def own(self) -> View:
+    def own(self) -> Scope:
         """The same without the sessions that nobody owns."""
         return self._replace(access=self.access.own)
 
@@ -46,7 +46,7 @@ class View(NamedTuple):
         query = statement(**values, **self.owner)
         return await self.database.group_read(query, self.limits)
 
-    def look_up(
+    def group_read(
         self, lookup: Lookup, connection: AsyncConnection | None = None, **request: Any
     ) -> Awaitable[Sequence[Row]]:
         """The rows of one of the ``reads`` for ``request``, each after a number.
@@ -67,7 +67,7 @@ class View(NamedTuple):
         return {} if self.access.user_id is None else {OWNER: self.access.user_id}
 
 
-_Reads = dict[Reach, ReadStatements]
+_Reads = dict[Visibility, ReadStatements]
 _made: WeakKeyDictionary[Database, tuple[Tables, _Reads]] = WeakKeyDictionary()
 """The statements of each database, and the tables for which they were made."""
 
@@ -79,9 +79,9 @@ def _reads(database: Database) -> _Reads:
         return made[1]
     reads = {
         reach: ReadStatements(
-            tables, database.dialect, Ownership(tables.streams, tables.events, reach)
+            tables, database.dialect, OwnerFilter(tables.streams, tables.events, reach)
         )
-        for reach in Reach
+        for reach in Visibility
     }
     _made[database] = tables, reads
     return reads

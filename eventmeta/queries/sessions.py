@@ -17,7 +17,7 @@ from eventmeta.core.validation import check_count, check_session_id
 from eventmeta.database.corruption import naming_corruption
 from eventmeta.database.event_reading import LogReading
 from eventmeta.dialects.statement import Row
-from eventmeta.queries.scope import View
+from eventmeta.queries.scope import Scope
 from eventmeta.queries.statements import LIKE_ESCAPE, NO_LIMIT
 
 
@@ -41,7 +41,7 @@ class SessionEntry:
 
 
 async def find_sessions(
-    view: View,
+    view: Scope,
     key: str,
     value: Any,
     limit: int | None,
@@ -83,14 +83,14 @@ def _naming(key: str) -> str:
     return f"%{text}%"
 
 
-async def session_exists(view: View, session_id: str, *, create_tables: bool = False) -> bool:
+async def session_exists(view: Scope, session_id: str, *, create_tables: bool = False) -> bool:
     """Whether there is such a session within reach."""
     await view.database.opening.connect(create=create_tables)
     return bool(await view.fetch(view.reads.session, session_id=session_id))
 
 
 async def latest_sessions(
-    view: View, limit: int | None, offset: int, *, create_tables: bool = False
+    view: Scope, limit: int | None, offset: int, *, create_tables: bool = False
 ) -> list[str]:
     """Ids of the sessions, the latest change first; those of one moment by id, the greatest first.
 
@@ -106,7 +106,7 @@ async def latest_sessions(
 
 
 async def list_sessions(
-    view: View, limit: int | None, after: SessionEntry | None
+    view: Scope, limit: int | None, after: SessionEntry | None
 ) -> list[SessionEntry]:
     """The sessions in the same order, from the one ``after`` on.
 

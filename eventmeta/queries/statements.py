@@ -24,8 +24,8 @@ from eventmeta.dialects.statement import Statement
 from eventmeta.queries.conversation_statements import ConversationStatements
 from eventmeta.queries.history_statements import LIMIT, StreamStatements
 from eventmeta.queries.moments import last_version, recorded_by
-from eventmeta.queries.ownership import OWNER, Ownership
-from eventmeta.read_models.fold import rows_of
+from eventmeta.queries.ownership import OWNER, OwnerFilter
+from eventmeta.read_models.fold import select_rows
 from eventmeta.tables.tables import Tables
 from projections import EVENT_COLUMNS, METADATA_EVENTS, AnySelect
 from projections.types import SessionId
@@ -48,7 +48,7 @@ class ReadStatements:
 
     tables: Tables
     dialect: Dialect
-    ownership: Ownership
+    ownership: OwnerFilter
 
     @cached_property
     def metadata(self) -> Lookup:
@@ -78,7 +78,7 @@ class ReadStatements:
             *self.ownership.of_session(requests.c.session_id, requests.c.get(OWNER)),
         )
         found = (current.key, current.value)
-        return self.dialect.compile(self.dialect.look_up(requests, found, same, requests.c.n))
+        return self.dialect.compile(self.dialect.group_read(requests, found, same, requests.c.n))
 
     def _look_up_alone(self, *wanted: ColumnElement[bool]) -> Statement:
         current = self.tables.session_metadata.table.c
@@ -128,7 +128,7 @@ class ReadStatements:
                     log.c.data.like(bindparam("pattern"), escape=LIKE_ESCAPE),
                 )
             )
-            fold = rows_of(
+            fold = select_rows(
                 self.tables.session_metadata, self.dialect.relation(events.subquery("events"))
             ).subquery("state")
             seen = self._seen_at(fold.c.session_id, name, bound)

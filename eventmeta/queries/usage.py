@@ -23,7 +23,7 @@ from eventmeta.core.errors import InvalidInput, InvalidPoint, StructuredMetadata
 from eventmeta.core.usage import GroupedUsage, UsageTotals
 from eventmeta.core.validation import check_count, check_moment
 from eventmeta.database.database import Database
-from eventmeta.queries.scope import View
+from eventmeta.queries.scope import Scope
 from projections import AnySelect
 from projections.types import SessionId
 
@@ -57,7 +57,7 @@ async def check_structured(database: Database, call: str) -> None:
 
 
 async def grouped_usage(
-    view: View,
+    view: Scope,
     group_by: UsageGroup | None,
     since: datetime | None,
     until: datetime | None,
@@ -79,7 +79,7 @@ async def grouped_usage(
 
 
 async def session_usage(
-    view: View, session_id: str, *, turn: int | None, run_id: str | None
+    view: Scope, session_id: str, *, turn: int | None, run_id: str | None
 ) -> UsageTotals:
     """The sums of one session, or of a turn or run of it."""
     database, used = view.database, _table(view.database)
@@ -94,7 +94,7 @@ async def session_usage(
     return _totals(row)
 
 
-async def turn_usage(view: View, session_id: str) -> dict[int, UsageTotals]:
+async def turn_usage(view: Scope, session_id: str) -> dict[int, UsageTotals]:
     """The sums of each turn of a session whose user message is there."""
     database = view.database
     assert database.tables.conversation is not None
@@ -114,7 +114,7 @@ def check_turn(value: object) -> int | None:
     return None if value is None else check_count("turn", value)
 
 
-def _of_session(view: View) -> list[ColumnElement[bool]]:
+def _of_session(view: Scope) -> list[ColumnElement[bool]]:
     """``session_id`` → that it was used there, as far as ``view`` reaches."""
     wanted: ColumnElement[str] = bindparam("session_id", type_=SessionId)
     used = _table(view.database)

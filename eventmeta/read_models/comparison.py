@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Table, func, literal, select, union_all
 
 from eventmeta.dialects.events import EventRelation
-from eventmeta.read_models.fold import asked_for, rows_of
+from eventmeta.read_models.fold import asked_for, select_rows
 from eventmeta.tables.tables import Tables
 from projections import HANDOVER, AnySelect, Events, fold_handovers, fold_owners
 
@@ -87,7 +87,7 @@ def comparisons(tables: Tables, events: EventRelation) -> list[Comparison]:
     """All that follows from ``events``: the read models, whose each stream is, and since when."""
     return [
         *(
-            Comparison.of_table(each.name, each.table, rows_of(each, asked))
+            Comparison.of_table(each.name, each.table, select_rows(each, asked))
             for each, asked in asked_for(tables, events)
         ),
         _owners(tables, events),

@@ -23,10 +23,10 @@ def asked_for(tables: Tables, events: EventRelation) -> Iterator[tuple[Projectio
         yield projection, events.of(projection) if own else events
 
 
-def remove_rows(projection: Projection, dialect: Dialect, events: Events) -> Delete:
+def delete_rows(projection: Projection, dialect: Dialect, events: Events) -> Delete:
     """Remove the rows that ``events`` removed, including those they made anew since.
 
-    To run before `write_rows`; of no effect unless some event removes something.
+    To run before `upsert_rows`; of no effect unless some event removes something.
     """
     fold = projection.select(events).subquery("fold")
     keys = [fold.c[column.name] for column in projection.table.primary_key]
@@ -34,7 +34,7 @@ def remove_rows(projection: Projection, dialect: Dialect, events: Events) -> Del
     return dialect.delete_matching(projection.table, gone)
 
 
-def write_rows(projection: Projection, dialect: Dialect, events: Events) -> Insert:
+def upsert_rows(projection: Projection, dialect: Dialect, events: Events) -> Insert:
     """Write the rows that exist after ``events``."""
     table = projection.table
     fold = projection.select(events).subquery("fold")
@@ -45,7 +45,7 @@ def write_rows(projection: Projection, dialect: Dialect, events: Events) -> Inse
     return dialect.upsert(table, columns, source, projection.overwritten)
 
 
-def rows_of(projection: Projection, events: Events) -> AnySelect:
+def select_rows(projection: Projection, events: Events) -> AnySelect:
     """The rows of the read model as they are after ``events``, read without its table."""
     fold = projection.select(events).subquery("fold")
     columns = [fold.c[column.name] for column in projection.table.columns]

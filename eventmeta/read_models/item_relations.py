@@ -107,7 +107,7 @@ class ItemRelations:
         """Return the ``columns`` of tool calls that are found by the session and what is ``by``."""
         row = self._tool_calls
         index = f"idx_{row.id.table.name}_session_{by}"
-        return self.dialect.look_up(wanted, [row[name] for name in columns], on, index=index)
+        return self.dialect.group_read(wanted, [row[name] for name in columns], on, index=index)
 
     def _linked(self, links: FromClause) -> AnySelect:
         """The stored calls and outputs with these ``call_id``, with what is known of their rows."""
@@ -131,7 +131,7 @@ class ItemRelations:
             .subquery("linked")
         )
         message = self.tables.messages.c
-        return self.dialect.look_up(
+        return self.dialect.group_read(
             both,
             [message[name] for name in STORED],
             message.id == both.c.item_id,
@@ -186,7 +186,7 @@ class ItemRelations:
         if given is None:
             return select(*columns).where(*main).subquery("stored")
         same = and_(message.session_id == given.c.session_id, *main)
-        return self.dialect.look_up(given, columns, same).subquery("stored")
+        return self.dialect.group_read(given, columns, same).subquery("stored")
 
     def states(self, sessions: FromClause) -> AnySelect:
         """The state of sessions before some items: where turns and the tables are.

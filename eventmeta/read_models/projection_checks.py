@@ -11,7 +11,7 @@ from sqlalchemy import Table, UniqueConstraint
 from eventmeta.core.projection_errors import InvalidProjection
 from eventmeta.core.validation import check_event_type, check_table_name
 from eventmeta.dialects.base import Dialect
-from eventmeta.read_models.fold import remove_rows, write_rows
+from eventmeta.read_models.fold import delete_rows, upsert_rows
 from eventmeta.tables.names import RESERVED_ENDINGS
 from eventmeta.tables.tables import Tables
 from projections import AppliedProjection, Projection
@@ -120,8 +120,8 @@ def _check_select(projection: Projection, store: Tables, dialect: Dialect) -> No
         raise InvalidProjection(f"projection {name!r} keeps {sorted(missing)}, which it has not")
     events = dialect.relation(store.events).of(projection)
     try:
-        dialect.compile(remove_rows(projection, dialect, events))
-        dialect.compile(write_rows(projection, dialect, events))
+        dialect.compile(delete_rows(projection, dialect, events))
+        dialect.compile(upsert_rows(projection, dialect, events))
     except Exception as error:
         raise InvalidProjection(
             f"the Select of projection {name!r} cannot be used ({type(error).__name__}: {error}): "

@@ -12,7 +12,7 @@ from eventmeta.tables.tables import VERSIONED, Tables
 from projections import AnyProjection, AppliedProjection, Projection
 
 
-class Registered(NamedTuple):
+class RegisteredProjection(NamedTuple):
     """A projection, and how it is kept up to date.
 
     Attributes:
@@ -26,27 +26,30 @@ class Registered(NamedTuple):
     built_in: bool = False
 
 
-class Registry:
+class ProjectionRegistry:
     """The projections of one database, by their names."""
 
     def __init__(self, tables: Tables, dialect: Dialect) -> None:
         self._tables = tables
         self._dialect = dialect
         self._found = {
-            projection.name: Registered(projection, inline=True, built_in=True)
+            projection.name: RegisteredProjection(projection, inline=True, built_in=True)
             for projection in tables.built_in
         }
 
     def follow(self, tables: Tables) -> None:
         """Go on with ``tables``, of which more are the store's own."""
-        own = {each.name: Registered(each, inline=True, built_in=True) for each in tables.built_in}
+        own = {
+            each.name: RegisteredProjection(each, inline=True, built_in=True)
+            for each in tables.built_in
+        }
         for registered in self._found.values():
             if not registered.built_in:
                 for table in registered.projection.tables:
                     table.to_metadata(tables.metadata).info[VERSIONED] = True
         self._tables, self._found = tables, {**self._found, **own}
 
-    def __getitem__(self, name: object) -> Registered:
+    def __getitem__(self, name: object) -> RegisteredProjection:
         """The projection of this name.
 
         Raises:
@@ -56,7 +59,7 @@ class Registry:
             raise UnknownProjection(name, sorted(self._found))
         return self._found[name]
 
-    def __iter__(self) -> Iterator[Registered]:
+    def __iter__(self) -> Iterator[RegisteredProjection]:
         return iter(self._found.values())
 
     def has_table(self, name: str) -> bool:
@@ -72,7 +75,7 @@ class Registry:
         """
         check_projection(projection, self._tables, self._dialect)
         known = self._found.get(projection.name)
-        if known == Registered(projection, inline):
+        if known == RegisteredProjection(projection, inline):
             return False
         if known is not None:
             raise InvalidProjection(
@@ -87,7 +90,7 @@ class Registry:
                 )
         for table in projection.tables:
             table.to_metadata(self._tables.metadata).info[VERSIONED] = True
-        self._found[projection.name] = Registered(projection, inline)
+        self._found[projection.name] = RegisteredProjection(projection, inline)
         return True
 
     @property

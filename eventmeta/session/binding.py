@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from eventmeta.core.errors import InvalidInput, UserMismatch, UserUnknown
-from eventmeta.core.principal import ADMINISTRATOR, Access
+from eventmeta.core.principal import ADMINISTRATOR, Principal
 from eventmeta.core.validation import check_flag, check_user_id
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ class Binding:
             )
 
     @property
-    def access(self) -> Access:
+    def access(self) -> Principal:
         """What the user reaches; everything, if the session is opened without a user.
 
         Raises:
             UserUnknown: A run must say who it is, and none has yet.
         """
         if self.user_id is not None:
-            return Access(self.user_id, self._claim)
+            return Principal(self.user_id, self._claim)
         if self._user_from is not None:
             raise UserUnknown
         return ADMINISTRATOR

@@ -32,7 +32,7 @@ class CompactionSnapshot:
     replace_suffix: Callable[[int, list[TResponseInputItem]], Awaitable[bool]]
 
 
-class CompactableItems(SessionItems):
+class SessionCompaction(SessionItems):
     """Items that can be replaced in one transaction, without touching anything else."""
 
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:

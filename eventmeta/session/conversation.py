@@ -15,7 +15,7 @@ from eventmeta.core.validation import check_count
 from eventmeta.dialects.statement import Row
 from eventmeta.queries.conversation_statements import ConversationStatements
 from eventmeta.queries.statements import NO_LIMIT
-from eventmeta.session.handle import OpenedSession
+from eventmeta.session.handle import SessionHandle
 from projections.items import HANDOFF, UNKNOWN
 
 
@@ -43,7 +43,7 @@ class Turn:
     tool_calls: int
 
 
-class SessionConversation(OpenedSession):
+class SessionConversation(SessionHandle):
     """The turns of a session. All this takes ``structured_metadata=True``."""
 
     async def get_turns(self, limit: int | None = None, after: int | None = None) -> list[Turn]:

@@ -15,10 +15,10 @@ from eventmeta.core.validation import check_flag, check_limits, check_positive, 
 from eventmeta.database.engines import shared_engine
 from eventmeta.log.commands.options import check_options, options_of
 from eventmeta.log.event_log import EventLog
-from eventmeta.queries.scope import View
+from eventmeta.queries.scope import Scope
 from eventmeta.session.arguments import UrlOptions
 from eventmeta.session.binding import Binding, UserFrom
-from eventmeta.session.stream_metadata import Entity
+from eventmeta.session.stream_metadata import StreamMetadata
 from eventmeta.tables.names import TableNames, TableOptions
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agents.memory import SessionSettings
 
 
-class OpenedSession(Entity):
+class SessionHandle(StreamMetadata):
     """A session by its id, opened on an engine."""
 
     def __init__(
@@ -172,8 +172,8 @@ class OpenedSession(Entity):
         self._binding.bind(wrapper)
 
     @property
-    def _view(self) -> View:
-        return View(self._log.database, self._binding.access, self._limits)
+    def _view(self) -> Scope:
+        return Scope(self._log.database, self._binding.access, self._limits)
 
     async def _connected(self) -> None:
         await self._log.database.opening.connect(create=self._create_tables, limits=self._limits)
@@ -189,5 +189,5 @@ class OpenedSession(Entity):
         """
         view = self._view
         wanted = {"session_id": self.session_id, "limit": limit}
-        rows = await view.look_up(view.reads.last_items, connection, **wanted)
+        rows = await view.group_read(view.reads.last_items, connection, **wanted)
         return [(text, item_id) for _, text, item_id in rows]

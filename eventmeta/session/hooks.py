@@ -15,10 +15,10 @@ from agents.run_context import AgentHookContext
 from agents.usage import Usage
 
 from eventmeta.core.errors import EventMetaError, InvalidInput
-from eventmeta.core.settle import settle
+from eventmeta.core.settle import run_to_completion
 from eventmeta.core.usage import UsageTotals
 from eventmeta.session.resumed_runs import usable_name
-from eventmeta.session.usage_ledger import Share, ledger_of
+from eventmeta.session.usage_ledger import UsageShare, ledger_of
 
 _logger = logging.getLogger("eventmeta")
 
@@ -76,7 +76,7 @@ class UsageHooks(RunHooks[Any]):
         """Record what the runs have used by now."""
         self._ended = True
         for usage in self._used or ():
-            await settle(_finish(usage))
+            await run_to_completion(_finish(usage))
 
     async def on_llm_start(
         self,
@@ -95,7 +95,7 @@ class UsageHooks(RunHooks[Any]):
         self, context: RunContextWrapper[Any], agent: Agent[Any], response: ModelResponse
     ) -> None:
         """Note what the response has used, for the session to record with its items."""
-        share = Share(
+        share = UsageShare(
             UsageTotals.of(response.usage),
             response_id=usable_name(response.response_id),
             model=usable_name(self._model or _model_of(agent)),

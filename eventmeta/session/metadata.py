@@ -12,12 +12,12 @@ from eventmeta.core.events import Position
 from eventmeta.core.large_inputs import LARGE_TEXT
 from eventmeta.dialects.statement import Row
 from eventmeta.log.commands import Command, DeleteMetadata, SetMetadata
-from eventmeta.queries.scope import View
+from eventmeta.queries.scope import Scope
 from eventmeta.queries.sessions import find_sessions
-from eventmeta.session.handle import OpenedSession
+from eventmeta.session.handle import SessionHandle
 
 
-class SessionMetadata(OpenedSession):
+class SessionMetadata(SessionHandle):
     """The metadata of a session."""
 
     async def find_sessions_by_metadata(
@@ -49,13 +49,13 @@ class SessionMetadata(OpenedSession):
     def _deleting(self, keys: Sequence[str] | None, fields: dict[str, Any]) -> Command:
         return DeleteMetadata(stream=self._stream, keys=keys, **fields)
 
-    async def _current_metadata(self, view: View, keys: Sequence[str] | None) -> dict[str, Any]:
+    async def _current_metadata(self, view: Scope, keys: Sequence[str] | None) -> dict[str, Any]:
         session_id = self.session_id
         if keys is None:
-            rows = await view.look_up(view.reads.metadata, session_id=session_id)
+            rows = await view.group_read(view.reads.metadata, session_id=session_id)
         elif keys:
             lookup = view.reads.metadata_of_keys
-            rows = await view.look_up(lookup, session_id=session_id, keys=keys)
+            rows = await view.group_read(lookup, session_id=session_id, keys=keys)
         else:
             return {}
         if sum([len(text) for _, _, text in rows]) > LARGE_TEXT:

@@ -1,12 +1,12 @@
 """`MetadataSession`: upstream's SQLAlchemySession, and what is known about the session."""
 
-from eventmeta.session.compaction import CompactableItems
+from eventmeta.session.compaction import SessionCompaction
 from eventmeta.session.conversation import SessionConversation
 from eventmeta.session.metadata import SessionMetadata
 from eventmeta.session.ownership import SessionOwnership
 
 
-class MetadataSession(CompactableItems, SessionMetadata, SessionOwnership, SessionConversation):
+class MetadataSession(SessionCompaction, SessionMetadata, SessionOwnership, SessionConversation):
     """A conversation with its metadata and its owner, and the history of both.
 
     Takes the place of ``agents.extensions.memory.SQLAlchemySession``: same arguments, same tables,

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from eventmeta.core.canonical_json import encode_changes
 from eventmeta.core.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT
 from eventmeta.core.events import RecordedEvent
-from eventmeta.core.principal import Access
+from eventmeta.core.principal import Principal
 from eventmeta.core.validation import (
     check_flag,
     check_limits,
@@ -22,14 +22,14 @@ from eventmeta.core.validation import (
 from eventmeta.log.commands import CreateSession, SetMetadata, TransferSession
 from eventmeta.log.commands.options import WriteOptions, check_options, command_fields, options_of
 from eventmeta.log.event_log import EventLog
-from eventmeta.queries.scope import View
+from eventmeta.queries.scope import Scope
 from eventmeta.queries.sessions import latest_sessions, session_exists
 from eventmeta.session.arguments import CreationOptions, HandleOptions, SessionOptions
-from eventmeta.session.handle import OpenedSession
+from eventmeta.session.handle import SessionHandle
 from eventmeta.tables.names import TableNames, TableOptions
 
 
-class SessionOwnership(OpenedSession):
+class SessionOwnership(SessionHandle):
     """The owner of a session."""
 
     @classmethod
@@ -70,7 +70,7 @@ class SessionOwnership(OpenedSession):
         call = f"{cls.__name__}.create_session()"
         check_options(call, options, options_of(cls) | CreationOptions.__annotations__.keys())
         written: WriteOptions = {"actor": actor, "event_id": event_id, "connection": connection}
-        fields = command_fields(call, written, Access(user_id, claims=True))
+        fields = command_fields(call, written, Principal(user_id, claims=True))
         made = session_id
         if made is None:
             made = new_event_id() if event_id is None else derived_event_id(event_id, "session")
@@ -135,7 +135,7 @@ class SessionOwnership(OpenedSession):
         limits = check_limits(
             options.get("timeout", DEFAULT_TIMEOUT), options.get("retry_for", DEFAULT_RETRY_FOR)
         )
-        view = View(EventLog.of(engine, TableNames.of(names)).database, Access(user_id), limits)
+        view = Scope(EventLog.of(engine, TableNames.of(names)).database, Principal(user_id), limits)
         create_tables = options.get("create_tables", False)
         found = await latest_sessions(view, limit, offset, create_tables=create_tables)
         return [cls(session_id, engine=engine, **arguments) for session_id in found]
@@ -157,7 +157,7 @@ class SessionOwnership(OpenedSession):
         """
         check_user_id(user_id)
         mine = self._view.access.user_id or user_id
-        view = self._view._replace(access=Access(mine))
+        view = self._view._replace(access=Principal(mine))
         found = await latest_sessions(view, limit, offset, create_tables=self._create_tables)
         return found if mine == user_id else []
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmeta.core.canonical_json import text_problem
 from eventmeta.core.events import USAGE_RECORDED, StreamKey
 from eventmeta.core.usage import NOTHING, UsageTotals
-from eventmeta.queries.scope import View
+from eventmeta.queries.scope import Scope
 from projections.types import SessionId
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def usable_name(value: object) -> str | None:
 
 
 async def recorded_usage(
-    view: View, stream: StreamKey, connection: AsyncConnection | None
+    view: Scope, stream: StreamKey, connection: AsyncConnection | None
 ) -> list[dict[str, Any]]:
     """Return the data of the session's latest events about usage, the last one first.
 

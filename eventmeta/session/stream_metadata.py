@@ -1,4 +1,4 @@
-"""`Entity`: what metadata is kept about, a session or a user, now and at any time before."""
+"""Metadata of a session or a user, now and at any time before."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from eventmeta.log.commands import Command
 from eventmeta.log.commands.options import WriteOptions, command_fields
 from eventmeta.log.event_log import EventLog
 from eventmeta.queries import history as past
-from eventmeta.queries.scope import View
+from eventmeta.queries.scope import Scope
 
 
-class Entity(ABC):
+class StreamMetadata(ABC):
     """A session or a user with metadata, whose every change is an event of its own stream."""
 
     _log: EventLog
@@ -143,7 +143,7 @@ class Entity(ABC):
 
     @property
     @abstractmethod
-    def _view(self) -> View:
+    def _view(self) -> Scope:
         """The log, as far as whoever asks reaches."""
 
     @abstractmethod
@@ -159,7 +159,7 @@ class Entity(ABC):
         """The command that removes ``keys``, or all."""
 
     @abstractmethod
-    async def _current_metadata(self, view: View, keys: Sequence[str] | None) -> dict[str, Any]:
+    async def _current_metadata(self, view: Scope, keys: Sequence[str] | None) -> dict[str, Any]:
         """The metadata of at least these ``keys``, or all."""
 
     def _fields(self, call: str, options: WriteOptions) -> dict[str, Any]:

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmeta.core.canonical_json import canonical, parse
+from eventmeta.core.canonical_json import dump_canonical, parse
 from eventmeta.core.errors import EventMetaError, InvalidInput
 from eventmeta.core.events import RecordedEvent
-from eventmeta.core.principal import Access
+from eventmeta.core.principal import Principal
 from eventmeta.core.usage import NOTHING, UsageTotals
 from eventmeta.core.validation import check_run_id
 from eventmeta.log.commands import AddItems, Message
 from eventmeta.log.commands.options import WriteOptions
 from eventmeta.log.event_log import own_connection
 from eventmeta.queries.usage import check_structured, check_turn, session_usage, turn_usage
-from eventmeta.session.handle import OpenedSession
+from eventmeta.session.handle import SessionHandle
 from eventmeta.session.resumed_runs import current_trace, usable_name
 from eventmeta.session.turns import is_user_message
-from eventmeta.session.usage_ledger import Cause, Ledger, Share, ledger_of
+from eventmeta.session.usage_ledger import UsageCause, UsageLedger, UsageShare, ledger_of
 
 if TYPE_CHECKING:
     from agents import RunContextWrapper, RunErrorDetails
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("eventmeta")
 
 
-class SessionUsage(OpenedSession):
+class SessionUsage(SessionHandle):
     """What a session's runs have used."""
 
     async def store_run_usage(self, result: RunResultBase | RunErrorDetails) -> None:
@@ -110,7 +110,7 @@ class SessionUsage(OpenedSession):
 
     # --- Capture --------------------------------------------------------------------------------
 
-    async def _notice(self, wrapper: RunContextWrapper[Any] | None) -> Ledger | None:
+    async def _notice(self, wrapper: RunContextWrapper[Any] | None) -> UsageLedger | None:
         """Know a run from its beginning, when it has used nothing yet."""
         if wrapper is None:
             return None
@@ -171,12 +171,12 @@ class SessionUsage(OpenedSession):
 
     async def _enter(
         self,
-        ledger: Ledger,
+        ledger: UsageLedger,
         usage: Usage,
         command: AddItems,
         items: Sequence[Any],
         connection: AsyncConnection | None,
-    ) -> Cause:
+    ) -> UsageCause:
         """Take down what the run has used, and return the user message that is being answered."""
         said = [n for n, item in enumerate(items) if is_user_message(item)]
         known = ledger.causes.get((self._log, self._stream))
@@ -195,7 +195,7 @@ class SessionUsage(OpenedSession):
         ledger.enter(usage, before or cause)
         return cause
 
-    async def _settle(self, ledger: Ledger) -> None:
+    async def _settle(self, ledger: UsageLedger) -> None:
         """Record what belongs to other sessions.
 
         The items are recorded by now, so a failure here must not make the caller add them again:
@@ -223,13 +223,15 @@ class SessionUsage(OpenedSession):
 
     def _cause(
         self,
-        access: Access,
+        access: Principal,
         user_message_id: int | None = None,
         message: Message | None = None,
-    ) -> Cause:
-        return Cause(self._log, self._stream, access, user_message_id, message)
+    ) -> UsageCause:
+        return UsageCause(self._log, self._stream, access, user_message_id, message)
 
-    async def _last_cause(self, access: Access, connection: AsyncConnection | None = None) -> Cause:
+    async def _last_cause(
+        self, access: Principal, connection: AsyncConnection | None = None
+    ) -> UsageCause:
         """Return the last user message that is there, as ``connection`` sees it if there is one."""
         window = 64
         while True:
@@ -242,13 +244,13 @@ class SessionUsage(OpenedSession):
             window *= 8
 
 
-def _link(command: AddItems, ledger: Ledger) -> None:
+def _link(command: AddItems, ledger: UsageLedger) -> None:
     """Say in the context of ``command`` which run it is part of."""
     trace_id, span_id = current_trace()
     about = {"run_id": ledger.run_id, "trace_id": trace_id, "span_id": span_id}
     known = {key: value for key, value in about.items() if value is not None}
     given: dict[str, Any] = parse(command.context) if command.context else {}
-    command.context = canonical({**given, **known}, "context")
+    command.context = dump_canonical({**given, **known}, "context")
 
 
 def _says_user(text: str) -> bool:
@@ -258,7 +260,7 @@ def _says_user(text: str) -> bool:
         return False
 
 
-def _unrecorded(responses: Sequence[ModelResponse], reached: UsageTotals) -> list[Share]:
+def _unrecorded(responses: Sequence[ModelResponse], reached: UsageTotals) -> list[UsageShare]:
     """The last of ``responses``, if those before them have used what is recorded."""
     used = [UsageTotals.of(response.usage) for response in responses]
     sums = list(accumulate(used, UsageTotals.plus, initial=NOTHING))
@@ -266,7 +268,7 @@ def _unrecorded(responses: Sequence[ModelResponse], reached: UsageTotals) -> lis
         return []
     start = len(sums) - 1 - sums[::-1].index(reached)
     return [
-        Share(totals, usable_name(response.response_id))
+        UsageShare(totals, usable_name(response.response_id))
         for response, totals in zip(responses[start:], used[start:], strict=True)
     ]
 

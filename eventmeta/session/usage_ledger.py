@@ -2,7 +2,7 @@
 
 The Runner passes its wrapper to the session, whose ``usage`` is what the run has used so far. The
 session records what has come to it since it last looked. What it has recorded is kept beside the
-numbers themselves, in a `Ledger` on the ``Usage`` object.
+numbers themselves, in a `UsageLedger` on the ``Usage`` object.
 
 Exact, within a process:
 
@@ -44,13 +44,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.core.errors import AppendRejected
 from eventmeta.core.events import USAGE_RECORDED, StreamKey
-from eventmeta.core.principal import Access
+from eventmeta.core.principal import Principal
 from eventmeta.core.usage import NOTHING, UsageTotals
 from eventmeta.core.validation import new_event_id
-from eventmeta.log.commands import AddItems, Fact, Message, RecordUsage
+from eventmeta.log.commands import AddItems, EventData, Message, RecordUsage
 from eventmeta.log.commands.options import command_fields
 from eventmeta.log.event_log import EventLog
-from eventmeta.queries.scope import View
+from eventmeta.queries.scope import Scope
 from eventmeta.session.resumed_runs import current_trace, recorded_usage, resumed_run
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ _ATTRIBUTE = "_eventmeta_ledger"
 
 
 @dataclass(frozen=True)
-class Cause:
+class UsageCause:
     """The user message that caused a use of tokens, and where that is recorded.
 
     Attributes:
@@ -73,13 +73,13 @@ class Cause:
 
     log: EventLog
     stream: StreamKey
-    access: Access
+    access: Principal
     user_message_id: int | None = None
     message: Message | None = None
 
 
 @dataclass(frozen=True)
-class Share:
+class UsageShare:
     """A part of what was used, and what is known of it."""
 
     totals: UsageTotals
@@ -135,11 +135,11 @@ class Entry:
             return
         self.command.message = message
         facts = {**self.command.fact.data, "user_message_id": user_message_id}
-        self.command.fact = Fact(USAGE_RECORDED, facts)
+        self.command.fact = EventData(USAGE_RECORDED, facts)
 
 
 @dataclass(eq=False)
-class Ledger:
+class UsageLedger:
     """What is recorded of one ``Usage``.
 
     Attributes:
@@ -153,15 +153,15 @@ class Ledger:
 
     run_id: str | None
     reached: UsageTotals = NOTHING
-    shares: list[Share] = field(default_factory=list[Share])
-    cause: Cause | None = None
-    causes: dict[tuple[EventLog, StreamKey], Cause] = field(
-        default_factory=dict[tuple[EventLog, StreamKey], Cause]
+    shares: list[UsageShare] = field(default_factory=list[UsageShare])
+    cause: UsageCause | None = None
+    causes: dict[tuple[EventLog, StreamKey], UsageCause] = field(
+        default_factory=dict[tuple[EventLog, StreamKey], UsageCause]
     )
     finish: Callable[[Usage], Awaitable[None]] | None = None
     _entries: list[Entry] = field(default_factory=list[Entry])
 
-    def __deepcopy__(self, memo: Any) -> Ledger:
+    def __deepcopy__(self, memo: Any) -> UsageLedger:
         """As `Usage` is copied for a state: from now on both go their own ways."""
         return replace(
             self, shares=[*self.shares], causes={**self.causes}, _entries=[*self._entries]
@@ -172,12 +172,12 @@ class Ledger:
         return _nothing, ()
 
     async def identify(
-        self, usage: Usage, cause: Cause, connection: AsyncConnection | None = None
+        self, usage: Usage, cause: UsageCause, connection: AsyncConnection | None = None
     ) -> None:
         """Learn which run this is, if that is not known yet."""
         if self.run_id is not None:
             return
-        view = View(cause.log.database, cause.access)
+        view = Scope(cause.log.database, cause.access)
         events = await recorded_usage(view, cause.stream, connection)
         if self.run_id is None:  # nobody else did meanwhile
             run_id, self.reached = resumed_run(usage, events) or (new_event_id(), NOTHING)
@@ -187,7 +187,7 @@ class Ledger:
         """Return whether anything of ``usage`` may not be recorded yet."""
         return any(entry.is_due for entry in self._entries) or UsageTotals.of(usage) != self.reached
 
-    def enter(self, usage: Usage, cause: Cause) -> None:
+    def enter(self, usage: Usage, cause: UsageCause) -> None:
         """Take down what was used since the last time, because of ``cause``."""
         rest = UsageTotals.of(usage).less(self.reached)
         for share in _divided(rest, self.shares):
@@ -196,11 +196,11 @@ class Ledger:
             self.reached = reached
         self.shares.clear()
 
-    def begin(self, cause: Cause) -> None:
+    def begin(self, cause: UsageCause) -> None:
         """From now on this is answered."""
         self.cause = self.causes[cause.log, cause.stream] = cause
 
-    def take(self, command: AddItems, cause: Cause) -> list[Entry]:
+    def take(self, command: AddItems, cause: UsageCause) -> list[Entry]:
         """Make what can be recorded with ``command`` its companions; `put_back` has to follow."""
         taken = [entry for entry in self._entries if entry.goes_with(command, cause.log)]
         for entry in taken:
@@ -250,7 +250,7 @@ class Ledger:
         if rejected is not None:
             raise rejected
 
-    def _event(self, share: Share, cause: Cause, reached: UsageTotals) -> RecordUsage:
+    def _event(self, share: UsageShare, cause: UsageCause, reached: UsageTotals) -> RecordUsage:
         trace_id, span_id = current_trace()
         facts = {
             "run_id": self.run_id,
@@ -266,17 +266,17 @@ class Ledger:
         }
         return RecordUsage(
             stream=cause.stream,
-            fact=Fact(USAGE_RECORDED, facts),
+            fact=EventData(USAGE_RECORDED, facts),
             message=cause.message,
             **command_fields("add_items()", {}, cause.access),
         )
 
 
-def ledger_of(usage: Usage) -> Ledger:
+def ledger_of(usage: Usage) -> UsageLedger:
     """The ledger of ``usage``; a new one if it has none."""
-    ledger: Ledger | None = vars(usage).get(_ATTRIBUTE)
+    ledger: UsageLedger | None = vars(usage).get(_ATTRIBUTE)
     if ledger is None:
-        ledger = Ledger(None if UsageTotals.of(usage) else new_event_id())
+        ledger = UsageLedger(None if UsageTotals.of(usage) else new_event_id())
         setattr(usage, _ATTRIBUTE, ledger)
     return ledger
 
@@ -285,11 +285,11 @@ def _nothing() -> None:
     return None
 
 
-def _divided(rest: UsageTotals, shares: Iterable[Share]) -> Iterator[Share]:
+def _divided(rest: UsageTotals, shares: Iterable[UsageShare]) -> Iterator[UsageShare]:
     """``rest`` by responses as far as they are known, and what is left of it."""
     for share in shares:
         if share.totals and rest.covers(share.totals):
             rest = rest.less(share.totals)
             yield share
     if rest:
-        yield Share(rest)
+        yield UsageShare(rest)

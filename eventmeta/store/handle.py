@@ -10,18 +10,18 @@ from typing import Any, Self, cast
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from eventmeta.core.canonical_json import canonical, parse
+from eventmeta.core.canonical_json import dump_canonical, parse
 from eventmeta.core.deadline import Limits
 from eventmeta.core.errors import InvalidIdentifier, InvalidInput, StoreClosed, ValueTooLarge
 from eventmeta.core.events import BUILT_IN_TYPES, NewEvent, Position, RecordedEvent, StreamKey
 from eventmeta.core.large_inputs import encoded
-from eventmeta.core.principal import Access
+from eventmeta.core.principal import Principal
 from eventmeta.core.usage import GroupedUsage
 from eventmeta.core.validation import check_count, check_event_type, check_session_id, check_types
-from eventmeta.log.commands import Append, Fact
+from eventmeta.log.commands import Append, EventData
 from eventmeta.log.commands.options import command_fields
 from eventmeta.log.event_log import EventLog
-from eventmeta.queries.scope import View
+from eventmeta.queries.scope import Scope
 from eventmeta.queries.sessions import find_sessions
 from eventmeta.queries.usage import (
     UsageGroup,
@@ -32,12 +32,14 @@ from eventmeta.queries.usage import (
 )
 
 
-class OpenedStore:
+class StoreHandle:
     """A store, opened on behalf of the administrator or of a user."""
 
-    def __init__(self, log: EventLog, access: Access, max_value_bytes: int, limits: Limits) -> None:
+    def __init__(
+        self, log: EventLog, access: Principal, max_value_bytes: int, limits: Limits
+    ) -> None:
         self._log = log
-        self._view = View(log.database, access, limits)
+        self._view = Scope(log.database, access, limits)
         self._max_value_bytes = max_value_bytes
         self._limits = limits
         self._closed = False
@@ -154,7 +156,7 @@ class OpenedStore:
         )
         command = Append(
             stream=StreamKey(check_session_id(stream_id)),
-            fact=Fact(kind, data),
+            fact=EventData(kind, data),
             data_size=size,
             **fields,
         )
@@ -262,7 +264,7 @@ def _new_event(event: object) -> NewEvent:
 
 def _encoded(data: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any], int]:
     """Return ``data`` as the log keeps it, and how long that is."""
-    text = canonical(data, "data")
+    text = dump_canonical(data, "data")
     if (size := len(text.encode())) > max_bytes:
         raise ValueTooLarge("data", size, max_bytes)
     return parse(text), size

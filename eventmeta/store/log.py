@@ -22,7 +22,7 @@ from eventmeta.log.arrow import ArrowExport, ExportProgress, arrow_schema
 from eventmeta.projector.replay import Replay
 from eventmeta.projector.subscription import Subscription
 from eventmeta.projector.worker import MAX_POLL
-from eventmeta.store.handle import OpenedStore
+from eventmeta.store.handle import StoreHandle
 from eventmeta.tables.names import RESERVED_ENDINGS
 from projections import AnyProjection
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _SUFFIX = re.compile(r"[A-Za-z0-9_]{1,16}")
 
 
-class LogStore(OpenedStore):
+class StoreLog(StoreHandle):
     """A store with its log, as the administrator sees it."""
 
     async def replay(

@@ -10,18 +10,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from eventmeta.core.canonical_json import DEFAULT_MAX_VALUE_BYTES
 from eventmeta.core.deadline import DEFAULT_RETRY_FOR, DEFAULT_TIMEOUT, Limits
 from eventmeta.core.events import RecordedEvent, StreamKey
-from eventmeta.core.principal import ADMINISTRATOR, Access
-from eventmeta.core.settle import settle
+from eventmeta.core.principal import ADMINISTRATOR, Principal
+from eventmeta.core.settle import run_to_completion
 from eventmeta.core.validation import check_flag, check_limits, check_positive, check_user_id
 from eventmeta.dialects.factory import make_engine
 from eventmeta.log.commands import DeleteUser
 from eventmeta.log.commands.options import WriteOptions, check_options, command_fields, options_of
 from eventmeta.log.event_log import EventLog
-from eventmeta.queries.scope import View
+from eventmeta.queries.scope import Scope
 from eventmeta.queries.sessions import SessionEntry, latest_sessions, list_sessions
 from eventmeta.session.arguments import CreationOptions, HandleOptions, SessionOptions
 from eventmeta.session.metadata_session import MetadataSession
-from eventmeta.store.projections import ProjectedStore
+from eventmeta.store.projections import StoreProjections
 from eventmeta.store.user import User
 from eventmeta.store.user_store import UserStore
 from eventmeta.tables.names import TableNames, TableOptions
@@ -37,7 +37,7 @@ class StoreOptions(TableOptions, total=False):
     hints: bool
 
 
-class MetadataStore(ProjectedStore):
+class MetadataStore(StoreProjections):
     """The store of one engine: its sessions, its users, its log, its read models.
 
     This is the administrator's view, which reaches everything; `as_user` gives that of a user.
@@ -222,8 +222,8 @@ class MetadataStore(ProjectedStore):
             self._view if user_id is None else self._of(user_id), limit, after
         )
 
-    def _of(self, user_id: str) -> View:
-        return self._view._replace(access=Access(check_user_id(user_id)))
+    def _of(self, user_id: str) -> Scope:
+        return self._view._replace(access=Principal(check_user_id(user_id)))
 
     # --- Users ----------------------------------------------------------------------------------
 
@@ -276,7 +276,7 @@ class MetadataStore(ProjectedStore):
         """
         self._closed = True
         if self._owns_engine:
-            await settle(self._dispose())
+            await run_to_completion(self._dispose())
         else:
             await self._log.drain()
 

@@ -10,19 +10,19 @@ from sqlalchemy import literal, select
 
 from eventmeta.core.projection_errors import LeaseLost, ProjectionBehind, RebuildUnderWay
 from eventmeta.core.validation import check_count, check_positive, check_seconds, check_timeout
-from eventmeta.projector.catch_up import BATCH, CatchUp, live_mover
+from eventmeta.projector.catch_up import BATCH, CatchUp, live_catch_up
 from eventmeta.projector.checkpoints import new_holder, renewal_seconds
 from eventmeta.projector.parked_streams import ParkedStream
 from eventmeta.projector.progress import RebuildProgress, Rebuilt
 from eventmeta.projector.rebuild import Rebuild
 from eventmeta.projector.status import Status, status_of
 from eventmeta.projector.worker import MAX_POLL, MIN_POLL, Follower, Projector, make_current
-from eventmeta.read_models.registry import Registered
-from eventmeta.store.log import LogStore
+from eventmeta.read_models.registry import RegisteredProjection
+from eventmeta.store.log import StoreLog
 from projections import AnyProjection
 
 
-class ProjectedStore(LogStore):
+class StoreProjections(StoreLog):
     """A store with its projections."""
 
     def register(self, projection: AnyProjection, *, inline: bool = False) -> None:
@@ -81,7 +81,9 @@ class ProjectedStore(LogStore):
         for registered in chosen:
             await self._catch_up(registered, horizon, timeout)
 
-    async def _catch_up(self, registered: Registered, horizon: int, timeout: float) -> None:
+    async def _catch_up(
+        self, registered: RegisteredProjection, horizon: int, timeout: float
+    ) -> None:
         end = time.monotonic() + timeout
         while not await self._caught_up(registered):
             # Not to the end, for whoever is at it may have crashed.
@@ -94,7 +96,7 @@ class ProjectedStore(LogStore):
             else:
                 return
 
-    async def _caught_up(self, registered: Registered) -> bool:
+    async def _caught_up(self, registered: RegisteredProjection) -> bool:
         """Do what there is to do; False if someone else is at it."""
         holder = new_holder()
         try:
@@ -146,7 +148,7 @@ class ProjectedStore(LogStore):
         stream = select(log.stream_id, log.stream_type).where(log.position == literal(position))
         return [tuple(row) for row in await self._log.database.read(stream)] == [parked[:2]]
 
-    async def _wait(self, registered: Registered, position: int, timeout: float) -> None:
+    async def _wait(self, registered: RegisteredProjection, position: int, timeout: float) -> None:
         mover = self._mover(registered)
         end, pause, reached = time.monotonic() + timeout, MIN_POLL, 0
         while True:
@@ -237,11 +239,11 @@ class ProjectedStore(LogStore):
         await self._connected()
         return await status_of(self._log)
 
-    def _chosen(self, projection: str | None) -> list[Registered]:
+    def _chosen(self, projection: str | None) -> list[RegisteredProjection]:
         registry = self._log.registry
         if projection is not None:
             return [registry[projection]]
         return [each for each in registry if not each.built_in]
 
-    def _mover(self, registered: Registered) -> CatchUp:
-        return live_mover(self._log.database, registered.projection)
+    def _mover(self, registered: RegisteredProjection) -> CatchUp:
+        return live_catch_up(self._log.database, registered.projection)

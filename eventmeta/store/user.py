@@ -11,17 +11,17 @@ from eventmeta.core.validation import check_user_id
 from eventmeta.log.commands import Command, DeleteUserMetadata, SetUserMetadata
 from eventmeta.log.event_log import EventLog
 from eventmeta.queries.history import document_of
-from eventmeta.queries.scope import View
-from eventmeta.session.stream_metadata import Entity
+from eventmeta.queries.scope import Scope
+from eventmeta.session.stream_metadata import StreamMetadata
 
 
-class User(Entity):
+class User(StreamMetadata):
     """A user with metadata, whose every change is an event in the user's own stream.
 
     Made by `MetadataStore.user`. Metadata works as that of a session does.
     """
 
-    def __init__(self, user_id: str, log: EventLog, view: View, max_value_bytes: int) -> None:
+    def __init__(self, user_id: str, log: EventLog, view: Scope, max_value_bytes: int) -> None:
         self._stream = StreamKey(check_user_id(user_id), "user")
         self._log = log
         self._own_view = view
@@ -33,7 +33,7 @@ class User(Entity):
         return self._stream.stream_id
 
     @property
-    def _view(self) -> View:
+    def _view(self) -> Scope:
         return self._own_view
 
     async def _connected(self) -> None:
@@ -47,5 +47,5 @@ class User(Entity):
     def _deleting(self, keys: Sequence[str] | None, fields: dict[str, Any]) -> Command:
         return DeleteUserMetadata(stream=self._stream, keys=keys, **fields)
 
-    async def _current_metadata(self, view: View, keys: Sequence[str] | None) -> dict[str, Any]:
+    async def _current_metadata(self, view: Scope, keys: Sequence[str] | None) -> dict[str, Any]:
         return document_of(await view.fetch(view.reads.user, user_id=self.user_id))

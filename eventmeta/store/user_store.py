@@ -7,23 +7,23 @@ from typing import Any, Unpack
 
 from eventmeta.core.deadline import Limits
 from eventmeta.core.errors import UserMismatch, UserNotFound
-from eventmeta.core.principal import Access
+from eventmeta.core.principal import Principal
 from eventmeta.log.event_log import EventLog
 from eventmeta.queries.sessions import SessionEntry, list_sessions
 from eventmeta.session.arguments import CreationOptions, HandleOptions, SessionOptions
 from eventmeta.session.metadata_session import MetadataSession
-from eventmeta.store.handle import OpenedStore
+from eventmeta.store.handle import StoreHandle
 from eventmeta.store.user import User
 
 
-class UserStore(OpenedStore):
+class UserStore(StoreHandle):
     """The sessions of one user, and the user; nothing of anyone else can be reached through it.
 
     Made by `MetadataStore.as_user`. A session of someone else is as if it did not exist.
     """
 
     def __init__(self, log: EventLog, user_id: str, max_value_bytes: int, limits: Limits) -> None:
-        super().__init__(log, Access(user_id), max_value_bytes, limits)
+        super().__init__(log, Principal(user_id), max_value_bytes, limits)
         self._user_id = user_id
 
     @property

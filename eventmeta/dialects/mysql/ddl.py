@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.core.database_errors import DatabaseBusy
-from eventmeta.dialects.ddl import Part, SchemaDialect
+from eventmeta.dialects.ddl import DDL, Part
 from eventmeta.dialects.mysql.settings import Settings
 from eventmeta.tables.tables import Tables
 
@@ -24,7 +24,7 @@ _DDL = Settings.of(
 )
 
 
-class MySQLSchema(SchemaDialect):
+class MySQLSchema(DDL):
     """The DDL of MySQL and MariaDB."""
 
     event_id_key: ClassVar[tuple[str, ...]] = ("stream_id", "stream_type", "event_id")

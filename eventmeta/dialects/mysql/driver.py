@@ -14,8 +14,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.core.database_errors import DatabaseFailure
-from eventmeta.core.settle import settle
-from eventmeta.dialects.connections import StepAside, configure, driver_of, is_watched_on, lend
+from eventmeta.core.settle import run_to_completion
+from eventmeta.dialects.connections import (
+    StepAside,
+    configure,
+    driver_of,
+    is_watched_on,
+    with_driver_connection,
+)
 from eventmeta.dialects.executing import transaction_by_hand
 from eventmeta.dialects.failure import Failure, RowHeld, Rule
 from eventmeta.dialects.mysql.projector import begun
@@ -52,7 +58,7 @@ class MySQL(MySQLStatements):
             return rows
 
         try:
-            return await lend(self.engine, work, self.is_lost, _has_begun)
+            return await with_driver_connection(self.engine, work, self.is_lost, _has_begun)
         except StepAside:
             return await self._read_through(queries)
 
@@ -84,7 +90,7 @@ class MySQL(MySQLStatements):
             return result
 
         try:
-            return await lend(self.engine, work, self.is_lost, _has_begun)
+            return await with_driver_connection(self.engine, work, self.is_lost, _has_begun)
         except StepAside:
             return await self._through(program)
 
@@ -96,7 +102,7 @@ class MySQL(MySQLStatements):
                     return await run(program, partial(self.execute_on, connection))
                 return await run(program, partial(_execute, driver, facts))
 
-        return await settle(work())
+        return await run_to_completion(work())
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
@@ -107,7 +113,7 @@ class MySQL(MySQLStatements):
                 async with _set_up(driver, facts, facts.writing), begun(connection):
                     yield connection
             except asyncio.CancelledError:
-                await settle(connection.invalidate())
+                await run_to_completion(connection.invalidate())
                 raise
 
     async def execute_on(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:

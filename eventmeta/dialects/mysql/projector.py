@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eventmeta.dialects.executing import afterwards, execute
 from eventmeta.dialects.mysql.settings import Settings
-from eventmeta.dialects.projector import TRANSACTION_WORDS, ProjectingDialect, Swap, begins_with
+from eventmeta.dialects.projector import TRANSACTION_WORDS, ProjectorSQL, Swap, begins_with
 from eventmeta.dialects.statement import T
 from eventmeta.tables.tables import Tables
 
@@ -41,7 +41,7 @@ async def begun(connection: AsyncConnection) -> AsyncGenerator[None]:
         yield
 
 
-class MySQLProjecting(ProjectingDialect):
+class MySQLProjecting(ProjectorSQL):
     """What MySQL is told for the projector."""
 
     ending: ClassVar[re.Pattern[str]] = begins_with(f"{TRANSACTION_WORDS}|{_COMMITTING_WORDS}")
@@ -51,7 +51,7 @@ class MySQLProjecting(ProjectingDialect):
         since = "timestampdiff(MICROSECOND, '1970-01-01', utc_timestamp(6))"
         return literal_column(f"CAST({since} DIV 1000 AS SIGNED)", BigInteger())
 
-    def keep_writers_out(self, tables: Tables) -> Sequence[str]:
+    def block_appends(self, tables: Tables) -> Sequence[str]:
         """Every append begins with the heads. To be said on a connection that does nothing else."""
         return (f"LOCK TABLES {self.quoted(tables.streams.name)} WRITE",)
 
@@ -85,7 +85,7 @@ class MySQLProjecting(ProjectingDialect):
         ):
             await execute(guard, (_PATIENCE.set_up,))
             if exclusive:
-                await execute(guard, self.keep_writers_out(tables))
+                await execute(guard, self.block_appends(tables))
             async with begun(connection):
                 result = await finish(connection)
             async with connection.begin(), afterwards(connection, (_PATIENCE.put_back,)):

@@ -131,7 +131,7 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting,
             {name: statement.inserted[name] for name in update} or same
         )
 
-    def look_up(
+    def group_read(
         self,
         wanted: FromClause,
         columns: Sequence[ColumnElement[Any]],
@@ -140,7 +140,7 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting,
         index: str | None = None,
     ) -> AnySelect:
         """Of a table that it has not counted, the planner takes any index, and reads a session."""
-        found = super().look_up(wanted, columns, on, *also, index=index)
+        found = super().group_read(wanted, columns, on, *also, index=index)
         if index is None:
             return found
         return found.with_hint(columns[0].table, f"FORCE INDEX (`{index}`)")

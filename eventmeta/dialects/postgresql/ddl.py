@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from sqlalchemy import ForeignKeyConstraint
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmeta.dialects.ddl import Part, SchemaDialect
+from eventmeta.dialects.ddl import DDL, Part
 from eventmeta.dialects.postgresql.fast_path import Quoted, in_text, sequence_name
 from eventmeta.dialects.postgresql.items import item_functions
 from eventmeta.tables.tables import Tables
@@ -15,7 +15,7 @@ from eventmeta.tables.tables import Tables
 _SCHEMA_LOCK = 0x6576_6D74
 
 
-class PostgreSQLSchema(SchemaDialect):
+class PostgreSQLSchema(DDL):
     """The DDL of PostgreSQL."""
 
     def list_parts(self, relations: Iterable[str]) -> str:

@@ -13,14 +13,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventmeta.core.database_errors import UnexpectedRowCount
-from eventmeta.core.settle import settle
+from eventmeta.core.settle import run_to_completion
 from eventmeta.dialects.connections import (
     StepAside,
     Work,
     configure,
     driver_of,
     is_watched_on,
-    lend,
+    with_driver_connection,
 )
 from eventmeta.dialects.executing import execute, transaction_by_hand
 from eventmeta.dialects.failure import Failure, Rule
@@ -78,7 +78,7 @@ class PostgreSQL(PostgreSQLStatements):
             return await self._through(program)
 
     async def _lend(self, work: Work[T]) -> T:
-        return await lend(self.engine, work, self.is_lost, _has_begun)
+        return await with_driver_connection(self.engine, work, self.is_lost, _has_begun)
 
     async def write_within(self, connection: AsyncConnection, program: Program[T]) -> T:
         async def work() -> T:
@@ -87,7 +87,7 @@ class PostgreSQL(PostgreSQLStatements):
                     return await run(program, partial(self.execute_on, connection))
                 return await run(program, partial(_execute, *await driver_of(connection)))
 
-        return await settle(work())
+        return await run_to_completion(work())
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
@@ -162,7 +162,7 @@ class PostgreSQL(PostgreSQLStatements):
             try:
                 yield
             finally:
-                await settle(connection.invalidate())
+                await run_to_completion(connection.invalidate())
 
     # --- Errors ---------------------------------------------------------------------------------
 

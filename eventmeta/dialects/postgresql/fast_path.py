@@ -46,7 +46,7 @@ def fence_key(log: str, quoted: Quoted, last_value: str | None = None) -> str:
     return f"({namespace(log, quoted)}) << 48 | {last_value}"
 
 
-def append_at_once(
+def append_in_one_statement(
     tables: Tables,
     quoted: Quoted,
     projected: Sequence[str],

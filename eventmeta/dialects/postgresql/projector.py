@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 
 from eventmeta.dialects.postgresql.fast_path import in_text, namespace
-from eventmeta.dialects.projector import ProjectingDialect, Swap
+from eventmeta.dialects.projector import ProjectorSQL, Swap
 from eventmeta.dialects.statement import Program
 from eventmeta.tables.tables import Tables
 from projections.types import UtcDateTime
@@ -31,7 +31,7 @@ while the swap waits for it to end, goes on; it is not picked as the victim of a
 """
 
 
-class PostgreSQLProjecting(ProjectingDialect):
+class PostgreSQLProjecting(ProjectorSQL):
     """What PostgreSQL is told for the projector."""
 
     exports_at_once: ClassVar[int] = 2
@@ -62,7 +62,7 @@ class PostgreSQLProjecting(ProjectingDialect):
         """Else it takes a log that has just grown, or a table just made, for a small one."""
         return (f"ANALYZE {self.quoted(table.name)}",)
 
-    def keep_writers_out(self, tables: Tables) -> Sequence[str]:
+    def block_appends(self, tables: Tables) -> Sequence[str]:
         """Every append begins with the heads, so nobody is in its midst."""
         return (
             f"SET LOCAL lock_timeout = '{_PATIENCE}'",

@@ -38,7 +38,7 @@ from eventmeta.dialects.items import Structure
 from eventmeta.dialects.postgresql.columns import PostgreSQLColumns
 from eventmeta.dialects.postgresql.ddl import PostgreSQLSchema
 from eventmeta.dialects.postgresql.fast_path import (
-    append_at_once,
+    append_in_one_statement,
     fence_key,
     in_text,
     last_position,
@@ -122,7 +122,7 @@ class PostgreSQLStatements(
             set_={name: statement.excluded[name] for name in update},
         )
 
-    def look_up(
+    def group_read(
         self,
         wanted: FromClause,
         columns: Sequence[ColumnElement[Any]],
@@ -232,7 +232,7 @@ class PostgreSQLStatements(
         at = func.timezone(literal_column("'UTC'"), items.c.recorded_at)
         return func.greatest(at, last_time(messages, items.c.session_id))
 
-    def append_at_once(
+    def append_in_one_statement(
         self,
         tables: Tables,
         projected: Sequence[Executable],
@@ -248,7 +248,7 @@ class PostgreSQLStatements(
             writes = [self.literal(write) for write in structure.writes]
             states, items = self.literal(structure.states), self.literal(structure.items)
             parts = structure_parts(tables, self.quoted, states, items, writes)
-        return append_at_once(
+        return append_in_one_statement(
             tables,
             self.quoted,
             texts,

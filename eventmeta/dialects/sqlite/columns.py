@@ -18,11 +18,11 @@ from eventmeta.dialects.columns import (
     is_time,
     is_unlimited_text,
 )
-from eventmeta.dialects.ddl import SchemaDialect
+from eventmeta.dialects.ddl import DDL
 from eventmeta.dialects.statement import Row
 
 
-class SQLiteColumns(SchemaDialect):
+class SQLiteColumns(DDL):
     """What SQLite says of its columns."""
 
     branches_table = "message_structure"

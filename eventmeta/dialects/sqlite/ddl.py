@@ -13,12 +13,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventmeta.dialects.ddl import Part, SchemaDialect
+from eventmeta.dialects.ddl import DDL, Part
 from eventmeta.dialects.sqlite.projector import REBUILT
 from eventmeta.tables.tables import Tables
 
 
-class SQLiteSchema(SchemaDialect):
+class SQLiteSchema(DDL):
     """The DDL of SQLite."""
 
     def event_keys(self, table: str) -> tuple[Constraint | Index, ...]:

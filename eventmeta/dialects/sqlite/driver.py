@@ -14,8 +14,14 @@ from typing import Any, ClassVar
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.core.settle import settle
-from eventmeta.dialects.connections import StepAside, configure, driver_of, is_watched_on, lend
+from eventmeta.core.settle import run_to_completion
+from eventmeta.dialects.connections import (
+    StepAside,
+    configure,
+    driver_of,
+    is_watched_on,
+    with_driver_connection,
+)
 from eventmeta.dialects.failure import Failure, Rule
 from eventmeta.dialects.sqlite.settings import (
     Facts,
@@ -26,7 +32,7 @@ from eventmeta.dialects.sqlite.settings import (
     waiting_no_longer,
 )
 from eventmeta.dialects.sqlite.sql import SQLiteStatements
-from eventmeta.dialects.sqlite.thread import hop
+from eventmeta.dialects.sqlite.thread import run_in_connection_thread
 from eventmeta.dialects.statement import Program, Query, Row, T, run, run_in_thread
 
 WATCH = "eventmeta_watch"
@@ -119,7 +125,7 @@ class SQLite(SQLiteStatements):
             return result
 
         async def through(driver: Any) -> T:
-            await hop(_own, driver)
+            await run_in_connection_thread(_own, driver)
             async with self.savepoint(connection):
                 return await run(program, partial(self.execute_on, connection))
 
@@ -127,7 +133,11 @@ class SQLite(SQLiteStatements):
             await connection.begin()  # SQLAlchemy must know that there is something to commit
         driver, _ = await driver_of(connection)
         try:
-            return await settle(through(driver) if is_watched_on(connection) else hop(work, driver))
+            return await run_to_completion(
+                through(driver)
+                if is_watched_on(connection)
+                else run_in_connection_thread(work, driver)
+            )
         except BaseException:
             await _end_if_undone(connection)
             raise
@@ -136,7 +146,7 @@ class SQLite(SQLiteStatements):
         if is_watched_on(connection):
             return await super().execute_on(connection, query)
         driver, _ = await driver_of(connection)
-        return await hop(lambda raw: _execute(raw, query), driver)
+        return await run_in_connection_thread(lambda raw: _execute(raw, query), driver)
 
     @asynccontextmanager
     async def savepoint(self, connection: AsyncConnection) -> AsyncGenerator[None]:
@@ -153,14 +163,18 @@ class SQLite(SQLiteStatements):
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
         async with self.own_engine.connect() as connection:
             driver, facts = await driver_of(connection)
-            await settle(hop(partial(run_pragmas, facts.set_up), driver))
+            await run_to_completion(
+                run_in_connection_thread(partial(run_pragmas, facts.set_up), driver)
+            )
             try:
                 async with connection.begin():
-                    await settle(hop(begin_watched, driver))
+                    await run_to_completion(run_in_connection_thread(begin_watched, driver))
                     yield connection
-                    await settle(hop(end_watched, driver))
+                    await run_to_completion(run_in_connection_thread(end_watched, driver))
             finally:
-                await settle(hop(partial(run_pragmas, facts.put_back), driver))
+                await run_to_completion(
+                    run_in_connection_thread(partial(run_pragmas, facts.put_back), driver)
+                )
 
     async def first_connection(self) -> None:
         """Not through the engine: it would reset a connection that the app shares with us."""
@@ -169,9 +183,9 @@ class SQLite(SQLiteStatements):
 
     async def _in_thread(self, work: Callable[[sqlite3.Connection, Facts], T]) -> T:
         def hopped(connection: Any, facts: Facts) -> Awaitable[T]:
-            return hop(work, connection, facts)
+            return run_in_connection_thread(work, connection, facts)
 
-        return await lend(self.engine, hopped, self.is_lost, _has_begun)
+        return await with_driver_connection(self.engine, hopped, self.is_lost, _has_begun)
 
     # --- Errors ---------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from sqlalchemy import ColumnElement, Integer, Table, func, literal_column
 
-from eventmeta.dialects.projector import ProjectingDialect, Swap
+from eventmeta.dialects.projector import ProjectorSQL, Swap
 from eventmeta.dialects.statement import Program, Statement
 from eventmeta.tables.tables import Tables
 
@@ -15,7 +15,7 @@ REBUILT = "_rebuilt"
 """Ends the names of every other generation's indexes, for SQLite cannot rename one."""
 
 
-class SQLiteProjecting(ProjectingDialect):
+class SQLiteProjecting(ProjectorSQL):
     """What SQLite is told for the projector."""
 
     events_per_fill: ClassVar[int] = 2_000
@@ -29,7 +29,7 @@ class SQLiteProjecting(ProjectingDialect):
     def size(self, column: ColumnElement[str]) -> ColumnElement[int]:
         return func.length(column)
 
-    def keep_writers_out(self, tables: Tables) -> Sequence[str]:
+    def block_appends(self, tables: Tables) -> Sequence[str]:
         """BEGIN IMMEDIATE does."""
         return ()
 

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from eventmeta.core.settle import settle
+from eventmeta.core.settle import run_to_completion
 from eventmeta.dialects.sqlite.driver import (
     WATCH,
     SharedConnectionBusy,
@@ -18,7 +18,7 @@ from eventmeta.dialects.sqlite.driver import (
     begin_watched,
     end_watched,
 )
-from eventmeta.dialects.sqlite.thread import hop
+from eventmeta.dialects.sqlite.thread import run_in_connection_thread
 from eventmeta.dialects.statement import Query, Row
 from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
 
@@ -73,19 +73,23 @@ class SharedSQLite(SQLite):
                 await self._in_thread(_check_free if listener_first else _begin)
             except asyncio.CancelledError:
                 with suppress(Exception):  # the connection may be gone, and the transaction with it
-                    await settle(self._in_thread(_abandon))
+                    await run_to_completion(self._in_thread(_abandon))
                 raise
             async with self.own_engine.begin() as connection:
                 lent = await connection.get_raw_connection()
                 if listener_first:
-                    await settle(hop(begin_watched, lent.driver_connection))
+                    await run_to_completion(
+                        run_in_connection_thread(begin_watched, lent.driver_connection)
+                    )
                 self._open = object()
                 _within.set(self._open)
                 try:
                     yield connection
                 finally:
                     self._open = None
-                await settle(hop(end_watched, lent.driver_connection))
+                await run_to_completion(
+                    run_in_connection_thread(end_watched, lent.driver_connection)
+                )
 
     @asynccontextmanager
     async def _turn(self) -> AsyncGenerator[None]:

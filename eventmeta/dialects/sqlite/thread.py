@@ -8,13 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Concatenate, ParamSpec
 
-from eventmeta.core.settle import settle
+from eventmeta.core.settle import run_to_completion
 from eventmeta.dialects.statement import T
 
 P = ParamSpec("P")
 
 
-async def hop(
+async def run_in_connection_thread(
     work: Callable[Concatenate[sqlite3.Connection, P], T],
     connection: Any,
     *args: P.args,
@@ -33,7 +33,7 @@ async def hop(
         return result
     except asyncio.CancelledError:
         with suppress(ValueError):  # closed meanwhile
-            await settle(connection._execute(_idle))
+            await run_to_completion(connection._execute(_idle))
         raise
 
 

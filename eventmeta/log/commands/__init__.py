@@ -4,7 +4,7 @@ A command becomes one event, or none if there was nothing to do. Plain commands 
 of the stream, so a whole batch of them is set-based; the others look before they write.
 """
 
-from eventmeta.log.commands.base import Append, Command, Fact, with_companions
+from eventmeta.log.commands.base import Append, Command, EventData, with_companions
 from eventmeta.log.commands.items import (
     AddItems,
     ClearSession,
@@ -34,7 +34,7 @@ __all__ = [
     "DeleteMetadata",
     "DeleteUser",
     "DeleteUserMetadata",
-    "Fact",
+    "EventData",
     "Message",
     "PopItem",
     "RecordUsage",

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, NamedTuple
 
-from eventmeta.core.canonical_json import canonical
+from eventmeta.core.canonical_json import dump_canonical
 from eventmeta.core.errors import AppendRejected, EventIdReused, SessionNotFound
 from eventmeta.core.events import RecordedEvent, StreamKey
-from eventmeta.core.principal import ADMINISTRATOR, Access
+from eventmeta.core.principal import ADMINISTRATOR, Principal
 from eventmeta.dialects.statement import Program
 from eventmeta.log.commands.statements import CommandStatements
 
 
-class Fact(NamedTuple):
+class EventData(NamedTuple):
     """What a command has to record."""
 
     type: str
@@ -37,7 +37,7 @@ class Command:
         access: On whose behalf.
         companions: Commands to the same stream, which follow it in the same transaction: all of
             them, or none if it is rejected.
-        owner: Whose the stream is, told when the command is carried out. See `Head.user_id`.
+        owner: Whose the stream is, told when the command is carried out. See `StreamHead.user_id`.
         recorded_at: When its event is recorded, told likewise.
     """
 
@@ -47,7 +47,7 @@ class Command:
     expected_version: int | None = None
     actor: str | None = None
     context: str | None = None
-    access: Access = ADMINISTRATOR
+    access: Principal = ADMINISTRATOR
     companions: Sequence[Command] = ()
     owner: str | None = field(default=None, init=False)
     recorded_at: datetime | None = field(default=None, init=False)
@@ -59,7 +59,7 @@ class Command:
     """Whether it may have to wait for the row of the session or user, besides the head."""
     type: ClassVar[str]
 
-    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
         """Do what there is to do, and say what to record.
 
         Raises:
@@ -97,12 +97,12 @@ class Command:
 class Append(Command):
     """Append what is known beforehand: an event of the caller's own making, for example."""
 
-    fact: Fact
+    fact: EventData
     data_size: int = 0
 
     looks: ClassVar[bool] = False
 
-    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
         """Record it."""
         yield from ()
         return self.fact
@@ -135,4 +135,4 @@ def with_companions(commands: Iterable[Command]) -> list[Command]:
 
 def _differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """As JSON, where True is not 1."""
-    return canonical(a, "data") != canonical(b, "data")
+    return dump_canonical(a, "data") != dump_canonical(b, "data")

@@ -15,12 +15,12 @@ from eventmeta.core.events import (
     RecordedEvent,
 )
 from eventmeta.dialects.statement import Program, Row, recordset
-from eventmeta.log.commands.base import Append, Command, Fact
+from eventmeta.log.commands.base import Append, Command, EventData
 from eventmeta.log.commands.metadata import keys_of, removals
 from eventmeta.log.commands.statements import CommandStatements
 from projections.items import may_be_tool_item
 
-_ITEMS_ADDED = Fact(ITEMS_ADDED, {})
+_ITEMS_ADDED = EventData(ITEMS_ADDED, {})
 
 
 @dataclass(kw_only=True)
@@ -35,7 +35,7 @@ class AddItems(Append):
     """
 
     items: Sequence[str]
-    fact: Fact = _ITEMS_ADDED
+    fact: EventData = _ITEMS_ADDED
     item_ids: Sequence[int] | None = field(default=None, init=False)
 
     creates_session: ClassVar[bool] = True
@@ -74,12 +74,12 @@ class RecordUsage(Append):
     message: Message | None = None
 
     @property
-    def completed(self) -> Fact:
+    def completed(self) -> EventData:
         """The fact, with the id of the message if that is known by now."""
         if self.message is None or self.message.added.item_ids is None:
             return self.fact
         message_id = self.message.added.item_ids[self.message.place]
-        return Fact(self.fact.type, {**self.fact.data, "user_message_id": message_id})
+        return EventData(self.fact.type, {**self.fact.data, "user_message_id": message_id})
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
         """The id was made for this use; only the message may have been known better."""
@@ -120,7 +120,7 @@ class PopItem(Command):
     type: ClassVar[str] = ITEM_POPPED
     locks_row: ClassVar[bool] = True
 
-    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
         """Upstream's own writers keep out while the session's row is locked."""
         self.popped = None
         session_id = self.stream.stream_id
@@ -131,7 +131,7 @@ class PopItem(Command):
         item_id, text = rows[0]
         yield sql.delete_items(items=recordset([{"id": item_id}])).affecting(1)
         self.popped = item_id, text
-        return Fact(ITEM_POPPED, {"item_id": item_id})
+        return EventData(ITEM_POPPED, {"item_id": item_id})
 
     def beyond_reach(self) -> None:
         """There is no item."""
@@ -156,7 +156,7 @@ class ClearSession(Command):
     type: ClassVar[str] = SESSION_CLEARED
     locks_row: ClassVar[bool] = True
 
-    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
         """Name in the event every item and key that was there."""
         session_id = self.stream.stream_id
         exists = yield sql.lock_session(session_id=session_id)
@@ -170,7 +170,7 @@ class ClearSession(Command):
             yield sql.delete_session(session_id=session_id).affecting(len(exists))
         if not item_ids and not keys and (self.keep_metadata or not exists):
             return None
-        return Fact(SESSION_CLEARED, {"item_ids": item_ids, "changes": removals(keys)})
+        return EventData(SESSION_CLEARED, {"item_ids": item_ids, "changes": removals(keys)})
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
         """It must not have removed metadata that was to be kept."""
@@ -199,7 +199,7 @@ class ReplaceItems(Command):
     type: ClassVar[str] = ITEMS_REPLACED
     locks_row: ClassVar[bool] = True
 
-    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
         """Compare under the lock of the session's row, then replace."""
         self.replaced = False
         session_id = self.stream.stream_id
@@ -217,7 +217,7 @@ class ReplaceItems(Command):
         added = yield from self._insert(sql, at=gone[-1] if self.expected else None)
         yield from _delete(sql, gone)
         self.replaced = True
-        return Fact(ITEMS_REPLACED, {"removed_item_ids": gone, "item_ids": added})
+        return EventData(ITEMS_REPLACED, {"removed_item_ids": gone, "item_ids": added})
 
     @property
     def begins(self) -> bool:

@@ -10,7 +10,7 @@ from eventmeta.core.canonical_json import Change
 from eventmeta.core.errors import AppendRejected, EventIdReused
 from eventmeta.core.events import METADATA_DELETED, METADATA_SET, RecordedEvent
 from eventmeta.dialects.statement import Program, recordset
-from eventmeta.log.commands.base import Append, Command, Fact
+from eventmeta.log.commands.base import Append, Command, EventData
 from eventmeta.log.commands.statements import CommandStatements
 
 
@@ -22,9 +22,9 @@ class SetMetadata(Append):
     locks_row: ClassVar[bool] = True
 
     @classmethod
-    def fact_of(cls, changes: list[Change]) -> Fact:
+    def fact_of(cls, changes: list[Change]) -> EventData:
         """What it records."""
-        return Fact(METADATA_SET, {"changes": changes})
+        return EventData(METADATA_SET, {"changes": changes})
 
 
 @dataclass(kw_only=True)
@@ -35,10 +35,10 @@ class DeleteMetadata(Command):
 
     type: ClassVar[str] = METADATA_DELETED
 
-    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
         """Name in the event exactly what was there to remove."""
         removed = yield from keys_of(sql, self.stream.stream_id, self.keys)
-        return Fact(METADATA_DELETED, {"changes": removals(removed)}) if removed else None
+        return EventData(METADATA_DELETED, {"changes": removals(removed)}) if removed else None
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
         """It must have removed none but the keys asked for."""

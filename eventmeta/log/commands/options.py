@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from eventmeta.core.actor import current_actor
 from eventmeta.core.canonical_json import context_text
 from eventmeta.core.errors import InvalidInput, UnknownOption
-from eventmeta.core.principal import Access
+from eventmeta.core.principal import Principal
 from eventmeta.core.validation import check_actor, check_event_id, new_event_id
 from eventmeta.tables.names import TableOptions
 
@@ -97,7 +97,7 @@ def check_connection(value: object) -> None:
 
 
 def command_fields(
-    call: str, options: WriteOptions, access: Access, extra_context: Mapping[str, Any] = {}
+    call: str, options: WriteOptions, access: Principal, extra_context: Mapping[str, Any] = {}
 ) -> dict[str, Any]:
     """``options`` of ``call``, ``access`` and the ambient actor as the fields of a command.
 

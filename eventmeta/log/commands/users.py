@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from eventmeta.core.canonical_json import Change, canonical, parse
+from eventmeta.core.canonical_json import Change, dump_canonical, parse
 from eventmeta.core.errors import (
     AppendRejected,
     EventIdReused,
@@ -16,15 +16,15 @@ from eventmeta.core.errors import (
 )
 from eventmeta.core.events import METADATA_DELETED, METADATA_SET, RecordedEvent
 from eventmeta.dialects.statement import Program, recordset
-from eventmeta.log.commands.base import Command, Fact
+from eventmeta.log.commands.base import Command, EventData
 from eventmeta.log.commands.metadata import removals, unless_removed
 from eventmeta.log.commands.statements import CommandStatements
 from projections import USER_ASSIGNED, USER_DELETED
 
 
-def assignment(user_id: str | None, previous: str | None) -> Fact:
+def assignment(user_id: str | None, previous: str | None) -> EventData:
     """That a session now belongs to ``user_id``, or to nobody any more."""
-    return Fact(USER_ASSIGNED, {"user_id": user_id, "previous": previous or None})
+    return EventData(USER_ASSIGNED, {"user_id": user_id, "previous": previous or None})
 
 
 @dataclass(kw_only=True)
@@ -41,7 +41,7 @@ class CreateSession(Command):
         """The session may be new."""
         return True
 
-    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
         """The claim itself is the event, unless the session is the user's already."""
         if self.owner is None:
             return assignment(self.access.user_id, None)
@@ -73,7 +73,7 @@ class TransferSession(Command):
     type: ClassVar[str] = USER_ASSIGNED
     locks_row: ClassVar[bool] = True
 
-    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
         """Only what is one's own can be given away; the administrator gives what there is."""
         if self.owner is None:
             exists = yield sql.lock_session(session_id=self.stream.stream_id)
@@ -151,15 +151,15 @@ class SetUserMetadata(_UserCommand):
         """The user may be new."""
         return True
 
-    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
         """Record the document as a whole besides what changes in it."""
         document = yield from self._document(sql)
         document |= {str(key): parse(str(value)) for key, value, *_ in self.changes}
-        text = canonical(document, "metadata")
+        text = dump_canonical(document, "metadata")
         size = len(text.encode())
         if size > self.max_value_bytes:
             raise ValueTooLarge("metadata", size, self.max_value_bytes)
-        return Fact(METADATA_SET, {"changes": self.changes, "metadata": text})
+        return EventData(METADATA_SET, {"changes": self.changes, "metadata": text})
 
     def beyond_reach(self) -> AppendRejected:
         """One writes about no one else."""
@@ -185,15 +185,15 @@ class DeleteUserMetadata(_UserCommand):
 
     type: ClassVar[str] = METADATA_DELETED
 
-    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
         """Name in the event exactly what was there to remove."""
         document = yield from self._document(sql)
         removed = sorted(document if self.keys is None else document.keys() & {*self.keys})
         if not removed:
             return None
         kept = {key: document[key] for key in document.keys() - {*removed}}
-        text = canonical(kept, "metadata")
-        return Fact(METADATA_DELETED, {"changes": removals(removed), "metadata": text})
+        text = dump_canonical(kept, "metadata")
+        return EventData(METADATA_DELETED, {"changes": removals(removed), "metadata": text})
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
         """It must have removed none but the keys asked for."""
@@ -206,11 +206,13 @@ class DeleteUser(_UserCommand):
 
     type: ClassVar[str] = USER_DELETED
 
-    def carry_out(self, sql: CommandStatements) -> Program[Fact | None]:
+    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
         """Name in the event what was known about the user, and the sessions without an owner."""
         if self.owner is None:
             return None
         document = yield from self._document(sql)
         rows = yield sql.owned_sessions_now(user_id=self.stream.stream_id)
         sessions = sorted(row[0] for row in rows)
-        return Fact(USER_DELETED, {"changes": removals(sorted(document)), "sessions": sessions})
+        return EventData(
+            USER_DELETED, {"changes": removals(sorted(document)), "sessions": sessions}
+        )
