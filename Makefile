@@ -32,7 +32,7 @@ test-lowest: .venv-lowest/.test ## run the tests on the oldest supported depende
 	@.venv-lowest/bin/$(pytest) $(ARGS)
 
 test-bench: .venv-bench/.bench ## test the benchmarks with all peers installed
-	@.venv-bench/bin/python -m pytest tests/test_benchmarks.py tests/test_benchmark_results.py $(ARGS)
+	@.venv-bench/bin/python -m pytest tests/benchmarks $(ARGS)
 
 torture: .venv/.dev ## kills, cuts, clocks, full disks, locks, forks, and a check of every promise
 	@$(BIN)/python -m tests.torture $(ARGS)

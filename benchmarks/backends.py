@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from benchmarks.slow_disk import postgresql_settings
-from tests import servers
+from tests.support import servers
 
 BACKENDS = ("sqlite", "postgresql")
 """Those on which peers are compared."""
@@ -45,7 +45,7 @@ async def opened(backend: str) -> AsyncGenerator[Place]:
     """The server of a backend.
 
     Raises:
-        tests.servers.Unavailable: It cannot be had.
+        tests.support.servers.Unavailable: It cannot be had.
     """
     if backend == "sqlite":
         yield Place(f"SQLite {sqlite3.sqlite_version}", in_files)

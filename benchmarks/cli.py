@@ -20,7 +20,7 @@ from benchmarks.peers import PEERS, Missing
 from benchmarks.runner import SIZES
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.slow_disk import MOST_MS
-from tests.servers import Unavailable
+from tests.support.servers import Unavailable
 
 CALLERS = (1, 16, 64, 256)
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from benchmarks.backends import OUR_BACKENDS, Place, opened
 from benchmarks.growing import INPUTS, Input, register
 from eventmeta import MetadataStore
-from tests.servers import Unavailable
+from tests.support.servers import Unavailable
 
 FACTOR = 10
 SIZES = (1, FACTOR, FACTOR**2)
@@ -80,7 +80,7 @@ async def measure(
         console: Where to print.
 
     Raises:
-        tests.servers.Unavailable: The database cannot be had.
+        tests.support.servers.Unavailable: The database cannot be had.
     """
     found: dict[str, dict[str, Growth]] = {}
     async with opened(backend) as place:

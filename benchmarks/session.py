@@ -18,7 +18,7 @@ from benchmarks.results import Case, Result, Run, machine, versions
 from benchmarks.runner import SIZES, measure
 from benchmarks.scenarios import SCENARIOS, Probe
 from eventmeta.core.settle import run_to_completion
-from tests.servers import Unavailable
+from tests.support.servers import Unavailable
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from eventmeta import MetadataSession, MetadataStore, verify_projection
-from tests.backends import NAMES, PERSISTENT, SERVERS, Backend, Backends
-from tests.servers import Unavailable
+from tests.support.backends import NAMES, PERSISTENT, SERVERS, Backend, Backends
+from tests.support.servers import Unavailable
 
 REQUIRE_VARIABLE = "EVENTMETA_REQUIRE_BACKENDS"
 PROFILE_VARIABLE = "EVENTMETA_HYPOTHESIS_PROFILE"

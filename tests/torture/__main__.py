@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.backends import Backends
+from tests.support.backends import Backends
 from tests.torture.campaign import run
 from tests.torture.faults import ALL, FAULTS
 

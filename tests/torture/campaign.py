@@ -19,9 +19,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from eventmeta import DatabaseFailure, MetadataStore
-from tests.backends import Backend
-from tests.processes import ROOT
-from tests.rebuilding import TRACE, applied_in_order, trace
+from tests.support.backends import Backend
+from tests.support.processes import ROOT
+from tests.support.rebuilding import TRACE, applied_in_order, trace
 from tests.torture.checks import summary, violations
 from tests.torture.faults import FAULTS, Fault, Workers
 from tests.torture.journal import History, read

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from sqlalchemy import text
 
 from eventmeta import MetadataStore, RecordedEvent, verify_projection
-from tests.helpers import contents
-from tests.rebuilding import TRACED
+from tests.support.helpers import contents
+from tests.support.rebuilding import TRACED
 from tests.torture.journal import Attempt, History
 
 

@@ -1,0 +1,1 @@
+"""Tests of projections that follow the log."""

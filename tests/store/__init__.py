@@ -1,0 +1,1 @@
+"""Tests of all sessions of an engine."""

@@ -1,0 +1,1 @@
+"""Tests beside the Agents SDK."""
