@@ -186,7 +186,7 @@ LOOPS = """
 import asyncio, sys
 from sqlalchemy.ext.asyncio import create_async_engine
 from eventmeta import MetadataStore
-from tests.projecting import noted, rows, trail, trail_of, log_of
+from tests.support.sample_projections import noted, rows, trail, trail_of, log_of
 
 engine = create_async_engine(sys.argv[1])
 store = MetadataStore(engine)

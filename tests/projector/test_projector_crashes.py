@@ -61,7 +61,7 @@ import asyncio, sys
 from dataclasses import replace
 from eventmeta import MetadataStore
 from eventmeta.projector import checkpoints
-from tests.rebuilding import append_trace, async_metadata, trace
+from tests.support.rebuilding import append_trace, async_metadata, trace
 
 async def apply(connection, events, tables):
     # So that the end comes here as a rule.

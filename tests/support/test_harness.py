@@ -25,7 +25,7 @@ from tests.support.servers import MYSQL_VARIABLE, POSTGRES_VARIABLE
 
 HOLD_A_SERVER = """
 import sys
-from tests import servers
+from tests.support import servers
 try:
     with servers.{kind}() as url:
         print(url, flush=True)
@@ -107,7 +107,7 @@ async def test_another_process_reaches_a_persistent_database(
     script = (
         "import asyncio, sys\n"
         "from sqlalchemy.ext.asyncio import create_async_engine\n"
-        "from tests.test_harness import table_names\n"
+        "from tests.support.test_harness import table_names\n"
         "print(asyncio.run(table_names(create_async_engine(sys.argv[1]))))"
     )
     done = await asyncio.to_thread(run_python, "-c", script, persistent_url)
