@@ -220,7 +220,7 @@ def run_without_servers(**environment: str) -> subprocess.CompletedProcess[str]:
     """Run a test of this module where nothing but SQLite can be had."""
     script = (
         "import sys, pytest\n"
-        "from tests import programs\n"
+        "from tests.support import programs\n"
         "programs.postgres_programs = programs.mysql_programs = lambda: []\n"
         "sys.exit(pytest.main(sys.argv[1:]))"
     )
