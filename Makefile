@@ -13,7 +13,7 @@ BIN := .venv/bin
 
 pytest = python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test test-long test-lowest test-bench torture lint format bench lock clean
+.PHONY: help demo test test-all test-long test-lowest test-bench torture lint format bench lock clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -22,7 +22,10 @@ help: ## show this list
 demo: .venv/.core ## run examples/quickstart.py on an embedded database
 	@$(BIN)/python examples/quickstart.py $(ARGS)
 
-test: .venv/.dev ## run the tests on every backend that can be had
+test: .venv/.dev ## run every test on every backend that can be had, with some of its cases
+	@$(BIN)/$(pytest) --quick $(ARGS)
+
+test-all: .venv/.dev ## run every case of every test on every backend that can be had
 	@$(BIN)/$(pytest) $(ARGS)
 
 test-long: .venv/.dev ## run every test on every backend, with twenty times the examples

@@ -24,8 +24,8 @@ REQUIRE_VARIABLE = "EVENTMETA_REQUIRE_BACKENDS"
 PROFILE_VARIABLE = "EVENTMETA_HYPOTHESIS_PROFILE"
 
 settings.register_profile("default", max_examples=50, deadline=None, print_blob=True)
+settings.register_profile("quick", settings.get_profile("default"), max_examples=10)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000)
-settings.load_profile(os.environ.get(PROFILE_VARIABLE, "default"))
 
 BACKENDS = pytest.StashKey[Backends]()
 FOUND_ELSEWHERE = pytest.StashKey[dict[str, str]]()
@@ -45,13 +45,19 @@ LONG_VARIABLE = "EVENTMETA_LONG"
 SHORTER = {"each_dialect": {"sqlite-file"}, "two_dialects": {"sqlite-file", "mariadb"}}
 """The backends that marked tests leave to the long battery, in which all run on all of them."""
 
+QUICK_CASES = 2
+"""Of how many of its parameters a test is run on each backend with ``--quick``."""
+
 CHECK_IN_TURNS = 100
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    usual = "quick" if config.getoption("--quick") else "default"
+    settings.load_profile(os.environ.get(PROFILE_VARIABLE, usual))
     config.addinivalue_line(
         "markers", "only_on(*backends): a test or a parameter that is for these"
     )
+    config.addinivalue_line("markers", "slow: takes seconds, so ``--quick`` leaves it out")
     config.addinivalue_line("markers", "each_dialect: about SQL, so one kind of SQLite will do")
     config.addinivalue_line("markers", "two_dialects: about rules that are the same in all SQL")
 
@@ -63,6 +69,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=NAMES,
         default=[],
         help="run only the tests on this backend (may be repeated)",
+    )
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="run every test on each of its backends, but of its parameters only some, and few "
+        "examples of a property; leave out those that are marked slow",
     )
 
 
@@ -80,9 +92,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("backend", [name for name in NAMES if name in allowed], indirect=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out each test that, or a parameter of which, is not for its backend."""
     items[:] = [item for item in items if _is_for_its_backend(item)]
+    if config.getoption("--quick"):
+        kept = _quick(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
+
+
+def _quick(items: Sequence[pytest.Item]) -> set[pytest.Item]:
+    """Return some of the cases of each test on each backend, from the first to the last."""
+    cases: dict[tuple[str, Any], list[pytest.Item]] = {}
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        name = item.nodeid.partition("[")[0] if "backend" in params else item.nodeid
+        cases.setdefault((name, params.get("backend")), []).append(item)
+    kept: set[pytest.Item] = set()
+    for found in cases.values():
+        if not any(found[0].iter_markers("slow")):
+            step = max(len(found) - 1, 1) / max(QUICK_CASES - 1, 1)
+            kept.update(found[round(n * step)] for n in range(min(QUICK_CASES, len(found))))
+    return kept
 
 
 def _is_for_its_backend(item: pytest.Item) -> bool:
