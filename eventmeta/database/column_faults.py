@@ -1,4 +1,4 @@
-"""Whether the tables that exist hold exactly what the store writes, and what mends them."""
+"""Checks that the existing tables can hold what the store writes, and the DDL that mends them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eventmeta.tables.tables import VERSIONED, Tables
 
 
 class ColumnFault(NamedTuple):
-    """A column, or a table where that is None, that cannot be used as it is."""
+    """A column that cannot be used as it is; a whole table if ``column`` is None."""
 
     table: str
     column: str | None
@@ -26,9 +26,9 @@ def check_opened(dialect: Dialect, tables: Tables, existing: Existing) -> None:
     """Refuse a database that the store cannot use as it is.
 
     Raises:
-        SettingsConflict: The options of the store contradict what the database is.
+        SettingsConflict: The options of the store contradict the settings of the database.
         UnsupportedSchema: A column cannot hold exactly what the store writes.
-        TablesMissing: There is more to create, perhaps because the schema is of an older version.
+        TablesMissing: A table or column is missing, or the schema is of an older version.
     """
     check_settings(tables.names, existing)
     if faults := list(find_faults(dialect, tables, existing)):
@@ -47,7 +47,7 @@ def check_opened(dialect: Dialect, tables: Tables, existing: Existing) -> None:
 
 
 def find_faults(dialect: Dialect, tables: Tables, existing: Existing) -> Iterator[ColumnFault]:
-    """Yield what cannot be used as it is, of the tables that exist."""
+    """Yield the faults of the tables that exist."""
     dialect.prepare_tables(tables.metadata.sorted_tables)
     for table in _own(tables):
         found = existing.columns.get(table.name.lower())
@@ -64,7 +64,7 @@ def find_faults(dialect: Dialect, tables: Tables, existing: Existing) -> Iterato
         known = {column.name.lower() for column in table.columns}
         for name, other in found.items():
             if name not in known and not (other.nullable or other.has_default or other.computed):
-                fault = Fault("NOT NULL without a default", "one that may be left out")
+                fault = Fault("NOT NULL without a default", "nullable or have a default")
                 yield ColumnFault(table.name, other.name, fault)
 
 
@@ -81,9 +81,9 @@ def _fault(
     if found is None:
         if column.nullable:
             return None  # it will be added
-        return Fault("missing", "there, which cannot be added to rows that exist")
+        return Fault("missing", "there (it cannot be added to a table that has rows)")
     if found.computed:
-        return Fault("computed by the database", "one that takes values")
+        return Fault("computed by the database", "a column that can be written to")
     fault = dialect.check_column(column, found)
     if fault is not None:
         return fault
@@ -101,7 +101,7 @@ def _fault(
 
 
 def unsupported(faults: Sequence[ColumnFault]) -> UnsupportedSchema:
-    """Return the error that tells all ``faults``, and what mends them."""
+    """Return the error that lists all ``faults`` and the statements that mend them."""
     first = faults[0]
     told = "; ".join(
         f"{f'column {column} of ' if column else ''}table {table} is {fault.is_}, and must be "
@@ -114,14 +114,14 @@ def unsupported(faults: Sequence[ColumnFault]) -> UnsupportedSchema:
     if widens:
         told += f": call `await store.create_tables()`, or run {remedy}"
     elif statements and all(fault.mend.alter for *_, fault in faults):
-        told += f": stop what writes, make a backup, and run {remedy}"
+        told += f": stop all writers, make a backup, and run {remedy}"
     else:
-        told += ": change that, or give the store other names for its tables"
+        told += ": change the tables, or give the store other names for its tables"
     return UnsupportedSchema(told, first.table, first.column, statements)
 
 
 def mending(mends: Sequence[Mend]) -> tuple[str, ...]:
-    """Return the statements of ``mends`` in the order in which they can be run."""
+    """Return the statements of ``mends`` in an order in which they can be run."""
     ordered = [
         *(statement for mend in mends for statement in mend.before),
         *(statement for mend in mends for statement in mend.alter),
@@ -131,5 +131,8 @@ def mending(mends: Sequence[Mend]) -> tuple[str, ...]:
 
 
 def _own(tables: Tables) -> list[Table]:
-    """Return the store's own tables. Those of an app's projections are rebuilt when they change."""
+    """Return the store's own tables.
+
+    An app's projections are left out: their tables are rebuilt when they change.
+    """
     return [table for table in tables.metadata.sorted_tables if VERSIONED not in table.info]

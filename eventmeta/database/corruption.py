@@ -1,4 +1,4 @@
-"""Which event is corrupt, where a fold of the log fails."""
+"""Naming the corrupt event when a fold of the log fails."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from eventmeta.database.event_reading import LogReading
 async def naming_corruption(
     log: LogReading, stream: StreamKey | None = None
 ) -> AsyncGenerator[None]:
-    """Raise `CorruptEvent` where the database fails in the block and an event is corrupt.
+    """Raise `CorruptEvent` if the database fails in the block because an event is corrupt.
 
-    The database says only that something is not JSON. So the events are read one by one then.
+    The database says only that something is not JSON. So after a failure the events are read one
+    by one, to find the corrupt one.
 
     Args:
-        log: The log that is folded in the block.
-        stream: The stream that is; the whole log if None.
+        log: The log that the block folds.
+        stream: The stream that the block folds; the whole log if None.
     """
     try:
         yield

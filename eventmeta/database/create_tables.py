@@ -1,4 +1,4 @@
-"""What is missing in a database, and adding it: to an empty one, upstream's, or an older one."""
+"""Adding what a database lacks, be it empty, one of upstream's, or one of an older version."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from projections import AnySelect
 
 
 class SchemaChange(NamedTuple):
-    """A part that is missing.
+    """A change that adds a missing part of the schema.
 
     Attributes:
-        statements: The DDL that adds it.
-        alone: It locks a table that may be in use, so it is a transaction of its own.
+        statements: The DDL.
+        alone: The DDL locks a table that may be in use, so it runs in a transaction of its own.
     """
 
     statements: tuple[str, ...]
@@ -42,7 +42,7 @@ class SchemaChange(NamedTuple):
 
 
 async def open_tables(dialect: Dialect, tables: Tables) -> None:
-    """Connect for the first time, and refuse a database that cannot be used as it is."""
+    """Make the first connection, and refuse a database that cannot be used as it is."""
     await dialect.first_connection()
     check_opened(dialect, tables, await look(dialect, tables, _reading(dialect)))
 
@@ -50,16 +50,16 @@ async def open_tables(dialect: Dialect, tables: Tables) -> None:
 async def check_tables_within(
     dialect: Dialect, tables: Tables, connection: AsyncConnection
 ) -> None:
-    """Refuse such a database by what can be seen in the caller's transaction."""
+    """Refuse a database that cannot be used as it is, as seen in the caller's transaction."""
     check_opened(dialect, tables, await look(dialect, tables, _on(dialect, connection)))
 
 
 async def create_tables(dialect: Dialect, tables: Tables, *, turn_on: bool = False) -> None:
     """Add the tables, columns, foreign keys, indexes, triggers and the view that are missing.
 
-    Columns that are too narrow are widened. Safe beside other processes that do the same, and
-    beside writers. No row is touched. It may be broken off anywhere, and goes on from there when
-    it is called again. A database in which nothing is missing is only read.
+    Columns that are too narrow are widened. No row is touched. Other processes may call this at the
+    same time, and others may write. If the call is broken off, the next call goes on from there. If
+    nothing is missing, the database is only read.
 
     Args:
         dialect: The database.
@@ -88,16 +88,16 @@ async def create_tables(dialect: Dialect, tables: Tables, *, turn_on: bool = Fal
 async def missing_changes(
     dialect: Dialect, tables: Tables, *, turn_on: bool = False
 ) -> list[SchemaChange]:
-    """What `create_tables` would do, in this order."""
+    """Return the changes that `create_tables` would make, in their order."""
     parts = _parts_query(dialect, tables)
     existing = await look(dialect, tables, _reading(dialect), parts=parts)
     return _changes(dialect, tables, existing, turn_on=turn_on)
 
 
 async def schema_sql(dialect: Dialect, tables: Tables, *, turn_on: bool = False) -> str:
-    """The statements of `missing_changes` as a script; empty if nothing is missing.
+    """Return the statements of `missing_changes` as a script; empty if nothing is missing.
 
-    Each statement ends with a semicolon and the end of its line; a blank line comes between two.
+    Each statement ends with a semicolon and a newline; a blank line separates two statements.
     """
     await dialect.first_connection()
     changes = await missing_changes(dialect, tables, turn_on=turn_on)
@@ -129,9 +129,10 @@ def _parts_query(dialect: Dialect, tables: Tables) -> str:
 def _changes(
     dialect: Dialect, tables: Tables, existing: Existing, *, turn_on: bool
 ) -> list[SchemaChange]:
-    """What is missing beside what exists: new tables first.
+    """Return the changes that are needed beside what exists.
 
-    Before all others comes what the database says of itself, and its version when all is done.
+    The settings of the database come first, then new tables and the rest. The version of the
+    schema comes last, when all else is done.
     """
     check_settings(tables.names, existing, turn_on=turn_on)
     faults = list(find_faults(dialect, tables, existing))
@@ -147,7 +148,10 @@ def _changes(
 def _settings(
     dialect: Dialect, tables: Tables, existing: Existing
 ) -> tuple[list[SchemaChange], list[SchemaChange]]:
-    """What to do before all else, so that processes agree on it, and what to do last."""
+    """Return the changes of settings: those to make first, and those to make last.
+
+    The first ones come before all other changes, so that all processes agree on them.
+    """
     first: list[SchemaChange] = []
     last: list[SchemaChange] = []
     kept, wanted = existing.is_structured(tables.names), bool(tables.names.structured_metadata)
@@ -215,7 +219,11 @@ def _creation(dialect: Dialect, table: Table) -> Iterator[str]:
 def _alteration(
     dialect: Dialect, table: Table, missing: Callable[[str, str, str], bool]
 ) -> Iterator[tuple[str, ...]]:
-    """A column that may not be NULL came with its table, and so did its foreign key."""
+    """Yield the DDL for each column, index and foreign key that an older table lacks.
+
+    Columns that may not be NULL are skipped: they were created with the table, as were their
+    foreign keys.
+    """
     added = [column for column in table.columns if missing("column", table.name, column.name)]
     for column in added:
         yield (dialect.add_column(column),)
@@ -230,7 +238,7 @@ def _alteration(
 
 
 def _next_step(changes: Sequence[SchemaChange]) -> list[SchemaChange]:
-    """As many of ``changes`` as may be one transaction."""
+    """Return the first of ``changes``, as many as may run in one transaction."""
     together = list(takewhile(lambda change: not change.alone, changes))
     return together or list(changes[:1])
 

@@ -1,4 +1,4 @@
-"""One engine with its tables: reads and transactions, whose failures are translated and retried."""
+"""One engine with its tables: reads and transactions, with failures translated and retried."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ class Database:
 
     Attributes:
         engine: The engine.
-        dialect: What kind of database it is.
-        names: How the app calls the tables.
+        dialect: The dialect of the engine's database.
+        names: The names of the tables.
         tables: The tables.
-        limits: How long a call waits that says nothing of that.
-        opening: The first connection, and the making of tables.
-        gate: What is going on.
+        limits: How long a call waits unless it is given limits of its own.
+        opening: The first connection, and the creation of tables.
+        gate: The operations in progress.
     """
 
     def __init__(
         self, engine: AsyncEngine, names: TableNames, keep_structured: Callable[[], None]
     ) -> None:
-        """Make it; nothing is read.
+        """Make the database object. Nothing is read.
 
         Args:
             engine: The engine.
-            names: How the tables are called.
-            keep_structured: Called where the database keeps structured tables, though nobody said
-                so.
+            names: The names of the tables.
+            keep_structured: Called if the database keeps structured tables and the options do not
+                say whether to.
         """
         self.engine = engine
         self.dialect = dialect_of(engine)
@@ -63,25 +63,25 @@ class Database:
         self._closed = False
 
     def replace_tables(self, tables: Tables) -> None:
-        """Have these tables from now on."""
+        """Use ``tables`` from now on."""
         self.tables = tables
         self.retrying = replace(self.retrying, references=tables.references)
 
     def check_open(self) -> None:
-        """Raise an error once it is closed, or its engine is not what it was."""
+        """Raise an error if the store is closed, or its engine now puts tables elsewhere."""
         if self._closed:
             raise StoreClosed
         self.dialect.check_options()
 
     def close(self) -> None:
-        """Take no more calls."""
+        """Refuse further calls."""
         self._closed = True
 
     def expired(self, limits: Limits, *, unknown: bool = False) -> EventMetaError:
-        """Return the error of a call that has waited for as long as ``limits`` let it.
+        """Return the error of a call that did not end within ``limits``.
 
         Args:
-            limits: Those of the caller.
+            limits: The limits of the caller.
             unknown: A change may have been recorded.
         """
         return self.retrying.failures.expired(limits.timeout, unknown=unknown, was_lent=unknown)
@@ -89,13 +89,13 @@ class Database:
     def group_read(
         self, read: Query | Lookup, limits: Limits | None = None, /, **request: Any
     ) -> Awaitable[Sequence[Row]]:
-        """Return the rows of ``read``, for ``request``, read together with what others ask for.
+        """Return the rows of ``read`` for ``request``. Concurrent callers share a query.
 
-        It sees every write that was acknowledged before.
+        The query sees every write that was acknowledged before the call.
         """
         self.check_open()
         limits = limits or self.limits
-        if self.dialect.is_within:  # those in the reader may have to wait for the end of it
+        if self.dialect.is_within:  # reads in the reader may have to wait for this transaction
             return self.fetch(query_for(read, [request]), limits)
         return self._reader.here.fetch(read, limits, **request)
 
@@ -107,11 +107,11 @@ class Database:
         )
 
     def is_for_one(self) -> bool:
-        """Return whether each transaction must be for one caller, in whose context it is run."""
+        """Return whether a transaction must serve one caller only, in that caller's context."""
         return self.dialect.runs_code_of_the_app
 
     async def repeatable(self, program: Callable[[], Program[T]]) -> T:
-        """Run a program that may be run twice, as a transaction of its own."""
+        """Run a program as a transaction of its own, and retry it. It may run twice."""
 
         async def attempt() -> T:
             return await self.dialect.write(program())
@@ -121,18 +121,18 @@ class Database:
         )
 
     async def fold(self, program: Callable[[], Program[T]], *, long: bool = False) -> T:
-        """Run a program that folds the log and may be run twice, as a transaction of its own.
+        """Run a program that folds the log, as a transaction of its own. It may run twice.
 
         Args:
             program: Makes the program.
-            long: It may go through the whole log: see `Limits.long`.
+            long: The program may go through the whole log: see `Limits.long`.
         """
         return await self.repeated(lambda: self.dialect.fold(program()), long=long)
 
     async def repeated(self, work: Callable[[], Awaitable[T]], *, long: bool = True) -> T:
-        """Run a transaction that may be run twice. A cancelled caller waits for its end.
+        """Run a transaction, and retry it. It may run twice; a cancelled caller waits for its end.
 
-        A key that exists already is the fault of what is applied, so that is not tried again.
+        A duplicate key is not retried: the applied events or the projection cause it.
         """
         return await run_to_completion(
             self.retrying.retried(
@@ -145,12 +145,12 @@ class Database:
     async def read(
         self, query: Executable, limits: Limits | None = None, /, **values: Any
     ) -> Sequence[Row]:
-        """The rows of ``query``, read within ``limits``."""
+        """Return the rows of ``query``, read within ``limits``."""
         statement = self.dialect.compile(query)
         return await self.fetch(statement(**values), limits)
 
     async def scan(self, query: Executable, **values: Any) -> Sequence[Row]:
-        """The rows of ``query``, which goes through the whole log."""
+        """Return the rows of ``query``, which goes through the whole log."""
         statement = self.dialect.compile(query)
         return await run_to_completion(
             self.run(lambda: self.dialect.scan(statement(**values)), self.limits.long)
@@ -162,12 +162,14 @@ class Database:
         limits: Limits | None = None,
         connection: AsyncConnection | None = None,
     ) -> Sequence[Row]:
-        """The rows of one query. A cancelled caller waits for the end, lest a connection leaks.
+        """Return the rows of one query.
+
+        A cancelled caller waits for the end of the query, so that no connection leaks.
 
         Args:
-            query: What to read.
-            limits: How long to wait for it.
-            connection: Read in this transaction of the caller's.
+            query: The query.
+            limits: How long to wait for the rows.
+            connection: The caller's connection, in whose transaction to read.
         """
         if connection is not None:
             try:
@@ -178,7 +180,7 @@ class Database:
         return rows
 
     async def run(self, work: Callable[[], Awaitable[T]], limits: Limits | None = None) -> T:
-        """``work``, which changes nothing, with its failures translated and retried."""
+        """Run ``work``, which changes nothing, and translate and retry its failures."""
         return await self.retrying.retried(
             work,
             commit=False,

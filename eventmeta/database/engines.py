@@ -16,11 +16,11 @@ from eventmeta.dialects.connections import close_with, keep_inherited
 from eventmeta.dialects.factory import make_engine, read_url
 
 ENGINES_KEPT = 32
-"""How many engines a thread keeps, those that were asked for last; more only while in use."""
+"""How many engines a thread keeps: the ones used last. Others live only while they are in use."""
 
 
 class _Engines(threading.local):
-    """The engines of a thread, which end with it unless something else uses them."""
+    """The engines of a thread. They end with the thread unless something else uses them."""
 
     def __init__(self) -> None:
         self.kept: OrderedDict[Hashable, AsyncEngine] = OrderedDict()
@@ -32,8 +32,9 @@ _engines = _Engines()
 def shared_engine(url: str | URL, engine_kwargs: Mapping[str, Any] | None) -> AsyncEngine:
     """Return the engine for ``url``: one per process, thread and set of arguments.
 
-    An in-memory database is not shared: each engine of one is a database of its own. An engine that
-    nothing uses is closed some time after its thread has ended, or after `ENGINES_KEPT` others.
+    Engines of in-memory databases are not shared, as each is a database of its own. An unused
+    engine is closed some time after its thread has ended, or after the thread has asked for
+    `ENGINES_KEPT` others.
 
     Raises:
         InvalidInput: The URL cannot be read, or SQLAlchemy does not take ``engine_kwargs``.
@@ -56,7 +57,7 @@ def shared_engine(url: str | URL, engine_kwargs: Mapping[str, Any] | None) -> As
 
 
 class _Same:
-    """An argument that equals itself only, for it has no hash."""
+    """A stand-in for an argument without a hash, which equals only itself."""
 
     def __init__(self, value: object) -> None:
         self._value = value
@@ -69,7 +70,7 @@ class _Same:
 
 
 def _frozen(value: object) -> Hashable:
-    """Return a key for an argument; it stays what it is if the app then changes the argument."""
+    """Return a key for an argument. The key does not change if the app changes the argument."""
     if isinstance(value, dict):
         pairs = cast("dict[Hashable, object]", value).items()
         return dict, frozenset((name, _frozen(each)) for name, each in pairs)
@@ -84,7 +85,7 @@ def _frozen(value: object) -> Hashable:
 
 
 def _forget() -> None:
-    """Start without engines in a forked process: those there are belong to its parent."""
+    """Drop the engines in a forked process, as they belong to its parent."""
     for engine in _engines.kept.values():
         keep_inherited(engine)
     _engines.kept.clear()

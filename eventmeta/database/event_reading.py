@@ -1,4 +1,4 @@
-"""Reading the log: its events in order, and how far they can be read."""
+"""Reading the log: its events in order, up to the horizon."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_POSITION = 2**63 - 1
 
 
 class LogReading:
-    """The log of one database, as those who follow it read it.
+    """The log of one database, for readers.
 
     Attributes:
         database: The database.
@@ -29,12 +29,12 @@ class LogReading:
         self.database = database
 
     async def horizon(self) -> int:
-        """The highest position below which nothing can still appear.
+        """Return the highest position below which no event can appear any more.
 
-        A reader that takes only events up to it, and goes on from it, never skips one.
+        A reader that reads up to the horizon, and continues from there, never skips an event.
 
         Raises:
-            StandbyServer: The server cannot tell.
+            StandbyServer: The server is a standby, which cannot tell the horizon.
         """
         value = 0
         for executable in self.database.dialect.horizon(self.database.tables):
@@ -62,9 +62,10 @@ class LogReading:
         conditions: Sequence[ColumnElement[bool]] = (),
         **values: Any,
     ) -> AsyncIterator[RecordedEvent]:
-        """The events after position ``after``, in order, up to the horizon as it is at the start.
+        """Yield the events after position ``after``, in order, up to the horizon of the start.
 
-        Those of one stream are not held up by the horizon: its lock makes them visible in order.
+        The events of one stream are read beyond the horizon too: the lock on the stream's head
+        makes them visible in order.
 
         Args:
             after: The position of the last event already seen.
@@ -89,7 +90,7 @@ class LogReading:
             after, version = rows[-1][0], rows[-1][3]
 
     async def _version_at(self, position: int, stream: StreamKey) -> int:
-        """Return the version of the event at ``position``; 0 if that is none of ``stream``."""
+        """Return the version of the event at ``position``; 0 if it is not one of ``stream``."""
         if not position:
             return 0
         log = self.database.tables.events
@@ -99,9 +100,10 @@ class LogReading:
         return int(rows[0][0]) if rows else 0
 
     def _page(self, types: Collection[str] | None, stream: StreamKey | None) -> AnySelect:
-        """Return the query: ``after``, ``until``, ``after_version`` → the next events.
+        """Return the query for the next events: ``after``, ``until``, ``after_version`` → events.
 
-        Those of a stream by its key, or each page would go through all of the stream.
+        The events of a stream are found by the stream's key; otherwise each page would read the
+        whole stream.
         """
         log = self.database.tables.events
         position = log.c.position if stream is None else log.c.position + 0
@@ -119,7 +121,7 @@ class LogReading:
     def conditions(
         self, types: Collection[str] | None, stream: StreamKey | None
     ) -> list[ColumnElement[bool]]:
-        """That an event is of one of ``types``, and of ``stream``."""
+        """Return the conditions that an event is of one of ``types``, and in ``stream``."""
         log = self.database.tables.events
         found: list[ColumnElement[bool]] = []
         if types is not None:
@@ -130,7 +132,7 @@ class LogReading:
         return found
 
     def events(self, *conditions: Any) -> EventRelation:
-        """The events that meet ``conditions``, as a relation."""
+        """Return the events that meet ``conditions``, as a relation."""
         log = self.database.tables.events
         rows = select(*(log.c[name] for name in EVENT_COLUMNS)).where(*conditions)
         return self.database.dialect.relation(rows.subquery("events"))

@@ -1,4 +1,4 @@
-"""What of the store exists in a database, and whether it can be used as it is."""
+"""The tables and settings of a store that exist in a database, and checks of the settings."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from eventmeta.tables.tables import Tables
 logger = logging.getLogger("eventmeta")
 
 SCHEMA_VERSION = 1
-"""Of the tables as this version of the library wants them. It rises when they change."""
+"""The version of the tables that this version of the library needs. It rises when they change."""
 
 VERSION = "schema_version"
 STRUCTURED = "structured_metadata"
 
 Fetch = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[Row]]]]
-"""Runs some queries, and gives the rows of each."""
+"""A function that runs some queries, and returns the rows of each."""
 
 
 @dataclass(frozen=True)
 class Existing:
-    """What there is in a database of the tables of a store.
+    """The parts of a store's schema that exist in a database.
 
     Attributes:
         parts: Tables, columns, indexes, foreign keys, triggers and views.
         columns: The columns of each table, by the name of the table in lower case.
-        settings: What the database says of itself.
-        branched: The tables of items, in lower case, of which a table of upstream's tells the
-            branches.
+        settings: The rows of the settings table.
+        branched: The tables of items whose branches are listed in a table of upstream's. Names are
+            in lower case.
     """
 
     parts: frozenset[Part] = frozenset()
@@ -52,16 +52,16 @@ class Existing:
         return table.lower() in self.columns
 
     def column(self, column: Column[object]) -> FoundColumn | None:
-        """Return what ``column`` is in the database, if it is there."""
+        """Return ``column`` as it is in the database; None if it is missing."""
         return self.columns.get(column.table.name.lower(), {}).get(column.name.lower())
 
     @property
     def version(self) -> int:
-        """The version of the schema; 0 before there were versions."""
+        """Return the version of the schema; 0 if it is from before there were versions."""
         return int(self.settings.get(VERSION, "0"))
 
     def is_structured(self, names: TableNames) -> bool | None:
-        """Return whether structured tables are kept; None if that is still open."""
+        """Return whether structured tables are kept; None if that is not decided yet."""
         if STRUCTURED in self.settings:
             return self.settings[STRUCTURED] == "true"
         if not self.has(names.events_table):
@@ -71,18 +71,20 @@ class Existing:
 
 
 def folded(part: Part) -> Part:
-    """Return ``part`` in lower case: most databases do not tell names apart by it."""
+    """Return ``part`` in lower case, as most databases ignore the case of names."""
     return Part(part.kind, part.relation.lower(), part.name.lower())
 
 
 async def look(dialect: Dialect, tables: Tables, fetch: Fetch, *, parts: str = "") -> Existing:
-    """Find out what exists, by a query of the catalog, and one of the settings if there are any.
+    """Return what exists, by a query of the catalog and one of the settings table if it exists.
+
+    The dialect and ``tables`` are adapted to what is found: see `_learn`.
 
     Args:
         dialect: The database.
         tables: The tables of the store.
-        fetch: How to run the queries.
-        parts: A query for the parts of the schema, if they are wanted.
+        fetch: Runs the queries.
+        parts: A query for the parts of the schema; empty if they are not needed.
     """
     names = tables.names
     relations = [
@@ -124,7 +126,7 @@ async def _tell_of_branches(dialect: Dialect, fetch: Fetch) -> None:
 
 
 def _learn(dialect: Dialect, tables: Tables, existing: Existing) -> None:
-    """Let definitions and statements follow what only the database can tell."""
+    """Adapt definitions and statements to what only the database can tell."""
     messages = tables.messages
     if found := existing.column(messages.c.id):
         dialect.follow_ids(tables.metadata.sorted_tables, messages, found)
@@ -133,20 +135,23 @@ def _learn(dialect: Dialect, tables: Tables, existing: Existing) -> None:
 
 
 class StructuredTablesKept(SettingsConflict):
-    """The database keeps structured tables, and the store was not told whether to."""
+    """The database keeps structured tables, and the options do not say whether to."""
 
 
 def check_settings(names: TableNames, existing: Existing, *, turn_on: bool = False) -> None:
-    """Refuse options that contradict what the database is.
+    """Refuse options that contradict the settings of the database.
 
     Args:
         names: The options.
-        existing: What the database is.
+        existing: What exists in the database.
         turn_on: Structured tables are to be kept from now on.
+
+    Raises:
+        SettingsConflict: The options contradict the settings.
     """
     if existing.version > SCHEMA_VERSION:
         raise SettingsConflict(
-            f"the schema is of version {existing.version}, and this store knows only up to "
+            f"the schema is of version {existing.version}, and this store knows versions up to "
             f"{SCHEMA_VERSION}: update eventmeta"
         )
     _check_pair(names, existing)
@@ -155,12 +160,12 @@ def check_settings(names: TableNames, existing: Existing, *, turn_on: bool = Fal
         refusal = StructuredTablesKept if names.structured_metadata is None else SettingsConflict
         raise refusal(
             "this database keeps the tables of conversations, tool calls and tokens, and the "
-            "store was opened without: open it with structured_metadata=True"
+            "store was opened without them: open it with structured_metadata=True"
         )
     if structured is False and names.structured_metadata and not turn_on:
         raise SettingsConflict(
             "this database does not keep the tables of conversations, tool calls and tokens, and "
-            "the store was opened with structured_metadata=True: open it without, or stop all "
+            "the store was opened with structured_metadata=True: leave that out, or stop all "
             "processes that write, call `await "
             "store.create_tables(turn_on_structured_metadata=True)` once, then "
             "`await backfill_conversations(store)`, and start them with structured_metadata=True"
@@ -168,9 +173,9 @@ def check_settings(names: TableNames, existing: Existing, *, turn_on: bool = Fal
 
 
 def _check_pair(names: TableNames, existing: Existing) -> None:
-    """Refuse to begin a new history for sessions whose history is in the tables of default names.
+    """Refuse to begin a new history for sessions whose history is in tables with default names.
 
-    That is so where the sessions have owners already, which only a store gives them.
+    Such a history may exist if the sessions table has an owner column: only a store adds that.
     """
     default = TableNames()
     beside = names_beside(names.sessions_table, names.messages_table)

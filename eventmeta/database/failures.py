@@ -1,4 +1,4 @@
-"""What failures of the database mean to callers: our own error for each."""
+"""Translation of database failures into the errors that callers get."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from eventmeta.dialects.base import Dialect
 from eventmeta.dialects.failure import Failure
 
 UNANSWERED = frozenset({Failure.DISCONNECTED, Failure.TIMED_OUT})
-"""Failures after which nobody knows whether the server has done what it was asked for."""
+"""Failures after which it is unknown whether the server has executed the statement."""
 
 UNREACHABLE = UNANSWERED | {Failure.NO_CONNECTION_LEFT}
 _PASSING = UNREACHABLE | {Failure.CONFLICT, Failure.CANCELLED, Failure.NOT_LET_IN}
@@ -37,7 +37,7 @@ _ERRORS: Mapping[Failure, tuple[type[DatabaseFailure], str]] = {
 
 @dataclass(frozen=True)
 class Failures:
-    """The failures of one database.
+    """A translator of the failures of one database.
 
     Attributes:
         dialect: The database.
@@ -51,9 +51,9 @@ class Failures:
         """Return our own error for ``error``, without the values that SQLAlchemy's would show.
 
         Args:
-            error: That of the driver or of SQLAlchemy.
+            error: The error of the driver or of SQLAlchemy.
             unknown: A change may have been recorded, though no answer came.
-            was_lent: There was a connection; else it came of making one.
+            was_lent: The caller had a connection. If False, the error occurred while connecting.
         """
         if isinstance(error, EventMetaError):
             return error
@@ -83,18 +83,22 @@ class Failures:
         return translated
 
     def _refused(self, error: Exception, summary: str, code: object) -> DatabaseRefused:
-        """Say which rule it was, and nothing of the row, which the lines that follow may show."""
+        """Return the error for a change that a rule of the database forbids.
+
+        The error names the rule and shows only the first line of the driver's message: the lines
+        after it may show values of the row.
+        """
         constraint, table, _ = self.dialect.rule_of(error)
         of = f", constraint {constraint}" if constraint else ""
         of += f", table {table}" if table else ""
-        message = f"refused by a rule of the database's own{of}: {summary.splitlines()[0]}"
+        message = f"refused by a rule of the database{of}: {summary.splitlines()[0]}"
         return DatabaseRefused(message, code, constraint, table)
 
     def expired(self, seconds: float, *, unknown: bool, was_lent: bool) -> EventMetaError:
-        """Return the error for what had not ended after ``seconds``.
+        """Return the error for a call that had not ended after ``seconds``.
 
         Args:
-            seconds: The limit.
+            seconds: The limit, in seconds.
             unknown: As for `translated`.
             was_lent: As for `translated`.
         """
@@ -109,6 +113,6 @@ class Failures:
         if not was_lent and self.dialect.locks_whole_database:
             return DatabaseBusy(f"the writers before this one did not end {within}: {where}")
         return DatabaseUnavailable(
-            f"no answer came from {where} {within}: see that it is up and can be reached, or give "
-            "a larger timeout= for what takes longer"
+            f"no answer came from {where} {within}: check that it is up and can be reached, or "
+            "give a larger timeout= to calls that take longer"
         )

@@ -30,7 +30,7 @@ _SCHEMA_LOCK = "eventmeta_schema_lock"
 
 
 class Opened(Protocol):
-    """What is opened."""
+    """The database that is opened, as `Opening` needs it."""
 
     dialect: Dialect
     tables: Tables
@@ -39,23 +39,29 @@ class Opened(Protocol):
     def run(
         self, work: Callable[[], Awaitable[T]], limits: Limits | None = None
     ) -> Coroutine[Any, Any, T]:
-        """Do ``work``, with its failures translated and retried."""
+        """Run ``work``, and translate and retry its failures."""
         ...
 
     def expired(self, limits: Limits) -> EventMetaError:
-        """Return the error of a call that has waited for as long as ``limits`` let it."""
+        """Return the error of a call that did not end within ``limits``."""
         ...
 
 
 class Opening:
-    """Whether a database was found fit for use, and whether its tables are there.
+    """The first connection to a database, and the creation of its tables.
+
+    It remembers whether the database was found usable, and whether its tables were created.
 
     Attributes:
         creates_tables: Missing tables are created at the first call.
     """
 
     def __init__(self, database: Opened, keep_structured: Callable[[], None]) -> None:
-        """Open ``database``; ``keep_structured`` has it keep structured tables as well."""
+        """Prepare to open ``database``.
+
+        ``keep_structured`` is called if the database keeps structured tables and the options do
+        not say whether to.
+        """
         self.creates_tables = False
         self._database = database
         self._keep_structured = keep_structured
@@ -65,23 +71,23 @@ class Opening:
 
     @property
     def task(self) -> asyncio.Task[None] | None:
-        """The first connection while it is made."""
+        """Return the task that makes the first connection; None while there is no such task."""
         return self._connecting
 
     def check_again(self) -> None:
-        """Look again at the next call, as the tables or what they must be have changed."""
+        """Check the tables again at the next call, as they or the requirements have changed."""
         self._connected = self._created = False
 
     def tables_changed(self) -> None:
-        """Look again for missing tables at the next call that creates them."""
+        """Look for missing tables again at the next call that creates them."""
         self._created = False
 
     async def connect(self, *, create: bool, limits: Limits | None = None) -> None:
-        """Make the first connection, from which the statements learn what server this is.
+        """Make the first connection, from which the dialect learns what server this is.
 
         Args:
-            create: Create missing tables as well, as always if a store said so.
-            limits: How long to wait for it.
+            create: Create missing tables as well. `creates_tables` has the same effect.
+            limits: How long to wait for the connection.
 
         Raises:
             DatabaseFailure: The database cannot be reached, or does not let us create tables.
@@ -92,9 +98,9 @@ class Opening:
             await self._first_connection(limits or self._database.limits)
 
     async def _first_connection(self, limits: Limits) -> None:
-        """Connect once for all callers, who go on in the order in which they came.
+        """Connect once for all callers, who continue in the order in which they came.
 
-        Where it fails for one who waits less long than this caller, it is tried once more.
+        If the attempt of a caller with a shorter limit fails, this caller tries again.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + limits.timeout
@@ -135,7 +141,7 @@ class Opening:
             return await work()
 
     async def connect_within(self, connection: AsyncConnection, limits: Limits) -> None:
-        """Check the tables in a transaction of the caller's, unless that was done before."""
+        """Check the tables in the caller's transaction, unless they were checked before."""
         if not self._connected:
             database = self._database
 
@@ -146,10 +152,10 @@ class Opening:
             self._connected = True
 
     async def create_tables(self, *, unless_done: bool = False, turn_on: bool = False) -> None:
-        """Add what is missing of the tables, columns, indexes, triggers and the view.
+        """Add the missing tables, columns, indexes, triggers and view.
 
         Args:
-            unless_done: Only if it was not done yet.
+            unless_done: Do nothing if this was done before.
             turn_on: Keep structured tables from now on, in a database that does not.
         """
         database = self._database
@@ -167,14 +173,14 @@ class Opening:
                 async def create() -> None:
                     await create_tables(database.dialect, database.tables, turn_on=turn_on)
 
-                # Drivers leave connections behind that are cancelled as they are made.
+                # Drivers leak a connection if they are cancelled while they make it.
                 await run_to_completion(self._following(lambda: database.run(create, limits)))
                 self._connected = self._created = True
         finally:
             lock.release()
 
     async def schema_sql(self, *, turn_on: bool = False) -> str:
-        """Return the script of what `create_tables` would do."""
+        """Return the statements that `create_tables` would run, as a script."""
         database = self._database
 
         async def script() -> str:

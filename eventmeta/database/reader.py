@@ -1,7 +1,8 @@
-"""Concurrent reads share a connection; those of one kind share a query.
+"""The reader: concurrent reads share a connection, and reads of one kind share a query.
 
-As with writes, what arrives while one batch is being read makes the next. Every query runs after it
-was asked for, so it sees all that was acknowledged before. Whoever was alone of late reads at once.
+As with writes, the requests that arrive while one batch is read make up the next batch. Every query
+runs after its callers asked, so it sees all writes that were acknowledged before. A lone caller
+reads at once, without a batch.
 """
 
 from __future__ import annotations
@@ -33,16 +34,18 @@ class Lookup:
     """A read that many callers make at once, each with keys of its own.
 
     Attributes:
-        together: Takes ``requests``, a record set of what each caller asks for and its number
-            ``n``, and yields ``n`` before each row. None where each has to ask by itself.
-        alone: The same for one caller, whose request is its parameters, where that is faster.
+        together: The statement for several callers. Its parameter ``requests`` is a record set of
+            each caller's request and number ``n``; each row begins with ``n``. None if callers
+            cannot share a query.
+        alone: The statement for one caller, whose request is its parameters. None if it would be no
+            faster.
     """
 
     together: Statement | None
     alone: Statement | None = None
 
     def query(self, requests: Sequence[dict[str, Any]]) -> Query:
-        """The query for the ``requests`` of all callers."""
+        """Return the query for the ``requests`` of all callers."""
         if self.alone is not None and len(requests) == 1:
             return self.alone(n=0, **requests[0])
         assert self.together is not None
@@ -61,18 +64,24 @@ class _Entry:
 
     @property
     def kind(self) -> Lookup | _Entry:
-        """What others are of as well that can be read in the same query."""
+        """Return the key by which requests share a query."""
         read = self.read
         return read if isinstance(read, Lookup) and read.together is not None else self
 
 
 class Reader:
-    """The reader of an engine in an event loop; a slow read does not hold up all others."""
+    """The reader of an engine in one event loop. A slow read does not hold up all others."""
 
     def __init__(
         self, read: Read, expired: ExpiredError, is_for_one: Callable[[], bool] = lambda: False
     ) -> None:
-        """Read by ``read``, batches of one context each, in that, if ``is_for_one`` says so."""
+        """Make a reader.
+
+        Args:
+            read: Runs the queries of a batch.
+            expired: Makes the error of a caller whose time is up.
+            is_for_one: Returns whether each batch must be of one context, and run in that context.
+        """
         self._read = read
         self._expired = expired
         self._is_for_one = is_for_one
@@ -83,10 +92,10 @@ class Reader:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def fetch(self, read: Query | Lookup, limits: Limits, /, **request: Any) -> Sequence[Row]:
-        """Return the rows of ``read``; those of a lookup, for ``request``, begin with a number.
+        """Return the rows of ``read`` for ``request``. The rows of a lookup begin with a number.
 
         Raises:
-            DatabaseUnavailable: They did not come within ``limits``.
+            DatabaseUnavailable: The rows did not come within ``limits``.
         """
         if self._is_calm and not self._lanes:
             return await self._read_at_once(read, request, limits)
@@ -103,13 +112,13 @@ class Reader:
             self._timeouts.remove(entry)
 
     def _give_up(self, entry: _Entry) -> None:
-        """Let the caller go; what is being read is read for the sake of others."""
+        """Fail the caller's request. Its batch goes on for the other callers."""
         fail(entry.rows, self._expired(entry.limits))
 
     async def _read_at_once(
         self, read: Query | Lookup, request: dict[str, Any], limits: Limits
     ) -> Sequence[Row]:
-        """Without a task of its own, while nobody else is reading."""
+        """Read without a task, while nobody else is reading."""
         self._lanes += 1
         try:
             (rows,) = await self._read([query_for(read, [request])], limits)
@@ -151,7 +160,7 @@ class Reader:
         return batch
 
     async def _carry_out(self, batch: Sequence[_Entry]) -> None:
-        """Read for ``batch`` within the limits of its most patient caller."""
+        """Read for ``batch``, within the longest limits of its callers."""
         groups: dict[Lookup | _Entry, list[_Entry]] = {}
         for entry in batch:
             groups.setdefault(entry.kind, []).append(entry)
@@ -168,7 +177,7 @@ class Reader:
             if len(batch) == 1 or isinstance(error, DatabaseUnavailable):
                 for entry in batch:
                     fail(entry.rows, error)
-            # One of them may be bad: let each stand for itself.
+            # One of the requests may be bad: read for each caller separately.
             for entry in batch:
                 if not entry.rows.done():
                     await self._carry_out([entry])
@@ -182,7 +191,7 @@ def _query_of(entries: Sequence[_Entry]) -> Query:
 
 
 def query_for(read: Query | Lookup, requests: Sequence[dict[str, Any]]) -> Query:
-    """The query of ``read`` for the ``requests`` of all callers."""
+    """Return the query of ``read`` for the ``requests`` of all callers."""
     return read.query(requests) if isinstance(read, Lookup) else read
 
 

@@ -1,4 +1,4 @@
-"""Attempts: which failures of the database pass if one tries again, and for how long."""
+"""Retries: which failures of the database pass, and for how long an operation is retried."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RETRY_SECONDS = 15.0
-"""For how long a conflict with others is retried."""
+"""For how many seconds a conflict with other transactions is retried."""
 
 ORPHANS = 5
-"""How often a row that another refers to may turn out to have been deleted meanwhile."""
+"""How many attempts may fail because a row that another refers to was deleted meanwhile."""
 
 MISMATCHES = 3
-"""How often a statement may change another number of rows than it must."""
+"""How many attempts may change another number of rows than they must."""
 
 _BARELY = 0.05
-"""Seconds that are too few for another attempt."""
+"""The time in seconds that is too short for another attempt."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Work on one database, as long as the gate lets it in.
+    """The rules by which operations on one database are retried.
 
     Attributes:
         dialect: The database.
-        gate: The gate.
-        references: The foreign keys of the store's own: which table refers to which.
+        gate: The operations in progress; it refuses new ones once the store is closed.
+        references: The foreign keys between the store's own tables, as pairs: the table that
+            refers, and the table that it refers to.
     """
 
     dialect: Dialect
@@ -49,7 +50,7 @@ class RetryPolicy:
 
     @property
     def failures(self) -> Failures:
-        """What the failures of this database mean to its callers."""
+        """Return the translator of this database's failures."""
         return Failures(self.dialect)
 
     async def retried(
@@ -61,17 +62,17 @@ class RetryPolicy:
         changes: bool = True,
         unless_held: bool = False,
     ) -> T:
-        """Run ``work``, and again while it fails in a way that passes.
+        """Run ``work``, and repeat it while it fails in a way that passes.
 
         Args:
-            work: What to do. It may be done twice.
-            commit: It is an append, whose event ids tell whether it has been done before.
-            limits: How long all of it may take, and how long a connection is tried to be had.
-            changes: It may change something, so that its outcome may be unknown.
-            unless_held: It is not retried if a transaction that stays open holds a row.
+            work: The operation. It may run twice.
+            commit: The operation is an append, whose event ids tell whether it was recorded before.
+            limits: How long all attempts may take, and how long to try to get a connection.
+            changes: The operation may change something, so its outcome may be unknown.
+            unless_held: Do not retry if a transaction that stays open holds a row.
 
         Raises:
-            EventMetaError: It failed for good, or the time was up.
+            EventMetaError: The operation failed for good, or the time was up.
         """
         loop = self.gate.enter()
         deadline = Deadline(limits.timeout)
@@ -97,15 +98,15 @@ class RetryPolicy:
 
 @dataclass
 class _Attempts(Generic[T]):
-    """One call's attempts.
+    """The attempts of one call.
 
     Attributes:
-        unknown: An attempt ended without an answer, so it may have been recorded.
-        failure: How the last one ended; None while one goes on.
-        unreachable_since: When the first ended of the latest that had no connection, in the time of
-            the event loop; None if the last one had one.
-        orphans: How many ended at a foreign key between tables of ours.
-        mismatches: How many ended at an unexpected number of rows.
+        unknown: An attempt ended without an answer, so its change may have been recorded.
+        failure: The error of the last attempt; None while an attempt goes on.
+        unreachable_since: When the first of the latest attempts without a connection failed, in the
+            time of the event loop; None if the last attempt had a connection.
+        orphans: How many attempts failed at a foreign key.
+        mismatches: How many attempts changed an unexpected number of rows.
     """
 
     retrying: RetryPolicy
@@ -122,7 +123,7 @@ class _Attempts(Generic[T]):
     mismatches: int = 0
 
     async def run(self) -> T:
-        """Make more of them, if that can help after the first one."""
+        """Make further attempts if the first failure may pass."""
         try:
             return await self._run()
         except Exception as error:
@@ -133,7 +134,7 @@ class _Attempts(Generic[T]):
         assert self.failure is not None
         if not self._is_repeatable(self.failure):
             raise self.failure
-        # Imported only when something fails, for it takes a while.
+        # Imported only when something fails, as the import is slow.
         from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
         async for attempt in AsyncRetrying(
@@ -155,12 +156,12 @@ class _Attempts(Generic[T]):
             raise
 
     def take(self, error: Exception) -> None:
-        """Take note of how an attempt ended."""
+        """Note the error with which an attempt ended."""
         self.failure = error
         failure = self._diagnose(error)
         if self._may_be_recorded and failure in UNANSWERED:
             self.unknown = True
-        # A server that let us in, and then lost the connection, is there.
+        # If the connection was lost after it was made, the server can be reached.
         lost = failure is Failure.DISCONNECTED and self.deadline.was_lent
         if lost or failure not in UNREACHABLE:
             self.unreachable_since = None
@@ -168,8 +169,8 @@ class _Attempts(Generic[T]):
             self.unreachable_since = self._now
 
     def expired(self) -> EventMetaError:
-        """Return the error for what had not ended in time."""
-        if self.failure is not None:  # it was waiting for the next attempt
+        """Return the error of a call that did not end in time."""
+        if self.failure is not None:  # the call was waiting for its next attempt
             return self._translated(self.failure)
         return self.retrying.failures.expired(
             self.limits.timeout,
@@ -183,7 +184,7 @@ class _Attempts(Generic[T]):
 
     @property
     def _may_be_recorded(self) -> bool:
-        """Whether the attempt has got so far that something may have been sent."""
+        """Return whether the attempt may have sent a change to the database."""
         return self.changes and self.deadline.was_lent
 
     def _translated(self, error: Exception) -> EventMetaError:
@@ -195,7 +196,7 @@ class _Attempts(Generic[T]):
         return self.retrying.dialect.diagnose(error)[0]
 
     def _is_repeatable(self, error: BaseException) -> bool:
-        if isinstance(error, UnexpectedRowCount):  # what others deleted may have come between
+        if isinstance(error, UnexpectedRowCount):  # others may have deleted rows meanwhile
             self.mismatches += 1
             return self.commit and self.mismatches < MISMATCHES
         if isinstance(error, EventMetaError):
@@ -212,14 +213,14 @@ class _Attempts(Generic[T]):
         return failure is Failure.CONFLICT or failure in UNREACHABLE
 
     def _is_a_race(self, error: BaseException) -> bool:
-        """Return whether a row of ours that another refers to was deleted meanwhile."""
+        """Return whether a row in our tables that another refers to was deleted meanwhile."""
         self.orphans += 1
         rule = self.retrying.dialect.rule_of(error)
         own = (rule.table, rule.refers_to) in self.retrying.references
         return own and self.orphans <= ORPHANS
 
     def _is_enough(self, state: RetryCallState) -> bool:
-        """Return whether there is no time for another attempt."""
+        """Return whether there is no time left for another attempt."""
         if self.deadline.left < _BARELY:
             return True
         if self.unreachable_since is not None:

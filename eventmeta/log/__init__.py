@@ -1,8 +1,8 @@
 """Commands become events.
 
-event_log            commands in, events out: what sessions and stores share
+event_log            commands in, events out: the log that sessions and stores share
 writer               group commit
-lanes                where commands wait for a stream that another transaction holds
+lanes                queues of commands for a stream that another transaction holds
 appender             carrying out a batch, with retries
 inline               projections in plain Python, in the same transaction
 batch                a batch of any commands as one transaction
@@ -13,6 +13,6 @@ fast_path_statement  that statement
 pending_event        events that are not written yet
 stream_head          heads of streams, and the events that ownership adds
 statements           the statements of a batch
-commands             what can be asked of a stream
+commands             the commands to a stream
 arrow                the log as Arrow
 """

@@ -26,15 +26,18 @@ from eventmeta.log.statements import AppendStatements
 from projections import AppliedProjection
 
 RACES = 5
-"""How often the key of a row that a projection in plain Python adds may turn out to exist."""
+"""The attempt in which a duplicate key of a projection in plain Python no longer counts as a race.
+
+In earlier attempts, another transaction may have added the row meanwhile.
+"""
 
 
 class Appender:
-    """Appends to the log of one database, and maintains the tables that follow from it.
+    """An appender to the log of one database, which also maintains the inline read models.
 
     Attributes:
-        applied: The app's own projections that Python applies in every append.
-        statements: The statements of an append in a transaction of the caller's.
+        applied: The app's projections that Python applies in every append.
+        statements: The statements of an append in a caller's transaction.
     """
 
     def __init__(self, database: Database) -> None:
@@ -43,7 +46,7 @@ class Appender:
         self.maintain(())
 
     def maintain(self, applied: tuple[AppliedProjection, ...]) -> None:
-        """Keep the tables of the database up to date from now on, and what is ``applied``."""
+        """Keep the current tables of the database and the ``applied`` projections up to date."""
         self.applied = applied
         tables = self._database.tables
         self.statements = AppendStatements(tables, self._dialect)
@@ -63,11 +66,11 @@ class Appender:
         the event ids tell whether an attempt had succeeded.
 
         Args:
-            commands: What to do.
-            limits: How long all of it may take.
+            commands: The commands.
+            limits: How long all of them may take together.
             waits: Whether to wait for a session or user that an open transaction holds. Otherwise
-                its commands come back at once, each with a `DatabaseBusy` that says so, and those
-                that need nothing of it are carried out.
+                its commands come back at once, each with a `DatabaseBusy` that says so, and all
+                other commands are carried out.
         """
         limits = limits or self._database.limits
         end = time.monotonic() + limits.timeout
@@ -90,7 +93,8 @@ class Appender:
     ) -> Outcome | EventMetaError:
         """Carry out ``command`` in the caller's transaction, whose commit makes it visible.
 
-        If the server does not answer in time, the connection is closed, and the transaction undone.
+        If the server does not answer in time, the connection is closed and the transaction is
+        undone.
         """
         try:
             with Deadline(limits.timeout) as deadline:
@@ -114,7 +118,7 @@ class Appender:
         return outcomes[0]
 
     async def _apply_within(self, connection: AsyncConnection, command: Command) -> Outcome:
-        """In a savepoint, for which a transaction must have begun."""
+        """Append and apply in a savepoint, which needs a transaction that has begun."""
         await self._dialect.write_within(connection, nothing())
         async with self._dialect.savepoint(connection):
             outcomes = await self._append_and_apply([command], connection)
@@ -143,7 +147,7 @@ class Appender:
             try:
                 return await self._attempt(commands, racing=attempts < RACES, waits=waits)
             except Exception:
-                # Whatever it was, the commit may have gone through before.
+                # Whatever failed, the commit may have succeeded before.
                 for command in with_companions(commands):
                     command.may_be_recorded = True
                 raise
@@ -175,7 +179,10 @@ class Appender:
     async def _attempt_at_once(
         self, commands: Sequence[Append], statement: Statement
     ) -> list[Outcome] | None:
-        """None if something is held: to pass that over takes steps."""
+        """Append in one statement, and return None if another transaction holds a head.
+
+        One statement cannot pass over what is held; `append_batch` can.
+        """
         program = append_in_one_statement(
             commands, statement, self._database.tables.session_metadata
         )

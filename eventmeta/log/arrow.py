@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 WINDOW = 50_000
-"""How many positions one query reads, at the most."""
+"""The largest number of positions that one query reads."""
 
 WINDOW_BYTES = 16 * 2**20
-"""About how long their payloads are together, at the most."""
+"""The largest size of the payloads that one query reads, in bytes; an approximate limit."""
 
 
 @dataclass(frozen=True)
 class ExportProgress:
-    """How far an export has come.
+    """The progress of an export.
 
     Attributes:
-        position: Up to where the log is exported.
-        until: Up to where it will be.
-        events: How many events that were.
+        position: The position up to which the log is exported.
+        until: The position at which the export will end.
+        events: How many events are exported.
     """
 
     position: int
@@ -44,7 +44,7 @@ class ExportProgress:
 
 
 def arrow_schema() -> pa.Schema:
-    """The columns of the log; ``data`` and ``context`` are JSON text.
+    """Return the Arrow schema of the log; ``data`` and ``context`` are JSON text.
 
     Raises:
         MissingExtra: pyarrow is not installed.
@@ -60,15 +60,15 @@ def arrow_schema() -> pa.Schema:
 
 @dataclass(frozen=True)
 class ArrowExport:
-    """A part of the log.
+    """An export of a part of the log.
 
     Attributes:
         log: The log.
-        after: The position of the last event before it.
-        until: The last position of it, at most the horizon; None for that.
+        after: The position of the last event before the part.
+        until: The last position of the part, at most the horizon; None for the horizon.
         types: Only events of these types.
         stream: Only events of this stream.
-        progress: Told of each batch.
+        progress: Called after each batch with the progress.
     """
 
     log: EventLog
@@ -79,7 +79,7 @@ class ArrowExport:
     progress: Callable[[ExportProgress], Any] | None = None
 
     async def batches(self) -> AsyncGenerator[pa.RecordBatch]:
-        """The batches in the order of the log; the next are read while one is taken apart."""
+        """Yield the batches in the order of the log. The next are read while one is processed."""
         end = await self.log.horizon()
         if self.until is not None:
             end = min(end, self.until)
@@ -111,7 +111,7 @@ class ArrowExport:
             await asyncio.gather(*(window for _, window in reading), return_exceptions=True)
 
     async def _stop(self, start: int, end: int) -> int:
-        """Where a window that begins at ``start`` has to end, so that memory is enough for it."""
+        """Return where the window from ``start`` has to end so that it fits in memory."""
         database = self.log.database
         log, dialect = database.tables.events.c, database.dialect
         size = dialect.compile(self._query(func.sum(dialect.size(log.data))))
@@ -124,7 +124,7 @@ class ArrowExport:
             stop = start + max((stop - start) // (too_large + 1), 1)
 
     async def _window(self, after: int, until: int) -> pa.RecordBatch | None:
-        """The events of the next positions, as a batch; None if there are none."""
+        """Return the events between two positions as a batch; None if there are none."""
         bounds = {"after": after, "until": until}
         database, limits = self.log.database, self.log.database.limits.long
         log, dialect = database.tables.events.c, database.dialect
@@ -137,7 +137,7 @@ class ArrowExport:
         return await asyncio.to_thread(_built, rows) if rows else None
 
     def _query(self, *columns: ColumnElement[Any]) -> Select[Any]:
-        """``after``, ``until`` → ``columns`` of the events there."""
+        """Return the query for events between two positions: ``after``, ``until`` → ``columns``."""
         log = self.log.database.tables.events.c
         return select(*columns).where(
             log.position > bindparam("after", type_=BigInt),
@@ -147,7 +147,10 @@ class ArrowExport:
 
 
 def _parsed(text: bytes) -> pa.RecordBatch:
-    """A batch from CSV, whose fields are quoted where need be; NULL is an empty one without."""
+    """Return a batch made from CSV, in which NULL is an empty field without quotes.
+
+    Other fields are quoted only if they have to be.
+    """
     from pyarrow import csv
 
     schema: Any = arrow_schema()
@@ -168,7 +171,7 @@ def _parsed(text: bytes) -> pa.RecordBatch:
 
 
 def _built(rows: Sequence[Row]) -> pa.RecordBatch:
-    """A batch from rows as the driver gave them."""
+    """Return a batch made from rows as the driver gave them."""
     arrow = _pyarrow()
     schema: Any = arrow_schema()
     arrays: list[Any] = []

@@ -1,8 +1,8 @@
 """A batch of commands as one transaction, without its I/O.
 
-It owns the heads of all streams first, in the order of their keys, so that from then on versions,
-owners and conflicts are known. Where the database can do plain commands in one statement,
-`append_in_one_statement` takes the place of this.
+The batch first locks the heads of all streams, in the order of their keys. From then on versions,
+owners and conflicts are known. If the database can append unconditional commands in one statement,
+`append_in_one_statement` takes the place of this program.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def append_batch(
     """Carry out commands of any kind, each as if it were alone.
 
     Args:
-        commands: What to do.
+        commands: The commands.
         sql: The statements.
-        recorded: Takes every event that this records, those on behalf of others included.
+        recorded: Gets every event that the batch records, also those that ownership adds.
     """
     batch = _Batch(sql)
     everything = with_companions(commands)
@@ -76,11 +76,11 @@ class _Batch:
 
     Attributes:
         sql: The statements.
-        heads: Those of the streams it may append to.
-        some_held: Whether another transaction holds any of them.
+        heads: The heads of the streams that it may append to.
+        some_held: Whether another transaction holds any of the heads.
         recorded: The events that are known by their ids: found in the log, or of this batch.
-        pending: The events that are yet to be written.
-        written: Those that are.
+        pending: The events that are not written yet.
+        written: The events that are written.
     """
 
     sql: AppendStatements
@@ -93,7 +93,7 @@ class _Batch:
     written: list[PendingEvent] = field(default_factory=list[PendingEvent])
 
     def find_recorded(self, commands: Iterable[Command]) -> Program[None]:
-        """Learn which of the commands have been carried out before."""
+        """Look up the events of the commands that have been carried out before."""
         wanted = [
             {**command.stream._asdict(), "event_id": command.event_id} for command in commands
         ]
@@ -110,7 +110,7 @@ class _Batch:
         """Carry out one command and its companions.
 
         Raises:
-            EventMetaError: A companion cannot be; roll all of it back.
+            EventMetaError: A companion was refused; roll the transaction back.
         """
         outcome = yield from self.take(command)
         if isinstance(outcome, EventMetaError):
@@ -128,7 +128,7 @@ class _Batch:
         head = self.heads[command.stream]
         earlier = self.recorded.get((command.stream, command.event_id))
         if isinstance(earlier, PendingEvent):
-            yield from self.flush()  # so that it is complete
+            yield from self.flush()  # which completes the event
         event = earlier.event() if isinstance(earlier, PendingEvent) else earlier
         there = is_visible(command, head)
         if there and self.some_held and is_held(command, self.heads):
@@ -162,7 +162,7 @@ class _Batch:
         return draft
 
     def flush(self) -> Program[None]:
-        """Write the pending events, their items, and what follows from them."""
+        """Write the pending events, their items, and the read models."""
         drafts, self.pending = self.pending, []
         if not drafts:
             return
@@ -185,9 +185,9 @@ class _Batch:
             yield from follow(self.sql.structure, [draft.change() for draft in drafts])
 
     def _assign(self, drafts: Sequence[PendingEvent]) -> Program[None]:
-        """Have the rows of sessions that changed hands say so, now that the users are there.
+        """Write the new owners to the rows of assigned sessions, now that the users exist.
 
-        Those of a user who is gone as well: SQLite's foreign keys may be turned off.
+        This includes the sessions of a deleted user, as SQLite's foreign keys may be turned off.
         """
         assigned = {
             draft.command.stream.stream_id for draft in drafts if draft.fact.type == USER_ASSIGNED
@@ -199,7 +199,7 @@ class _Batch:
         yield self.sql.commands.assign_sessions(sessions=session_rows(assigned))
 
     def _hand_over(self, drafts: Sequence[PendingEvent]) -> Program[None]:
-        """Write from which version on the new owners see the sessions they were given."""
+        """Write the version from which the new owner of each transferred session sees it."""
         time_text = self.sql.dialect.time_text
         rows = {
             draft.command.stream.stream_id: (since, time_text(draft.recorded_at), None)
@@ -235,7 +235,7 @@ class _Batch:
             yield model.write(**values)
 
     def save_heads(self) -> Program[None]:
-        """Move the heads to their new versions and owners."""
+        """Write the new versions and owners of the heads."""
         moved = [(key, head) for key, head in sorted(self.heads.items()) if head.moved]
         time_text = self.sql.dialect.time_text
         if moved:
@@ -249,7 +249,7 @@ class _Batch:
             head.moved = False
 
     def drop_unused(self) -> Program[None]:
-        """Leave nothing behind where nothing was recorded."""
+        """Delete the heads that this batch added and in whose streams nothing was recorded."""
         unused = [
             key for key, head in sorted(self.heads.items()) if head.added and not head.version
         ]
@@ -258,12 +258,12 @@ class _Batch:
 
 
 def _gave_away(command: Command, recorded: RecordedEvent) -> bool:
-    """Whether the session is out of reach only because ``command`` was carried out before."""
+    """Return whether the session is invisible because an earlier attempt transferred it."""
     return isinstance(command, TransferSession) and command.has_given_away(recorded)
 
 
 def _on_behalf_of(command: Command, stream: StreamKey, fact: EventData) -> Append:
-    """What ``command`` records in a ``stream`` besides its own event."""
+    """Return the command for a ``fact`` that ``command`` records besides its own event."""
     return Append(
         stream=stream,
         event_id=new_event_id(),

@@ -1,4 +1,4 @@
-"""The items of a batch: written with the rows of their sessions, after all that are there."""
+"""Writing the items of a batch, with the rows of their sessions, after all existing items."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eventmeta.log.statements import AppendStatements
 
 
 def write_items(drafts: Sequence[PendingEvent], sql: AppendStatements) -> Program[None]:
-    """Write the items of ``drafts`` and the rows of their sessions, and note the items' ids."""
+    """Write the items of ``drafts`` and the rows of their sessions, and set the items' ids."""
     adding = [(draft, draft.command) for draft in drafts if isinstance(draft.command, AddItems)]
     touched = {command.stream.stream_id for _, command in adding}
     created = {
@@ -39,10 +39,10 @@ def write_items(drafts: Sequence[PendingEvent], sql: AppendStatements) -> Progra
 
 
 def put_items_last(drafts: Sequence[PendingEvent], sql: AppendStatements) -> Program[None]:
-    """Give new items no earlier time than older ones, where the INSERT could not.
+    """Move new items behind older ones whose time is later, if the INSERT could not.
 
-    The positions are drawn by now: on MySQL, what others change after the first plain SELECT
-    could not be locked any more, such as the counter.
+    Call it after the positions are drawn. On MySQL a plain SELECT fixes the transaction's snapshot,
+    and rows that others change after that, such as the counter, could not be locked any more.
     """
     ahead, move = sql.commands.items_ahead, sql.commands.move_items
     added: dict[str, list[int]] = {}
@@ -61,5 +61,5 @@ def put_items_last(drafts: Sequence[PendingEvent], sql: AppendStatements) -> Pro
 
 
 def session_rows(session_ids: Iterable[str]) -> str:
-    """Return the record set of sessions."""
+    """Return the sessions as a record set, in the order of their ids."""
     return recordset([{"session_id": session_id} for session_id in sorted(session_ids)])

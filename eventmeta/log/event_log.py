@@ -37,17 +37,17 @@ _Key = tuple[TableNames, str | None]
 
 
 class EventLog(LogReading):
-    """The append-only log of one engine and one set of tables, and what follows it.
+    """The append-only log of one engine and one set of tables, with its projections.
 
     An engine may serve several event loops, one after another; each has its own writer.
 
     Attributes:
         database: The engine and the tables.
         registry: The projections.
-        appended: Tells those who wait for events.
-        applied: Tells those who wait for a projection.
-        appender: Appends to it.
-        gives_hints: Whether other processes are told of new events.
+        appended: Notifies the waiters for events.
+        applied: Notifies the waiters for a projection.
+        appender: Appends to the log.
+        gives_hints: Whether other processes get hints at new events.
     """
 
     def __init__(self, engine: AsyncEngine, names: TableNames) -> None:
@@ -62,10 +62,10 @@ class EventLog(LogReading):
 
     @classmethod
     def of(cls, engine: AsyncEngine, names: TableNames | None = None) -> EventLog:
-        """Return the one log of ``engine`` with these tables, found or made.
+        """Return the one log of ``engine`` with these tables, and make it if there is none.
 
-        It is kept by the engine itself, and goes with it. Once the engine translates schemas in
-        another way, those that are opened from then on are others.
+        The engine keeps the log, which lives as long as the engine. If the engine's translation of
+        schemas changes, later calls get another log.
         """
         check_engine(engine)
         names = names or TableNames()
@@ -76,7 +76,7 @@ class EventLog(LogReading):
         return found[key]
 
     def _keep_structured(self) -> None:
-        """Keep structured tables, as the database does, though nobody said so."""
+        """Keep structured tables, as the database does and the options do not say whether to."""
         database = self.database
         names = replace(database.names, structured_metadata=True)
         tables = define_tables(names, database.dialect.event_keys)
@@ -84,20 +84,20 @@ class EventLog(LogReading):
         self._maintain(tables)
 
     def _maintain(self, tables: Tables) -> None:
-        """Keep ``tables`` up to date with every append, and the projections that are inline."""
+        """Keep ``tables`` and the inline projections up to date with every append."""
         self.database.replace_tables(replace(tables, inline=self.registry.inline_folded))
         self.appender.maintain(self.registry.inline_applied)
 
     def register(self, projection: AnyProjection, *, inline: bool) -> None:
-        """Have a projection kept up to date: see `MetadataStore.register`."""
+        """Register a projection to be kept up to date: see `MetadataStore.register`."""
         if self.registry.add(projection, inline=inline):
             self._maintain(self.database.tables)
             self.database.opening.tables_changed()
 
     async def create_tables(self, *, turn_on: bool = False) -> None:
-        """Add what is missing of the tables; see `Opening.create_tables`."""
+        """Add the missing tables, columns and indexes: see `Opening.create_tables`."""
         await self.database.opening.create_tables(turn_on=turn_on)
-        if turn_on:  # those on this engine that are opened already are to see it
+        if turn_on:  # all open logs of this engine have to notice it
             found: dict[_Key, EventLog] = vars(self.database.engine.sync_engine).get(_ATTRIBUTE, {})
             for other in found.values():
                 other.database.opening.check_again()
@@ -108,16 +108,17 @@ class EventLog(LogReading):
         connection: AsyncConnection | AsyncSession | None = None,
         limits: Limits | None = None,
     ) -> RecordedEvent | None:
-        """Carry out ``command``: its event, or None if there was nothing to do.
+        """Carry out ``command``, and return its event, or None if there was nothing to do.
 
         Args:
-            command: What to do.
-            connection: Do it in this transaction of the caller's. It becomes durable and visible
-                with the caller's commit, and vanishes with a rollback.
+            command: The command.
+            connection: The caller's connection, in whose transaction to carry out the command. The
+                event becomes durable and visible with the caller's commit, and vanishes with a
+                rollback.
             limits: How long the caller waits.
 
         Raises:
-            EventMetaError: It was rejected or failed; nothing was changed.
+            EventMetaError: The command was rejected or failed; nothing was changed.
         """
         self.database.check_open()
         limits = limits or self.database.limits
@@ -133,7 +134,7 @@ class EventLog(LogReading):
         return outcome
 
     async def drain(self) -> None:
-        """Wait until what was submitted in this event loop is carried out."""
+        """Wait until all commands that were submitted in this event loop are carried out."""
         loop = asyncio.get_running_loop()
         writer = self._writer.made_here
         if writer is not None:
@@ -143,9 +144,9 @@ class EventLog(LogReading):
                 await asyncio.wait([task])
 
     async def close(self) -> None:
-        """Take no more, and wait until what was submitted is carried out, reads too.
+        """Refuse further calls, and wait for the end of all submitted commands and reads.
 
-        What goes on step by step, such as a rebuild, ends with `StoreClosed` at its next step.
+        An operation of many steps, such as a rebuild, ends with `StoreClosed` at its next step.
         """
         database = self.database
         key = (database.names, database.dialect.schema)
@@ -153,7 +154,7 @@ class EventLog(LogReading):
         database.close()
         await self.drain()
         database.gate.close()
-        self.appended.give()  # to whoever waits for events, and is to end
+        self.appended.give()  # wakes the waiters for events, which then end
         await database.gate.settled()
 
     async def _commit(
@@ -166,7 +167,10 @@ class EventLog(LogReading):
         return outcomes
 
     async def _give_hint(self) -> None:
-        """To other processes, which look at the log by themselves after a while if it is lost."""
+        """Hint to other processes that there are new events.
+
+        If the hint is lost, the other processes find the events at their next poll.
+        """
         try:
             with Deadline(self.database.limits.timeout):
                 await self.database.dialect.hint(self.database.tables)
@@ -177,7 +181,7 @@ class EventLog(LogReading):
 
     @asynccontextmanager
     async def hints(self) -> AsyncGenerator[None]:
-        """Hear of what other processes append until the end of the block, if that is possible."""
+        """Receive hints at events of other processes during the block, if that is possible."""
         if not self.gives_hints:
             yield
             return
@@ -187,12 +191,12 @@ class EventLog(LogReading):
                 hints = database.dialect.hints(database.tables, self.appended.give)
                 await stack.enter_async_context(hints)
             except Exception as error:
-                logger.warning("looks at the log without hints from other processes: %s", error)
+                logger.warning("polls the log without hints from other processes: %s", error)
             yield
 
     @property
     def order(self) -> Order:
-        """The order of writes in this event loop."""
+        """Return the order of writes in this event loop."""
         return self._writer.here.order
 
     def _make_writer(self) -> Writer:
@@ -208,5 +212,5 @@ class EventLog(LogReading):
 async def own_connection(
     connection: AsyncConnection | AsyncSession | None,
 ) -> AsyncConnection | None:
-    """Return the connection on which a caller's transaction is."""
+    """Return the connection of a caller's transaction; None if there is none."""
     return await connection.connection() if isinstance(connection, AsyncSession) else connection

@@ -1,4 +1,4 @@
-"""A batch of plain commands as one statement, where the database has one."""
+"""The fast path: a batch of unconditional appends as one statement, if the database has one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from projections import KnownEvent, Projection
 
 
 def is_unconditional(command: Command) -> bool:
-    """Whether nothing need be known of the stream to record ``command``."""
+    """Return whether ``command`` can be recorded without reading its stream."""
     return (
         isinstance(command, Append)
         and command.expected_version is None
@@ -36,7 +36,10 @@ def is_unconditional(command: Command) -> bool:
 
 
 def statement_for(commands: Sequence[Command], sql: FastPathStatements) -> Statement | None:
-    """The statement that can take ``commands``: plain ones, each stream for one user only."""
+    """Return the statement that can append all ``commands``, or None.
+
+    It takes unconditional appends only, and those to one stream must all be for the same user.
+    """
     commands = with_companions(commands)
     if not all(map(is_unconditional, commands)):
         return None
@@ -62,9 +65,10 @@ def _for_users(commands: Sequence[Command]) -> bool:
 def append_in_one_statement(
     commands: Sequence[Append], statement: Statement, metadata: Projection
 ) -> Program[list[Outcome]]:
-    """Record plain commands. An event id that is recorded already fails the whole batch.
+    """Record unconditional commands in one statement.
 
-    Where None comes back, the session does not, or not yet, belong to whom the command is for.
+    An event id that is recorded already fails the whole batch. The outcome None means that the
+    session does not, or not yet, belong to the user of the command.
     """
     everything = with_companions(commands)
     rows = yield statement(
@@ -82,7 +86,7 @@ def append_in_one_statement(
 
 
 def _events(commands: Sequence[Command]) -> list[dict[str, Any]]:
-    """What is known of the events, and how many ``later`` ones there are of the same stream."""
+    """Return the known fields of the events, and how many ``later`` ones each stream has."""
     for_users, later = _for_users(commands), Counter(command.stream for command in commands)
     events: list[dict[str, Any]] = []
     for n, command in enumerate(commands):
@@ -96,7 +100,10 @@ def _events(commands: Sequence[Command]) -> list[dict[str, Any]]:
 
 
 def _columns(commands: Sequence[Command], metadata: Projection) -> dict[str, str]:
-    """The columns of the rows of ``metadata``, which get their times from their streams."""
+    """Return the rows of ``metadata`` by column, as JSON, without the times.
+
+    The statement takes the times from the streams.
+    """
     assert metadata.fold is not None
     names = (column.name for column in metadata.table.columns)
     rows = metadata.fold(

@@ -1,4 +1,4 @@
-"""The one statement that appends a batch of plain commands, where the database has one."""
+"""The one statement that appends a batch of unconditional commands, if the database has one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from projections.types import UtcDateTime
 
 @dataclass(frozen=True)
 class FastPathStatements:
-    """It is the shorter the less the batch has. Compiled at first use.
+    """The statements of the fast path: one for each combination of contents, compiled at first use.
+
+    A batch with fewer kinds of contents gets a shorter statement.
 
     Attributes:
         tables: The store's tables.
         dialect: Its database.
-        structure: What follows a change of items, where that is kept.
+        structure: The statements of the structured tables; None if these are not kept.
     """
 
     tables: Tables
@@ -37,13 +39,16 @@ class FastPathStatements:
     def one(
         self, *, with_metadata: bool, with_items: bool, with_tools: bool, for_users: bool
     ) -> Statement | None:
-        """``events``, ``items`` → what is recorded; None if this database does it in steps.
+        """Return the statement ``events``, ``items`` → recorded events, or None.
+
+        None means that the database has no such statement, or that the app has projections of its
+        own, so the batch has to be appended in steps.
 
         Args:
-            with_metadata: Whether metadata is set. Its rows are given as well, by column.
+            with_metadata: Whether metadata is set. Its rows are parameters as well, by column.
             with_items: Whether items are added.
-            with_tools: Whether there may be tool calls among them.
-            for_users: Whether some of it is on behalf of users, who must own what they write to.
+            with_tools: Whether there may be tool calls among the items.
+            for_users: Whether commands are on behalf of users, who must own the streams.
         """
         with_tools = with_tools and self.structure is not None
         kind = (with_metadata, with_items, with_tools, for_users)
@@ -55,7 +60,7 @@ class FastPathStatements:
         self, with_metadata: bool, with_items: bool, with_tools: bool, for_users: bool
     ) -> Statement | None:
         if self.tables.inline:
-            return None  # an app's own projection may remove rows, which takes a step of its own
+            return None  # an app's projection may remove rows, which takes a step of its own
         columns: list[ColumnClause[Any]] = [column(name) for name in EVENT_COLUMNS]
         events = self.dialect.relation(table("_appended", *columns))
         usage, metadata = self.tables.usage, self.tables.session_metadata

@@ -1,4 +1,4 @@
-"""Appends with projections in plain Python, which run in the same transaction."""
+"""Appends that also run projections in plain Python, in the same transaction."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ async def append_and_apply(
     *,
     alone: bool,
 ) -> list[Outcome]:
-    """Carry out ``commands`` on a connection of SQLAlchemy's, and apply what they recorded.
+    """Carry out ``commands`` on a connection of SQLAlchemy's, and apply the recorded events.
 
     Args:
-        commands: What to do.
+        commands: The commands.
         sql: The statements.
-        applied: What to apply.
-        dialect: Of the database.
-        connection: Whose transaction to do it in.
+        applied: The projections to apply.
+        dialect: The dialect of the database.
+        connection: The connection in whose transaction all of this happens.
         alone: See `apply_events`.
 
     Raises:
-        ProjectionFailed: One of ``applied`` could not; roll all of it back.
+        ProjectionFailed: One of ``applied`` failed; roll the transaction back.
     """
     events: list[RecordedEvent] = []
     outcomes = await dialect.write_within(connection, append_batch(commands, sql, events))
@@ -53,5 +53,5 @@ async def append_and_apply(
 
 
 def nothing() -> Program[None]:
-    """A program that only has a transaction begun."""
+    """Return a program without statements, which only begins a transaction."""
     yield from ()

@@ -1,7 +1,7 @@
-"""Lanes: where the commands of a stream wait that an open transaction holds.
+"""Lanes: queues of commands for streams that another open transaction holds.
 
-They keep their order there, and nobody else waits for them. Later commands of the same stream queue
-behind them, until the lane is empty.
+A lane keeps the order of its commands, and no other stream waits for them. Later commands of the
+same stream join the lane until it is empty.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ from eventmeta.log.commands import Command
 from eventmeta.log.pending_event import Outcome
 
 HELD_SECONDS = 15.0
-"""For how long a command waits in a lane, at least."""
+"""For how many seconds a command waits in a lane, at least."""
 
 MAX_IN_LANE = 512
-"""How many commands wait in one lane; further callers wait for a place in it."""
+"""How many commands may wait in one lane; further callers wait for a place in it."""
 
 MAX_IN_LINE = 4
-"""How many lanes may each have a connection wait for its lock, which is served in turn."""
+"""How many lanes may each use a connection to wait for the lock, which is granted in turn."""
 
 PAUSES = 0.01, 0.25
-"""Between two looks of a lane that may not: the first, and the longest."""
+"""The first and the longest pause, in seconds, between two attempts of the other lanes."""
 
 
 class Commit(Protocol):
-    """What carries out a batch."""
+    """A function that carries out a batch."""
 
     def __call__(
         self, commands: Sequence[Command], limits: Limits, /, *, waits: bool = False
     ) -> Coroutine[Any, Any, list[Outcome | EventMetaError]]:
-        """See `EventLog.commit`."""
+        """Carry out the commands: see `Appender.commit`."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A command on its way.
+    """A submitted command whose outcome is not known yet.
 
     Attributes:
         command: The command.
         limits: How long its caller waits.
-        end: When that is over, in the time of the event loop.
-        outcome: What became of it.
-        queue: Where it waits, unless it is being carried out.
-        batch_ended: The end of the batch that it is part of.
-        place: What it takes a place of while it waits.
-        busy: Why it is in a lane.
-        until: When it has waited in its lane for long enough.
-        context: The variables of its caller.
+        end: When the caller's time is up, in the time of the event loop.
+        outcome: The outcome of the command.
+        queue: The queue in which it waits, unless it is being carried out.
+        batch_ended: The end of the batch that it is part of; None while it waits.
+        place: The semaphore in which it takes a place while it waits.
+        busy: The error because of which it is in a lane.
+        until: When it has waited in its lane for long enough, in the time of the event loop.
+        context: The context variables of its caller.
     """
 
     command: Command
@@ -74,18 +74,18 @@ class Entry:
     until: float = 0.0
 
     def leave_place(self) -> None:
-        """Let somebody else have the place."""
+        """Release the place for another command."""
         if self.place is not None:
             self.place.release()
             self.place = None
 
 
 class Batch(NamedTuple):
-    """What is carried out in one transaction.
+    """The commands that are carried out in one transaction.
 
     Attributes:
         entries: The commands, in their order.
-        context: What it must be carried out in, as all are of it; None if in any.
+        context: The context of all their callers, in which to carry them out; None for any.
     """
 
     entries: Sequence[Entry]
@@ -93,9 +93,9 @@ class Batch(NamedTuple):
 
 
 async def carry_out(batch: Batch, commit: Commit, *, waits: bool = False) -> list[Entry]:
-    """Carry out ``batch`` by ``commit``, and return what must wait as its stream is held.
+    """Carry out ``batch`` by ``commit``, and return the commands whose stream is held.
 
-    It has as much time as the most patient of its callers.
+    The batch has as much time as the most patient of its callers.
     """
     entries, context = batch
     loop = asyncio.get_running_loop()
@@ -128,7 +128,7 @@ async def carry_out(batch: Batch, commit: Commit, *, waits: bool = False) -> lis
 
 
 class Lanes:
-    """The lanes of a writer, each a task for as long as there is something in it."""
+    """The lanes of a writer. Each lane has a task while there are commands in it."""
 
     def __init__(self, commit: Commit, take: Callable[[deque[Entry]], Batch], in_line: int) -> None:
         self._commit = commit
@@ -142,11 +142,11 @@ class Lanes:
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        """Those that are at work."""
+        """Return the tasks of all lanes."""
         return [lane.task for lane in self._lanes.values()]
 
     def add(self, entry: Entry) -> None:
-        """Have ``entry`` wait in the lane of its stream, which is opened if need be."""
+        """Put ``entry`` into the lane of its stream, and open the lane if there is none."""
         stream = entry.command.stream
         lane = self._lanes.get(stream)
         if lane is None:
@@ -158,7 +158,7 @@ class Lanes:
         lane.waiting.append(entry)
 
     async def place(self, entry: Entry) -> bool:
-        """Take a place in the lane of its stream; False if there is no such lane."""
+        """Wait for a place in the lane of the entry's stream; return False if there is no lane."""
         lane = self._lanes.get(entry.command.stream)
         if lane is None:
             return False
@@ -178,7 +178,7 @@ class Lanes:
                 held = await self._attempt(lane.waiting)
                 lane.waiting.extendleft(reversed(held))
                 pause = min(2 * pause, PAUSES[1]) if held else PAUSES[0]
-                if held or not lane.waiting:  # or those who arrive get their turn
+                if held or not lane.waiting:  # sleep(0) lets arriving callers take their turn
                     await asyncio.sleep(pause if held else 0)
         finally:
             self._end(stream, lane)
@@ -190,7 +190,7 @@ class Lanes:
             return await carry_out(batch, self._commit, waits=waits) if batch.entries else []
 
     def _next(self, waiting: deque[Entry]) -> Batch:
-        """Take the next batch, and tell those who have waited for long enough."""
+        """Take the next batch, and give up commands that have waited for long enough."""
         now = asyncio.get_running_loop().time()
         entries: list[Entry] = []
         context: Context | None = None
@@ -206,16 +206,16 @@ class Lanes:
     def _end(self, stream: StreamKey, lane: _Lane) -> None:
         if self._lanes.get(stream) is lane:
             del self._lanes[stream]
-        # Only a task that was cancelled leaves anything: the loop is shutting down.
+        # Only a cancelled task leaves commands behind: the loop is shutting down.
         for entry in lane.waiting:
             entry.outcome.cancel()
 
 
 class _Lane:
-    """What waits for one stream, in order.
+    """A queue of commands for one stream.
 
     Attributes:
-        arriving: How many wait for a place.
+        arriving: How many callers wait for a place.
     """
 
     task: asyncio.Task[None]

@@ -1,4 +1,4 @@
-"""How a batch gets to own the heads of the streams that it may append to."""
+"""Locking the heads of the streams that a batch may append to."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from eventmeta.log.stream_head import StreamHead, StreamHeads, reaches_user, use
 
 
 def own_heads(commands: Sequence[Command], sql: AppendStatements) -> Program[StreamHeads]:
-    """Own the heads of all streams that ``commands`` may append to, until the transaction ends.
+    """Lock the heads of all streams that ``commands`` may append to, until the transaction ends.
 
-    First those of sessions, then those of users, which are needed only where a session changes
-    hands: in this order nobody waits for someone who waits for him.
+    The heads of sessions come first. Then come those of users, which are needed only if a session
+    gets another owner. This order prevents deadlocks between batches.
 
-    What is out of reach is looked at and not locked. What is missing is made only where something
-    may be recorded, so that a command that comes to nothing leaves nothing.
+    Invisible heads are read and not locked. A missing head is added only if an event may be
+    recorded in its stream, so that a command without effect leaves no row behind.
     """
     heads: StreamHeads = {}
     sessions, users = Wanted(), Wanted()
@@ -44,14 +44,14 @@ def own_heads(commands: Sequence[Command], sql: AppendStatements) -> Program[Str
 
 
 class Wanted:
-    """The streams whose heads a batch asks for, and on whose behalf."""
+    """The streams whose heads a batch asks for, each with the principal that asks."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[StreamKey, Principal], bool] = {}
         self._begun: dict[StreamKey, bool] = {}
 
     def add_command(self, command: Command) -> None:
-        """Ask for the stream of ``command``, which is only looked at if it is another's."""
+        """Ask for the stream of ``command``; its head is only read if the stream is invisible."""
         stream, access = command.stream, command.access
         if stream.stream_type == "user":
             if not reaches_user(command):
@@ -62,21 +62,21 @@ class Wanted:
             self._begun[stream] = self._begun.get(stream, False) or command.begins
 
     def add(self, stream: StreamKey, *, begins: bool = False) -> None:
-        """Ask for a ``stream`` to which something may be recorded besides."""
+        """Ask for a ``stream`` in which a command may record a further event."""
         self.rows[stream, ADMINISTRATOR] = True
         self._begun[stream] = self._begun.get(stream, False) or begins
 
     def may_begin(self, stream: StreamKey, *, exists: bool) -> bool:
-        """Whether something may be recorded in a ``stream`` that has no events.
+        """Return whether an event may be recorded in a ``stream`` that has none.
 
         Args:
-            stream: Which.
-            exists: There is a row of the session or user all the same: upstream's classes make it.
+            stream: The stream.
+            exists: The session or user has a row already: upstream's classes make such rows.
         """
         return self._begun.get(stream, False) or (exists and stream in self._begun)
 
     def recordset(self) -> str:
-        """Return them as the parameter of the statement, in the order of their keys."""
+        """Return the streams as the parameter of the statement, in the order of their keys."""
         return recordset(
             [
                 {

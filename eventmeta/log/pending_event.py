@@ -1,4 +1,4 @@
-"""Events on their way into the log."""
+"""Pending events: events that a command makes and that are not written yet."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from eventmeta.read_models.item_changes import ItemChange
 from projections import KnownEvent
 
 Outcome = RecordedEvent | EventMetaError | None
-"""The event; why there is none; or None, where there was nothing to do."""
+"""The event; the error because of which there is none; or None if there was nothing to do."""
 
 
 @dataclass
 class PendingEvent:
-    """An event that may still lack its position, and the ids of its items."""
+    """An event that may still lack its position and the ids of its items."""
 
     command: Command
     fact: EventData
@@ -30,7 +30,7 @@ class PendingEvent:
     position: int = 0
 
     def change(self) -> ItemChange:
-        """What it says of items, once it is complete."""
+        """Return the change of items that the event records, once the event is complete."""
         command = self.command
         return ItemChange(
             command.stream.stream_id,
@@ -42,7 +42,7 @@ class PendingEvent:
         )
 
     def row(self, recorded_at: str) -> tuple[Any, ...]:
-        """The event as a row of the log, once it is complete."""
+        """Return the event as a row of the log, once the event is complete."""
         command = self.command
         return (
             self.position,
@@ -58,11 +58,11 @@ class PendingEvent:
         )
 
     def known(self, recorded_at: str) -> KnownEvent:
-        """The event as a projection may fold it."""
+        """Return the event as a projection's Python fold takes it."""
         return KnownEvent(self.command.stream.stream_id, self.fact.data, recorded_at)
 
     def event(self) -> RecordedEvent:
-        """The event, once it is complete."""
+        """Return the recorded event, once the event is complete."""
         command = self.command
         return RecordedEvent(
             Position(self.position),
@@ -79,7 +79,7 @@ class PendingEvent:
 
 
 def event_row(command: Command, fact: EventData) -> dict[str, Any]:
-    """What is known of an event before its stream is."""
+    """Return the fields of an event that are known before its stream is read."""
     return {
         "stream_type": command.stream.stream_type,
         "stream_id": command.stream.stream_id,
@@ -92,7 +92,7 @@ def event_row(command: Command, fact: EventData) -> dict[str, Any]:
 
 
 def item_rows(commands: Iterable[tuple[int, Command]]) -> list[dict[str, Any]]:
-    """The items of all commands, numbered through, each with the number of its command."""
+    """Return the items of all commands, numbered as ``n``, each with its command's number."""
     items = [
         {"event": number, "session_id": command.stream.stream_id, "message_data": text}
         for number, command in commands

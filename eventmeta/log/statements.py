@@ -1,6 +1,6 @@
 """The statements that append a batch, each written once and compiled for the store's database.
 
-What handles a batch takes it as one JSON parameter, so there is no limit on how many rows it holds.
+A statement takes a batch as one JSON parameter, so the number of rows is not limited.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _NUMBER: Mapping[str, TypeEngine[Any]] = {"n": Integer()}
 
 @dataclass(frozen=True)
 class ReadModel:
-    """How one read model follows the events that are being appended.
+    """The statements that update one read model with the events being appended.
 
     Attributes:
-        projection: Its definition.
-        remove: ``events``, ``first``: removes rows.
-        write: ``events``, ``first``: writes rows.
-        put: Writes the rows that its ``fold`` gives.
+        projection: The definition of the read model.
+        remove: Deletes rows: ``events``, ``first``.
+        write: Writes rows: ``events``, ``first``.
+        put: Writes the rows that the projection's ``fold`` returns.
     """
 
     projection: Projection
@@ -60,13 +60,17 @@ class ReadModel:
 class AppendStatements:
     """The statements of a batch: heads, events and read models. Compiled at first use.
 
+    Each property that is a statement says what the statement does, then its parameters → the
+    columns of its rows.
+
     Attributes:
         tables: The store's tables.
         dialect: Its database.
-        waits: Whether they wait for heads that an open transaction holds. Otherwise they pass over
-            them, and over the rows of sessions and users that are held.
-        waits_within: Whether single commands wait for other rows, such as those of items, or fail
-            at once where the database can. A wait there would lock what is around those rows.
+        waits: Whether the statements wait for heads that an open transaction holds. Otherwise they
+            skip these heads, and rows of sessions and users that an open transaction holds.
+        waits_within: Whether commands wait for other rows that an open transaction holds, such as
+            those of items. Otherwise they fail at once if the database supports that: a command
+            that waits there would itself lock neighbouring rows.
     """
 
     tables: Tables
@@ -76,39 +80,39 @@ class AppendStatements:
 
     @cached_property
     def commands(self) -> CommandStatements:
-        """The statements that single commands run."""
+        """Return the statements that single commands run."""
         return CommandStatements(self.tables, self.dialect, self.waits_within)
 
     # --- Streams --------------------------------------------------------------------------------
 
     @cached_property
     def lock_streams(self) -> list[Statement]:
-        """``streams``, ``now`` → the heads, owned from then on if within reach: see `Dialect`."""
+        """Read heads, and lock the visible ones: ``streams``, ``now`` → heads. See `Dialect`."""
         keys = self.dialect.recordset("streams", _WANTED)
         return self._compile([self.dialect.lock_streams(self.tables, keys, waits=self.waits)])
 
     @cached_property
     def add_streams(self) -> list[Statement]:
-        """``streams`` without heads → new ones, owned by the transaction; none where all is."""
+        """Add the missing heads of ``streams``, and lock them: ``streams`` → the new heads."""
         keys = self.dialect.recordset("streams", _KEY)
         return self._compile(self.dialect.add_streams(self.tables.streams, keys))
 
     @cached_property
     def drop_streams(self) -> Statement:
-        """``streams``: the heads of those in which nothing was recorded after all."""
+        """Delete the heads of ``streams`` in which nothing was recorded after all."""
         streams, keys = self.tables.streams, self.dialect.recordset("streams", _KEY)
         listed = select(keys.c.stream_id, keys.c.stream_type).subquery("unused")
         return self._one(self.dialect.delete_matching(streams, listed))
 
     @cached_property
     def save_streams(self) -> PutRows:
-        """Heads with their new ``version``, ``recorded_at`` and ``user_id``."""
+        """Write heads with their new ``version``, ``recorded_at`` and ``user_id``."""
         update = ("version", "recorded_at", "user_id")
         return self.dialect.put_rows(self.tables.streams, update)
 
     @cached_property
     def find_events(self) -> Statement:
-        """``events`` (stream and event id) → those that are recorded already."""
+        """Select recorded events: ``events`` (stream and event id) → `EVENT_COLUMNS`."""
         log = self.tables.events
         wanted = self.dialect.recordset("events", {**_KEY, "event_id": log.c.event_id.type})
         same = and_(*(log.c[name] == wanted.c[name] for name in wanted.c.keys()))  # noqa: SIM118
@@ -119,18 +123,18 @@ class AppendStatements:
 
     @cached_property
     def allocate(self) -> list[Statement]:
-        """``numbers`` (n = 1, 2, …) → a position for each."""
+        """Draw positions: ``numbers`` (n = 1, 2, …) → a position for each."""
         numbers = self.dialect.recordset("numbers", _NUMBER)
         return self._compile(self.dialect.allocate(self.tables, numbers))
 
     @cached_property
     def insert_events(self) -> PutRows:
-        """Events, complete."""
+        """Insert complete events."""
         return self.dialect.put_rows(self.tables.events)
 
     @cached_property
     def read_models(self) -> list[ReadModel]:
-        """How each read model follows."""
+        """Return the statements of each read model."""
         log = self.tables.events
         given = self.dialect.recordset("events", {name: log.c[name].type for name in EVENT_COLUMNS})
         events = self.dialect.relation(self.dialect.appended(self.tables, given))
@@ -146,7 +150,7 @@ class AppendStatements:
 
     @cached_property
     def structure(self) -> ItemStatements | None:
-        """What follows a change of items, where that is kept."""
+        """Return the statements that follow a change of items; None without structured tables."""
         conversation, tool_calls = self.tables.conversation, self.tables.tool_calls
         if conversation is None or tool_calls is None:
             return None
@@ -154,7 +158,7 @@ class AppendStatements:
 
     @cached_property
     def plain(self) -> FastPathStatements:
-        """A batch of plain appends in one statement, where the database can."""
+        """Return the statements of the fast path, for batches of unconditional appends."""
         return FastPathStatements(self.tables, self.dialect, self.structure)
 
     def _one(self, executable: Executable) -> Statement:

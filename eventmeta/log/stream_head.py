@@ -1,4 +1,4 @@
-"""The heads of the streams that a batch owns, and what follows from whose they are."""
+"""Locked stream heads, and the events that ownership adds."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class StreamHead:
     """The last state of a stream.
 
     Attributes:
-        version: Of its last event.
-        recorded_at: When its next event is recorded: see `eventmeta.clocks`.
-        user_id: Of a session, the owner: None if it never had one, ``NOBODY`` if that one was
-            deleted. Of a user, the user's own id while there is such a user.
-        moved: Whether it is yet to be written.
-        owned: Whether it is this transaction's, until its end. What is out of reach is not, nor
-            what is missing, unless something is to be recorded there.
-        held: Whether it is an open transaction's of somebody else, so that this one passes it over.
-        added: Whether this transaction has made it.
+        version: The version of its last event.
+        recorded_at: The time of its next event: see `eventmeta.core.clocks`.
+        user_id: Of a session, the owner: None if it never had one, ``NOBODY`` if the owner was
+            deleted. Of a user, the user's own id while the user exists.
+        moved: Whether the head has changed and is not written yet.
+        owned: Whether this transaction has locked the head. Invisible heads are not locked, nor are
+            missing ones unless an event may be recorded in their streams.
+        held: Whether another open transaction has locked the head, so that this one skips it.
+        added: Whether this transaction has added the head.
     """
 
     version: int
@@ -37,7 +37,7 @@ class StreamHead:
     added: bool = False
 
     def record(self, stream: StreamKey, fact: EventData) -> None:
-        """Go on to the version of an event that holds ``fact``."""
+        """Advance the head by an event that holds ``fact``."""
         self.version += 1
         self.moved = True
         if stream.stream_type == "user":
@@ -50,19 +50,22 @@ StreamHeads = dict[StreamKey, StreamHead]
 
 
 def is_visible(command: Command, head: StreamHead) -> bool:
-    """Whether whoever is behind ``command`` reaches its stream."""
+    """Return whether the principal of ``command`` can see its stream."""
     if command.stream.stream_type == "user":
         return reaches_user(command)
     return command.access.reaches(head.user_id)
 
 
 def reaches_user(command: Command) -> bool:
-    """Whether the stream of a user is within reach of ``command``: nobody else's is."""
+    """Return whether ``command`` can see the stream of the user: users see only their own."""
     return command.access.user_id in (None, command.stream.stream_id)
 
 
 def is_held(command: Command, heads: StreamHeads) -> bool:
-    """Whether something that ``command`` may write to is held; then all after it waits as well."""
+    """Return whether another transaction holds a head that ``command`` may write to.
+
+    If so, the command's own head is marked as held, so that later commands to it wait as well.
+    """
     needed = [heads[command.stream]]
     if isinstance(command, DeleteUser):
         needed += (head for head in heads.values() if head.user_id == command.stream.stream_id)
@@ -84,10 +87,11 @@ def users_of(command: Command, heads: StreamHeads) -> Sequence[StreamKey]:
 def events_before(
     command: Command, fact: EventData, heads: StreamHeads
 ) -> Iterator[tuple[StreamKey, EventData]]:
-    """What is to be recorded before ``fact``, the event of ``command``, by the ``heads`` as of now.
+    """Yield the events to record before ``fact``, the event of ``command``.
 
-    Whoever gets a session is created first, if need be, and a session that is claimed is assigned
-    first. The sessions of a user who goes are assigned to nobody.
+    They depend on the current state of ``heads``. The new owner of a session is created first if
+    there is no such user. A claimed session is assigned first. The sessions of a deleted user are
+    assigned to nobody.
 
     Raises:
         DatabaseBusy: A session was assigned before it could be locked; the batch can be repeated.
@@ -113,9 +117,9 @@ def events_before(
 
 
 def seen_since(fact: EventData, version: int) -> int | None:
-    """Return from which version on the new owner sees a session, by the ``fact`` at ``version``.
+    """Return the version from which the new owner sees a session, by the ``fact`` at ``version``.
 
-    None where it says nothing of that, as a claim does, and nothing changes. 0 is all of it.
+    0 means the whole session. None means that the fact does not change it, as with a claim.
     """
     if "with_history" not in fact.data:
         return None
@@ -124,12 +128,12 @@ def seen_since(fact: EventData, version: int) -> int | None:
 
 
 def user_stream(user_id: str) -> StreamKey:
-    """The stream of a user."""
+    """Return the stream of a user."""
     return StreamKey(user_id, "user")
 
 
 def _claimant(command: Command, heads: StreamHeads) -> str | None:
-    """The user whose a session becomes when ``command`` records something in it."""
+    """Return the user who claims the session by this command, if any."""
     access = command.access
     if not access.claims or command.stream.stream_type != "session":
         return None

@@ -1,7 +1,7 @@
 """Group commit: while one transaction commits, the commands for the next one gather.
 
-No timer and no added delay: a lone caller's batch has one command, and under load batches grow by
-themselves to what arrives during a commit.
+There is no timer and no added delay. A lone caller's batch has one command. Under load, a batch
+has all commands that arrived during the previous commit.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ MAX_BATCH_BYTES = 2 * 2**20
 MAX_WAITING = 4_096
 
 _KNOWN_SOON = 0.25
-"""Seconds in which a batch ends whose time is up."""
+"""Seconds that a running batch has to report the outcome of a command whose time is up."""
 
 
 class ExpiredError(Protocol):
-    """Makes the error of a call that has waited for as long as its limits let it."""
+    """A function that makes the error of a call that did not end within its limits."""
 
     def __call__(self, limits: Limits, *, unknown: bool) -> EventMetaError:
-        """Return it; ``unknown`` where a change may have been recorded."""
+        """Return the error; ``unknown`` says that a change may have been recorded."""
         ...
 
 
@@ -43,7 +43,7 @@ class Writer:
     """The one writer of an engine in an event loop.
 
     Commands of one session or user are carried out in the order in which they were submitted. There
-    is a task only while there is work, so that a program may end without closing anything.
+    is a task only while there is work, so a program may end without closing anything.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class Writer:
         Args:
             commit: Carries out a batch.
             expired: Makes the error of a caller whose time is up.
-            in_line: How many connections may wait for what somebody else holds.
-            is_for_one: Whether a batch must be of one context, and carried out in it.
+            in_line: How many connections may wait for heads that other transactions hold.
+            is_for_one: Returns whether a batch must be of one context, and carried out in it.
         """
         self._is_for_one = is_for_one
         self._commit = commit
@@ -73,11 +73,11 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
 
     async def submit(self, command: Command, limits: Limits) -> Outcome | EventMetaError:
-        """Carry out ``command`` with whatever else is waiting, within ``limits``.
+        """Carry out ``command`` in one batch with other waiting commands, within ``limits``.
 
-        Waits for a place while too many commands are waiting. The caller of a cancelled call gets
-        its CancelledError only when the outcome is settled: the command was either withdrawn
-        before it began, or has been carried out to the end, or its time is up.
+        The call waits for a place while too many commands are waiting. If the call is cancelled,
+        CancelledError is raised only when the outcome is settled: the command was withdrawn before
+        it began, or was carried out to the end, or its time is up.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + limits.timeout
@@ -107,13 +107,13 @@ class Writer:
         self._queue(entry)
 
     def _time_is_up(self, entry: Entry) -> None:
-        """Withdraw the command, unless it is being carried out."""
+        """Withdraw a command whose time is up, unless it is being carried out."""
         if entry.outcome.done():
             return
-        if entry.batch_ended is not None:  # it may know better what has become of the command
+        if entry.batch_ended is not None:  # the batch may soon tell the outcome of the command
             asyncio.get_running_loop().call_later(_KNOWN_SOON, self._give_up, entry)
             return
-        with suppress(ValueError):  # its lane has just let it go
+        with suppress(ValueError):  # its lane has just removed it
             entry.queue.remove(entry)
         if entry.busy is not None:
             give(entry.outcome, entry.busy)
@@ -121,11 +121,11 @@ class Writer:
             fail(entry.outcome, self._expired(entry.limits, unknown=False))
 
     def _give_up(self, entry: Entry) -> None:
-        """Let the caller go, whose batch goes on for the sake of others."""
+        """Fail the caller's command. Its batch goes on for the other callers."""
         fail(entry.outcome, self._expired(entry.limits, unknown=True))
 
     def _queue(self, entry: Entry) -> None:
-        if entry.command.stream in self._lanes:  # opened since it has waited for a place
+        if entry.command.stream in self._lanes:  # opened while the command waited for a place
             self._step_out(entry)
             return
         self._waiting.append(entry)
@@ -142,16 +142,16 @@ class Writer:
             return await entry.outcome
         except asyncio.CancelledError:
             if entry.batch_ended is None:
-                with suppress(ValueError):  # its lane has just let it go
+                with suppress(ValueError):  # its lane has just removed it
                     entry.queue.remove(entry)
                 raise
             left = entry.end - asyncio.get_running_loop().time()
-            with suppress(asyncio.CancelledError):  # another one
+            with suppress(asyncio.CancelledError):  # a second cancellation
                 await run_to_completion(asyncio.shield(entry.batch_ended), seconds=left)
             raise
 
     async def drain(self) -> None:
-        """Wait until all that was submitted is carried out."""
+        """Wait until all submitted commands are carried out."""
         while tasks := [*self._lanes.tasks, *([self._task] if self._task else [])]:
             await asyncio.wait(tasks)
 
@@ -165,7 +165,7 @@ class Writer:
             self._end()
 
     def _open_lanes(self, held: list[Entry]) -> None:
-        """Have ``held`` step out of the way of others, and behind them what waits for the same."""
+        """Move ``held`` into lanes, and behind them all waiting commands of the same streams."""
         for entry in held:
             self._step_out(entry)
         staying: list[Entry] = []
@@ -183,7 +183,7 @@ class Writer:
 
     def _end(self) -> None:
         self._task = None
-        # Only a task that was cancelled leaves anything: the loop is shutting down.
+        # Only a cancelled task leaves commands behind: the loop is shutting down.
         for entry in self._waiting:
             entry.outcome.cancel()
 

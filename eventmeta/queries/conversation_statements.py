@@ -1,4 +1,4 @@
-"""The statements that read conversations turn by turn, compiled once."""
+"""The statements that read conversations turn by turn, compiled at first use."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ _AFTER: ColumnElement[int] = bindparam("after", type_=BigInt)
 
 @dataclass(frozen=True)
 class ConversationStatements:
-    """What is read of the structured tables."""
+    """The statements that read the structured tables.
+
+    Each property says what the statement does, then its parameters → the columns of its rows.
+    """
 
     messages: Table
     conversation: Table
@@ -46,12 +49,12 @@ class ConversationStatements:
 
     @cached_property
     def turns(self) -> Statement:
-        """``session_id``, ``after``, ``limit`` → the turns after that one, in order.
+        """Select the turns after one, in order: ``session_id``, ``after``, ``limit`` → rows.
 
-        For each turn first ``turn, id, content, created_at`` of the user message; then its ``turn``
-        with ``run_id, messages, tool_calls``: a row for each run that took part.
+        The first row of a turn has ``turn, id, content, created_at`` of the user message. Then
+        comes a row for each run that took part: ``turn`` and ``run_id, messages, tool_calls``.
 
-        The two are not joined, for SQLite would try all pairs of them.
+        Messages and runs are not joined, as SQLite would try all pairs of them.
         """
         said = self.conversation.c
         page = (
@@ -80,7 +83,7 @@ class ConversationStatements:
         return self.dialect.compile(select(*columns).order_by(rows.c.turn, rows.c.first_id))
 
     def _runs(self, page: CTE) -> AnySelect:
-        """How many messages and tool calls each run added to each turn of the page."""
+        """Return the query for how many messages and tool calls each run added to each turn."""
         said, calls = self.conversation.c, self.tool_calls.c
         last = select(func.max(page.c.turn)).scalar_subquery()
 
@@ -111,10 +114,10 @@ class ConversationStatements:
 
     @cached_property
     def entries(self) -> Statement:
-        """``session_id`` → all that it holds, in order, each output for itself.
+        """Select all entries of a session, in order, with a row of its own for each output.
 
-        ``id, turn, type, role, tool_name, call_id, status, run_id, completes``. An output that
-        completes a call has no turn, and the type of its call.
+        ``session_id`` → ``id, turn, type, role, tool_name, call_id, status, run_id, completes``. An
+        output that completes a call has no turn, and has the type of its call.
         """
         said, calls, raw = self.conversation.c, self.tool_calls.c, self.messages.c
         is_search = or_(calls.type == "tool_search_call", calls.type == "tool_search_output")
@@ -142,17 +145,17 @@ class ConversationStatements:
 
     @cached_property
     def tool_usage(self) -> Statement:
-        """``session_id`` → ``tool_name, turn`` and how often the tool was called in the turn."""
+        """Count the calls of each tool by turn: ``session_id`` → ``tool_name, turn``, count."""
         calls = self.tool_calls.c
         name = func.coalesce(calls.tool_name, calls.type).label("tool_name")
-        # The output of a search for tools may be all there is of it.
+        # A search for tools may have only an output, and no call.
         used = or_(_is_call(calls.type), calls.type == "tool_search_output")
         query = self.ownership.within(select(name, calls.turn, func.count()), calls.session_id)
         return self.dialect.compile(query.where(used).group_by(name, calls.turn))
 
 
 def _is_call(kind: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Whether a row of this type is a call, and not an output that has none."""
+    """Return the condition that a row of this type is a call, and not an output without one."""
     return not_(is_one_of(kind, _OUTPUTS))
 
 

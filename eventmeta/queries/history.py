@@ -1,4 +1,4 @@
-"""The past of a session or a user: the state at a point, the events, what changed between two."""
+"""The past of a session or user: its state at a point, its events, and what changed."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Missing:
 
 
 MISSING: Final = Missing()
-"""Stands for a key that is not there, where None would mean a stored JSON null."""
+"""Stands for a missing key, as None would mean a stored JSON null."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValueChange:
-    """What happened to one key; ``MISSING`` where it was, or is, not there."""
+    """The change of one key: its old and its new value, ``MISSING`` if there is none."""
 
     old: Any
     new: Any
@@ -54,29 +54,29 @@ class HistoryEntry:
 
     @property
     def version(self) -> int:
-        """The version that the stream had after it."""
+        """Return the version that the stream had after the event."""
         return self.event.version
 
     @property
     def type(self) -> str:
-        """What happened."""
+        """Return the type of the event."""
         return self.event.type
 
     @property
     def actor(self) -> str | None:
-        """Who did it, if known."""
+        """Return the actor who made the change; None if unknown."""
         return self.event.actor
 
     @property
     def recorded_at(self) -> datetime:
-        """When, in UTC."""
+        """Return the time of the event, in UTC."""
         return self.event.recorded_at
 
 
 async def metadata_as_of(
     view: Scope, stream: StreamKey, bound: AsOf, keys: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """The metadata as it was at ``bound``: the fold of the events up to it."""
+    """Return the metadata as of ``bound``: the fold of the events up to there."""
     statement = _statements(view, stream).metadata_as_of[bound.column]
     async with naming_corruption(LogReading(view.database), stream):
         rows = await view.fetch(statement, stream_id=stream.stream_id, bound=bound.value)
@@ -89,7 +89,7 @@ async def metadata_as_of(
 
 
 def document_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """The metadata of a user, whose row holds it all; nothing if there is no such user."""
+    """Return the metadata of a user, read from ``rows``; empty if there is no such user."""
     document: dict[str, Any] = parse(rows[0][0] if rows and rows[0][0] else "{}")
     return {key: document[key] for key in sorted(document)}
 
@@ -99,7 +99,7 @@ def _statements(view: Scope, stream: StreamKey) -> StreamStatements:
 
 
 class Page(NamedTuple):
-    """Which entries of a history to read."""
+    """A page of a history: which entries to read."""
 
     key: str | None
     limit: int
@@ -107,10 +107,10 @@ class Page(NamedTuple):
 
     @classmethod
     def of(cls, key: object, limit: object, after: object) -> Page:
-        """The page that a caller asks for.
+        """Return the page that a caller asks for.
 
         Raises:
-            InvalidInput: There is no such page.
+            InvalidInput: The key, limit or version cannot be used.
         """
         if isinstance(after, Position):
             raise InvalidInput(f"after={after!r} is a Position; give a version of the session")
@@ -122,7 +122,7 @@ class Page(NamedTuple):
 
 
 async def history(view: Scope, stream: StreamKey, page: Page) -> list[HistoryEntry]:
-    """The events of a stream in order, each with what it changed."""
+    """Return the events of a stream in order, each with the changes that it made."""
     events = await _events(view, stream, page)
     state = await _state_before(view, stream, events[0]) if events else {}
     entries: list[HistoryEntry] = []
@@ -139,9 +139,10 @@ async def history(view: Scope, stream: StreamKey, page: Page) -> list[HistoryEnt
 
 
 async def _state_before(view: Scope, stream: StreamKey, event: RecordedEvent) -> dict[str, Any]:
-    """Return the metadata as ``event`` found it.
+    """Return the metadata before ``event``.
 
-    If the event changes none, that is how it left it: it may be the first that is seen at all.
+    If the event changes no metadata, the state after it is read, which is the same: the event
+    before it may be invisible.
     """
     if event.version == 1:
         return {}
@@ -159,7 +160,7 @@ async def _events(view: Scope, stream: StreamKey, page: Page) -> list[RecordedEv
 
 
 async def diff(view: Scope, stream: StreamKey, a: AsOf, b: AsOf) -> dict[str, ValueChange]:
-    """What is different at ``b`` from how it was at ``a``, by key."""
+    """Return the changes between the points ``a`` and ``b``, by key."""
     before = await metadata_as_of(view, stream, a)
     after = await metadata_as_of(view, stream, b)
     changes = {
@@ -170,7 +171,7 @@ async def diff(view: Scope, stream: StreamKey, a: AsOf, b: AsOf) -> dict[str, Va
 
 
 def _same(change: ValueChange) -> bool:
-    """JSON's equality, in which True is not 1."""
+    """Return whether the old and the new value are equal as JSON, where True is not 1."""
     if change.old is MISSING or change.new is MISSING:
         return False
     return indexed_value(change.old, "value") == indexed_value(change.new, "value")

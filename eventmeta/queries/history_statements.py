@@ -1,4 +1,4 @@
-"""The statements that read the past of one kind of stream, compiled once."""
+"""The statements that read the past of one kind of stream, compiled at first use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ KEYED_EVENTS = METADATA_EVENTS | {USER_DELETED}
 
 @dataclass(frozen=True)
 class StreamStatements:
-    """What is read of the streams of one type, as far as ``ownership`` reaches."""
+    """The statements that read the streams of one type, limited by ``ownership``.
+
+    Each property that is a statement says what the statement does, then its parameters → the
+    columns of its rows.
+    """
 
     tables: Tables
     dialect: Dialect
@@ -37,10 +41,10 @@ class StreamStatements:
 
     @cached_property
     def metadata_as_of(self) -> dict[str, Statement]:
-        """``stream_id``, ``bound`` → the metadata, folded from the log up to there.
+        """Fold the metadata from the log up to a bound: ``stream_id``, ``bound`` → metadata.
 
-        Of a session ``key, value``; of a user the one document. One statement for each column of
-        the log that the bound may be of.
+        The rows are ``key, value`` for a session, and the one document for a user. There is one
+        statement for each column of the log that can be the bound.
         """
         log = self.tables.events
         projection, columns = self._metadata
@@ -76,17 +80,20 @@ class StreamStatements:
 
     @cached_property
     def events(self) -> Statement:
-        """``stream_id``, ``after``, ``limit`` → the events after a version, in order."""
+        """Select events after a version, in order: ``stream_id``, ``after``, ``limit`` → events."""
         later = self._events(*self._later)
         return self.dialect.compile(later.order_by(self.tables.events.c.version).limit(LIMIT))
 
     @cached_property
     def events_of_key(self) -> Statement:
-        """``stream_id``, ``after``, ``limit``, ``key`` → those that changed the key."""
+        """Select events that changed a key: ``stream_id``, ``after``, ``limit``, ``key`` → events.
+
+        Only events after the version ``after`` are selected, in order.
+        """
         events = self._events(*self._later).subquery("events")
         kinds = METADATA_EVENTS if self.stream_type == "session" else KEYED_EVENTS
-        # An event changes a key once, so a join yields each event once; a semi-join would be
-        # carried out event by event, each time through the whole stream.
+        # An event changes a key once, so a join yields each event once. A semi-join would go
+        # through the whole stream for each event.
         change = (
             self.dialect.select_changes(events, [events.c[name] for name in EVENT_COLUMNS])
             .where(or_(*(events.c.type == name for name in sorted(kinds))))

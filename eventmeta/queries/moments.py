@@ -1,10 +1,10 @@
-"""What had been recorded by a moment: of each stream, the events up to its last one by then.
+"""The events that had been recorded by a moment: a prefix of each stream.
 
-The times of a stream may go back where a clock was wrong (see `eventmeta.clocks`), so the events
-with ``recorded_at <= moment`` need not be a prefix of it. As-of reading takes the shortest prefix
-that holds them all: it ends with the stream's last event, by version, that was recorded by the
-moment. So a later moment never shows less, and the present shows whatever a right clock recorded,
-with all that came before.
+The times of a stream may go back if a clock was wrong (see `eventmeta.core.clocks`), so the events
+with ``recorded_at <= moment`` need not be a prefix of the stream. As-of reading takes the shortest
+prefix that holds all of them: it ends with the stream's last event, by version, that was recorded
+by the moment. So a later moment never shows less, and the present shows every event that a right
+clock recorded, with all events before it.
 
 The events of a prefix that are themselves later than the moment are called overtaken.
 """
@@ -19,7 +19,7 @@ from projections import AnySelect
 
 
 def last_version(log: Table, moment: ColumnElement[Any], **stream: Any) -> ColumnElement[int]:
-    """Return the version of a stream's last event by ``moment``, NULL if there is none.
+    """Return the version of a stream's last event by ``moment``; NULL if there is none.
 
     Args:
         log: The table of events.
@@ -38,14 +38,14 @@ def last_version(log: Table, moment: ColumnElement[Any], **stream: Any) -> Colum
 
 
 def recorded_by(log: Table, moment: ColumnElement[Any]) -> tuple[FromClause, ColumnElement[bool]]:
-    """Return the log with what tells overtaken events, and that an event is in its prefix."""
+    """Return the log joined with `_ends_of_overtakers`, and the condition "is in its prefix"."""
     ends = _ends_of_overtakers(log, moment)
     overtaken = log.c.version <= ends.c.version
     return log.outerjoin(ends, _same_stream(log, ends)), or_(log.c.recorded_at <= moment, overtaken)
 
 
 def overtaken_positions(log: Table, moment: ColumnElement[Any]) -> AnySelect:
-    """Return the query for the positions of all overtaken events: none, if clocks were right."""
+    """Return the query for the positions of all overtaken events: none if clocks were right."""
     ends = _ends_of_overtakers(log, moment)
     return (
         select(log.c.position)
@@ -55,9 +55,10 @@ def overtaken_positions(log: Table, moment: ColumnElement[Any]) -> AnySelect:
 
 
 def _ends_of_overtakers(log: Table, moment: ColumnElement[Any]) -> FromClause:
-    """Return where the prefixes end that hold more events than were recorded by ``moment``.
+    """Return the last versions of all prefixes that hold overtaken events.
 
-    Found once: PostgreSQL might else go through the log for each event that it joins.
+    Such a prefix holds more events than were recorded by ``moment``. The relation is materialized:
+    otherwise PostgreSQL might scan the log for each event that it joins.
     """
     seen = log.alias("seen")
     last = func.max(seen.c.version)

@@ -1,4 +1,4 @@
-"""Ownership as a condition in SQL: the one that every statement on behalf of a user carries."""
+"""The WHERE condition that limits a statement to what a user may see."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ OWNER = "owner"
 
 @dataclass(frozen=True)
 class OwnerFilter:
-    """What is within the reach of a user, by the heads of the streams.
+    """The filter that limits statements to what a user may see, by the heads of the streams.
 
-    Of a session that was handed over without its history, the past is out of reach: what the log
-    has of it before the event that handed it over.
+    If a session was transferred without its history, the new owner cannot see its past: the events
+    before the one that transferred it.
+
+    Attributes:
+        streams: The table of heads.
+        log: The table of events.
+        reach: Which sessions are visible.
     """
 
     streams: Table
@@ -30,16 +35,20 @@ class OwnerFilter:
 
     @property
     def is_limited(self) -> bool:
-        """Whether anything is out of reach."""
+        """Return whether anything is invisible."""
         return self.reach is not Visibility.EVERYTHING
 
     def of_session(
         self, session_id: ColumnElement[str], user: ColumnElement[str] | None = None
     ) -> list[ColumnElement[bool]]:
-        """That the session belongs to ``user``, the parameter ``owner`` if None, or may be claimed.
+        """Return the condition that the session belongs to a user, or may be claimed by the user.
 
-        No condition at all for whoever reaches everything. The owner is looked up by primary key
-        as a value, for planners would rather read a whole table than test for existence.
+        There is no condition if everything is visible. The owner is looked up by primary key, as a
+        scalar: for EXISTS, planners may read a whole table.
+
+        Args:
+            session_id: The session.
+            user: The user; the parameter ``owner`` if None.
         """
         if not self.is_limited:
             return []
@@ -56,20 +65,24 @@ class OwnerFilter:
         return [owner == user]
 
     def within(self, query: AnySelect, session_id: ColumnElement[str]) -> AnySelect:
-        """``query`` for the session that the parameter ``session_id`` names, if it is in reach."""
+        """Return ``query`` limited to the session of the parameter ``session_id``, if visible."""
         wanted = bindparam("session_id", type_=SessionId)
         return query.where(session_id == wanted, *self.of_session(wanted))
 
     def of_stream(
         self, stream_type: StreamType, stream_id: ColumnElement[str]
     ) -> list[ColumnElement[bool]]:
-        """The same of any stream: a user's own is the one with the user's id."""
+        """Return the condition that a stream is visible. Users see the stream with their id."""
         if stream_type == "session":
             return self.of_session(stream_id)
         return [stream_id == _user()] if self.is_limited else []
 
     def of_events(self, log: Any) -> list[ColumnElement[bool]]:
-        """That an event of the log is in a stream within reach, and not of its past before that."""
+        """Return the condition that an event of the log is visible.
+
+        Its stream must be visible, and the event must not be from before a transfer without
+        history.
+        """
         if not self.is_limited:
             return []
         kinds: tuple[StreamType, ...] = ("session", "user")
@@ -83,13 +96,13 @@ class OwnerFilter:
         ]
 
     def since(self, log: Any) -> list[ColumnElement[bool]]:
-        """That an event of a session, in the log, is not from before it was handed over."""
+        """Return the condition that a session's event is not from before its transfer."""
         return self._not_before(log.c.version, log.c.stream_id, "version")
 
     def since_position(
         self, position: ColumnElement[int], session_id: ColumnElement[str]
     ) -> list[ColumnElement[bool]]:
-        """The same of what was recorded at a ``position`` of the log."""
+        """Return the condition that a ``position`` of the log is not from before the transfer."""
         return self._not_before(position, session_id, "position")
 
     def _not_before(
@@ -102,15 +115,21 @@ class OwnerFilter:
     def at(
         self, session_id: ColumnElement[str], column: str, point: ColumnElement[Any]
     ) -> list[ColumnElement[bool]]:
-        """That ``point`` in a session's past, by a ``column`` of the log, is not before that."""
+        """Return the condition that a ``point`` in a session's past is not before its transfer.
+
+        Args:
+            session_id: The session.
+            column: The column of the log by which the point is given.
+            point: The value of that column.
+        """
         if not self.is_limited:
             return []
         return [func.coalesce(self._handed_over(session_id, column), point) <= point]
 
     def _handed_over(self, session_id: ColumnElement[str], column: str) -> ColumnElement[Any]:
-        """Return the ``column`` of the event from which on a session is seen, by primary keys.
+        """Return the ``column`` of the first event that the owner sees; NULL if all are visible.
 
-        NULL if all of it is. It is a value, as the owner is in `of_session`.
+        It is looked up by primary keys, as a scalar, like the owner in `of_session`.
         """
         heads, handed = self.streams.alias("handovers"), self.log.alias("handed")
         of_session = (heads.c.stream_id == session_id, heads.c.stream_type == HANDOVER)

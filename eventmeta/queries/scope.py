@@ -1,4 +1,4 @@
-"""A database as far as a user reaches: what every read goes through."""
+"""The scope of a read: a database as one principal may read it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from eventmeta.tables.tables import Tables
 
 
 class Scope(NamedTuple):
-    """What there is for ``access``: its statements, and the user as a parameter of each.
+    """A database as one principal may read it.
 
     Attributes:
         database: The database.
-        access: On whose behalf it is read and written.
-        limits: How long a call waits for it; as the engine's stores do if None.
+        access: The principal on whose behalf the database is read and written.
+        limits: How long a call waits; None for the limits of the database.
     """
 
     database: Database
@@ -33,28 +33,28 @@ class Scope(NamedTuple):
 
     @property
     def reads(self) -> ReadStatements:
-        """The statements, which carry the owner in their predicate."""
+        """Return the statements that are limited to what the principal can see."""
         return _reads(self.database)[self.access.reach]
 
     @property
     def own(self) -> Scope:
-        """The same without the sessions that nobody owns."""
+        """Return the same scope without the sessions that nobody owns."""
         return self._replace(access=self.access.own)
 
     async def fetch(self, statement: Statement, **values: Any) -> Sequence[Row]:
-        """The rows of one of the ``reads``."""
+        """Return the rows of one of the ``reads``."""
         query = statement(**values, **self.owner)
         return await self.database.group_read(query, self.limits)
 
     def group_read(
         self, lookup: Lookup, connection: AsyncConnection | None = None, **request: Any
     ) -> Awaitable[Sequence[Row]]:
-        """The rows of one of the ``reads`` for ``request``, each after a number.
+        """Return the rows of one of the ``reads`` for ``request``. Each row begins with a number.
 
         Args:
-            lookup: Which of the reads.
-            connection: Read in this transaction of the caller's.
-            **request: Its parameters.
+            lookup: The read.
+            connection: The caller's connection, in whose transaction to read.
+            **request: The parameters of the read.
         """
         if connection is not None:
             query = query_for(lookup, [{**request, **self.owner}])
@@ -63,7 +63,7 @@ class Scope(NamedTuple):
 
     @property
     def owner(self) -> dict[str, Any]:
-        """The parameter that every statement takes besides its own."""
+        """Return the parameter that every statement takes besides its own: the user, if any."""
         return {} if self.access.user_id is None else {OWNER: self.access.user_id}
 
 

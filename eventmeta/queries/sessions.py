@@ -1,4 +1,4 @@
-"""Finding sessions: by what is known about them, by their owner, by their last change."""
+"""Finding sessions: by their metadata, by their owner, by their last change."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ async def find_sessions(
     *,
     create_tables: bool = False,
 ) -> list[str]:
-    """Ids of the sessions whose ``key`` equals ``value``, in a stable order.
+    """Return the ids of the sessions whose ``key`` equals ``value``, in a stable order.
 
-    From the index, or ``as_of`` a point of the log, from that. On behalf of a user: only of those
-    that the user owns.
+    The present is read from the index, and the state ``as_of`` a point from the log. On behalf of a
+    user, only sessions that the user owns are found.
 
     Raises:
         InvalidInput: The key, value, limit, cursor or point cannot be used.
@@ -76,7 +76,7 @@ async def find_sessions(
 
 
 def _naming(key: str) -> str:
-    """What payloads that name ``key`` are LIKE."""
+    """Return the LIKE pattern of the payloads that name ``key``."""
     text = orjson.dumps(key).decode()
     for special in (LIKE_ESCAPE, "%", "_"):
         text = text.replace(special, LIKE_ESCAPE + special)
@@ -84,7 +84,7 @@ def _naming(key: str) -> str:
 
 
 async def session_exists(view: Scope, session_id: str, *, create_tables: bool = False) -> bool:
-    """Whether there is such a session within reach."""
+    """Return whether the session exists and is visible."""
     await view.database.opening.connect(create=create_tables)
     return bool(await view.fetch(view.reads.session, session_id=session_id))
 
@@ -92,9 +92,10 @@ async def session_exists(view: Scope, session_id: str, *, create_tables: bool = 
 async def latest_sessions(
     view: Scope, limit: int | None, offset: int, *, create_tables: bool = False
 ) -> list[str]:
-    """Ids of the sessions, the latest change first; those of one moment by id, the greatest first.
+    """Return the ids of the sessions, the latest change first.
 
-    On behalf of a user: only of those that the user owns.
+    Sessions of the same moment are in the order of their ids, the greatest first. On behalf of a
+    user, only sessions that the user owns are listed.
 
     Raises:
         InvalidInput: ``limit`` or ``offset`` is not a whole number from 0 on.
@@ -108,7 +109,7 @@ async def latest_sessions(
 async def list_sessions(
     view: Scope, limit: int | None, after: SessionEntry | None
 ) -> list[SessionEntry]:
-    """The sessions in the same order, from the one ``after`` on.
+    """Return the sessions that come after ``after``, in the order of `latest_sessions`.
 
     Raises:
         InvalidInput: ``limit`` is not a whole number from 0 on, or ``after`` is no entry.
@@ -126,7 +127,10 @@ async def list_sessions(
 
 
 def _cursor(after: object) -> dict[str, Any]:
-    """The place of ``after`` in the order: its time is as the database has it, without a zone."""
+    """Return the parameters for the place of ``after`` in the order.
+
+    The time must be as the database returned it, without a time zone.
+    """
     if not isinstance(after, SessionEntry):
         raise InvalidInput(f"after={after!r} is no SessionEntry; give the last entry of a page")
     changed_at = cast("object", after.updated_at)

@@ -1,4 +1,4 @@
-"""The statements that read, compiled once."""
+"""The statements of all reads, compiled at first use."""
 
 from __future__ import annotations
 
@@ -33,17 +33,21 @@ from projections.types import SessionId
 _TIMES = ("created_at", "updated_at")
 
 NO_LIMIT = 2**63 - 1
-"""As the parameter ``limit``: all rows."""
+"""The value of the parameter ``limit`` for all rows."""
 
 LIKE_ESCAPE = "|"
-"""What makes a character of a pattern stand for itself."""
+"""The character of a pattern that makes the next one stand for itself."""
 
 
 @dataclass(frozen=True)
 class ReadStatements:
-    """What sessions and stores read, as far as ``ownership`` reaches.
+    """The statements that sessions and stores read by, limited by ``ownership``.
 
-    Where that is limited, every statement takes the user as ``owner`` besides its own parameters.
+    If ``ownership`` limits anything, every statement takes the user as ``owner`` besides its own
+    parameters.
+
+    Each property that is a statement says what the statement does, then its parameters → the
+    columns of its rows.
     """
 
     tables: Tables
@@ -52,13 +56,13 @@ class ReadStatements:
 
     @cached_property
     def metadata(self) -> Lookup:
-        """``session_id`` → ``n, key, value`` of all its metadata."""
+        """Select all metadata of a session: ``session_id`` → ``n, key, value``."""
         requests = self.dialect.recordset("requests", self._request)
         return Lookup(together=self._look_up(requests), alone=self._look_up_alone())
 
     @cached_property
     def metadata_of_keys(self) -> Lookup:
-        """``session_id``, ``keys`` → ``n, key, value`` of those that the session has."""
+        """Select metadata of a session by keys: ``session_id``, ``keys`` → ``n, key, value``."""
         key = self.tables.session_metadata.table.c.key
         requests, wanted = self.dialect.keyed_recordset("requests", self._request, key)
         together = self._look_up(requests, wanted)
@@ -87,7 +91,10 @@ class ReadStatements:
 
     @cached_property
     def sessions_by_value(self) -> Statement:
-        """``key``, ``indexed_value``, ``after``, ``limit`` → ids of sessions, in order."""
+        """Select sessions by a metadata value, in the order of their ids.
+
+        ``key``, ``indexed_value``, ``after``, ``limit`` → ``session_id``.
+        """
         query = self._by_value(self.tables.session_metadata.table)
         return self.dialect.compile(query.limit(LIMIT))
 
@@ -105,10 +112,11 @@ class ReadStatements:
 
     @cached_property
     def sessions_by_value_as_of(self) -> dict[str, Statement]:
-        """The same with ``bound``, ``pattern``: as the log was up to there.
+        """Select sessions by a metadata value as of a bound, in the order of their ids.
 
-        One statement for each column of the log that the bound may be of. ``pattern`` is LIKE the
-        payload of each event that names the key, which spares taking all others apart.
+        ``key``, ``indexed_value``, ``after``, ``limit``, ``bound``, ``pattern`` → ``session_id``.
+        There is one statement for each column of the log that can be the bound. ``pattern`` is the
+        LIKE pattern of the payloads that name the key, so that no others have to be parsed.
         """
         log = self.tables.events
         statements: dict[str, Statement] = {}
@@ -147,7 +155,7 @@ class ReadStatements:
 
     @cached_property
     def session(self) -> Statement:
-        """``session_id`` → its id, if it exists."""
+        """Select a session if it exists: ``session_id`` → ``session_id``."""
         sessions = self.tables.sessions
         return self.dialect.compile(
             self.ownership.within(select(sessions.c.session_id), sessions.c.session_id)
@@ -155,16 +163,19 @@ class ReadStatements:
 
     @cached_property
     def first_sessions(self) -> Statement:
-        """``limit``, ``offset`` → all sessions, the latest change first.
+        """Select all sessions, the latest change first.
 
-        Their ``session_id, user_id, created_at, updated_at``.
+        ``limit``, ``offset`` → ``session_id, user_id, created_at, updated_at``.
         """
         offset = bindparam("offset", type_=BigInteger())
         return self.dialect.compile(self._latest_sessions().limit(LIMIT).offset(offset))
 
     @cached_property
     def next_sessions(self) -> Statement:
-        """``updated_at``, ``session_id``, ``limit`` → those that come after that one."""
+        """Select the sessions after one, the latest change first.
+
+        ``updated_at``, ``session_id``, ``limit`` → ``session_id, user_id, created_at, updated_at``.
+        """
         sessions = self.tables.sessions
         changed_at = self.dialect.exact_time(sessions.c.updated_at)
         moment = bindparam("updated_at", type_=sessions.c.updated_at.type)
@@ -178,7 +189,7 @@ class ReadStatements:
         sessions = self.tables.sessions
         columns = (sessions.c[name] for name in ("session_id", "user_id", *_TIMES))
         query = select(*columns).where(*self.ownership.of_session(sessions.c.session_id))
-        if self.ownership.is_limited:  # by the index, too
+        if self.ownership.is_limited:  # lets the database use the index on owners as well
             query = query.where(sessions.c.user_id == bindparam(OWNER))
         changed_at = self.dialect.exact_time(sessions.c.updated_at)
         return query.order_by(changed_at.desc(), sessions.c.session_id.desc())
@@ -187,7 +198,7 @@ class ReadStatements:
 
     @cached_property
     def items(self) -> Statement:
-        """``session_id`` → ``message_data`` of its items, in order."""
+        """Select the items of a session, in order: ``session_id`` → ``message_data``."""
         messages = self.tables.messages
         query = self.ownership.within(select(messages.c.message_data), messages.c.session_id)
         query = query.where(*self.dialect.in_main_branch(messages))
@@ -195,7 +206,10 @@ class ReadStatements:
 
     @cached_property
     def last_items(self) -> Lookup:
-        """``session_id``, ``limit`` → ``n, message_data, id`` of its last items, latest first."""
+        """Select the last items of a session, latest first.
+
+        ``session_id``, ``limit`` → ``n, message_data, id``.
+        """
         message = self.tables.messages.c
         columns, order = (message.message_data, message.id), (message.created_at, message.id)
         request = {**self._request, "limit": BigInteger()}
@@ -221,17 +235,17 @@ class ReadStatements:
 
     @cached_property
     def sessions(self) -> StreamStatements:
-        """The past of sessions."""
+        """Return the statements that read the past of sessions."""
         return StreamStatements(self.tables, self.dialect, self.ownership, "session")
 
     @cached_property
     def users(self) -> StreamStatements:
-        """The past of users."""
+        """Return the statements that read the past of users."""
         return StreamStatements(self.tables, self.dialect, self.ownership, "user")
 
     @cached_property
     def user(self) -> Statement:
-        """``user_id`` → the document of the user's metadata."""
+        """Select the metadata of a user: ``user_id`` → ``metadata``, the document."""
         users = self.tables.users.table
         user_id = bindparam("user_id", type_=SessionId)
         query = select(users.c.metadata).where(
@@ -241,7 +255,7 @@ class ReadStatements:
 
     @cached_property
     def conversation(self) -> ConversationStatements | None:
-        """What is read turn by turn; None where there are no structured tables."""
+        """Return the statements that read turn by turn; None without structured tables."""
         tables = self.tables
         if tables.conversation is None or tables.tool_calls is None:
             return None

@@ -1,4 +1,4 @@
-"""Sums over the table of tokens used, made by the database."""
+"""Sums over the table of used tokens, computed by the database."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ from projections import AnySelect
 from projections.types import SessionId
 
 UsageGroup = Literal["user", "agent", "model", "day", "session"]
-"""What usage can be grouped by."""
+"""The values by which usage can be grouped."""
 
 
 def check_group(value: object) -> UsageGroup | None:
-    """``value``, if usage can be grouped by it."""
+    """Return ``value`` if usage can be grouped by it.
+
+    Raises:
+        InvalidInput: Usage cannot be grouped by it.
+    """
     if value is not None and value not in get_args(UsageGroup):
         names = ", ".join(map(repr, get_args(UsageGroup)))
         raise InvalidInput(f"group_by {value!r} is not known: give one of {names}, or None")
@@ -40,7 +44,11 @@ def check_group(value: object) -> UsageGroup | None:
 
 
 def check_time(what: str, value: object) -> datetime | None:
-    """``value``, if it is a point in time."""
+    """Return ``value`` if it is a point in time.
+
+    Raises:
+        InvalidPoint: It is not a point in time.
+    """
     if value is None:
         return None
     if not isinstance(value, datetime):
@@ -49,9 +57,13 @@ def check_time(what: str, value: object) -> datetime | None:
 
 
 async def check_structured(database: Database, call: str) -> None:
-    """Refuse ``call`` where there is no table to ask."""
+    """Refuse ``call`` if there is no table of used tokens.
+
+    Raises:
+        StructuredMetadataOff: The database does not keep structured tables.
+    """
     if database.tables.names.structured_metadata is None:
-        await database.opening.connect(create=False)  # which tells
+        await database.opening.connect(create=False)  # finds out whether there are such tables
     if database.tables.usage is None:
         raise StructuredMetadataOff(call)
 
@@ -62,7 +74,14 @@ async def grouped_usage(
     since: datetime | None,
     until: datetime | None,
 ) -> list[GroupedUsage]:
-    """The sums of each group, in the order of their keys; what belongs to none comes first."""
+    """Return the sums of each group, in the order of their keys; usage without a key comes first.
+
+    Args:
+        view: The scope to read in.
+        group_by: The value to group by; None for one sum.
+        since: Only usage from this time on.
+        until: Only usage before this time.
+    """
     database, used = view.database, _table(view.database)
     conditions = [
         *view.reads.ownership.of_session(used.c.session_id),
@@ -81,7 +100,7 @@ async def grouped_usage(
 async def session_usage(
     view: Scope, session_id: str, *, turn: int | None, run_id: str | None
 ) -> UsageTotals:
-    """The sums of one session, or of a turn or run of it."""
+    """Return the sums of one session, or of one of its turns or runs."""
     database, used = view.database, _table(view.database)
     conditions = _of_session(view)
     if turn is not None:
@@ -95,7 +114,7 @@ async def session_usage(
 
 
 async def turn_usage(view: Scope, session_id: str) -> dict[int, UsageTotals]:
-    """The sums of each turn of a session whose user message is there."""
+    """Return the sums of each turn of a session whose user message exists, by turn."""
     database = view.database
     assert database.tables.conversation is not None
     used, said = _table(database), database.tables.conversation.table
@@ -110,12 +129,12 @@ async def turn_usage(view: Scope, session_id: str) -> dict[int, UsageTotals]:
 
 
 def check_turn(value: object) -> int | None:
-    """``value``, if it can be the number of a turn."""
+    """Return ``value`` if it can be the number of a turn."""
     return None if value is None else check_count("turn", value)
 
 
 def _of_session(view: Scope) -> list[ColumnElement[bool]]:
-    """``session_id`` → that it was used there, as far as ``view`` reaches."""
+    """Return the conditions that usage is of the parameter ``session_id`` and visible."""
     wanted: ColumnElement[str] = bindparam("session_id", type_=SessionId)
     used = _table(view.database)
     ownership = view.reads.ownership
@@ -158,7 +177,7 @@ def _by(database: Database, group_by: UsageGroup | None) -> AnySelect:
         head = and_(heads.c.stream_id == used.c.session_id, heads.c.stream_type == "session")
         source = used.outerjoin(heads, head)
     keys: dict[UsageGroup, ColumnElement[Any]] = {
-        # The owner who was deleted is an empty text.
+        # A deleted owner is an empty text.
         "user": func.nullif(func.coalesce(used.c.user_id, heads.c.user_id), literal_column("''")),
         "agent": used.c.agent,
         "model": used.c.model,
@@ -170,7 +189,7 @@ def _by(database: Database, group_by: UsageGroup | None) -> AnySelect:
 
 
 def _user_messages(database: Database) -> AnySelect:
-    """``session_id``, ``turn`` → the ids of the user messages of the turn."""
+    """Return the query for the user messages of a turn: ``session_id``, ``turn`` → ``id``."""
     assert database.tables.conversation is not None
     said = database.tables.conversation.table
     return select(said.c.id).where(

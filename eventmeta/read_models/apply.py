@@ -1,4 +1,4 @@
-"""Projections in plain Python: calling them, and telling whose failure it was."""
+"""Running projections in plain Python, and telling what caused a failure."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ async def apply_events(
     *,
     alone: bool = True,
 ) -> None:
-    """Have ``projection`` bring ``tables`` up to date, inside the transaction of ``connection``.
+    """Apply ``events`` to ``tables`` by ``projection``, in the transaction of ``connection``.
 
-    It runs in a savepoint, which is gone if the transaction was ended or broken. So what is done
-    after this is part of the same transaction as what was done before.
+    The projection runs in a savepoint. The savepoint is gone if the transaction was ended or
+    broken, so that is noticed: if this call succeeds, the same transaction goes on.
 
     Args:
-        projection: Which.
-        dialect: Of the database.
-        connection: With a transaction that has begun; it is to be rolled back if this fails.
-        events: Those that the projection asks for, in order. Nothing is done if there are none.
-        tables: What it is to write to.
-        alone: Nobody else writes to the tables meanwhile, so a key that exists is no race.
+        projection: The projection.
+        dialect: The dialect of the database.
+        connection: A connection whose transaction has begun. Roll it back if this call fails.
+        events: The events that the projection asks for, in order. Without events nothing is done.
+        tables: The tables to write to.
+        alone: Nobody else writes to the tables meanwhile, so a duplicate key is not a race.
 
     Raises:
-        ProjectionFailed: It could not.
-        DBAPIError: The database could not, and may be able to another time.
+        ProjectionFailed: The projection failed because of its code or the events.
+        DBAPIError: The database failed, and may succeed another time.
     """
     if not events:
         return
@@ -63,7 +63,7 @@ async def apply_events(
         broken = await _undo(connection, savepoint, dialect)
         if not isinstance(error, Exception):
             raise
-        # What ends a transaction by itself may show only as a savepoint that is gone.
+        # An error that ends the transaction may show only as a savepoint that is gone.
         hidden = met if broken or isinstance(error, TransactionLost) else []
         found = _of_the_database([*hidden, error, broken], dialect, alone)
         if found is None and broken is None:
@@ -76,37 +76,41 @@ async def apply_events(
 
 
 class TransactionLost(Exception):
-    """What `apply` left behind is not what it was given."""
+    """An error: `apply` ended or broke the transaction that it was given."""
 
 
 async def _release(
     connection: AsyncConnection, savepoint: AsyncTransaction, dialect: Dialect
 ) -> None:
-    """End ``savepoint``, which fails unless what comes next is part of the same transaction.
+    """Release ``savepoint``, or fail if its transaction has ended.
 
-    A database may have undone all of it after an error that `apply` caught, and say so only now.
+    After an error that `apply` caught, a database may have undone the whole transaction. Some say
+    so only at the release.
+
+    Raises:
+        TransactionLost: The transaction has ended, or `apply` left a savepoint open.
     """
     if savepoint.is_active and connection.get_nested_transaction() != savepoint:
-        raise TransactionLost("it left a savepoint open: commit() that, or roll it back")
+        raise TransactionLost("it left a savepoint open: commit() it, or roll it back")
     try:
         await savepoint.commit()
     except Exception as error:
         raise TransactionLost(
-            "it went on after an error of the database that undid the transaction, or what it did "
-            f"{REMEDY}"
+            "it went on after an error with which the database undid the transaction, or one of "
+            f"its statements {REMEDY}"
         ) from dialect.explain_lost_savepoint(error)
 
 
 async def _undo(
     connection: AsyncConnection, savepoint: AsyncTransaction, dialect: Dialect
 ) -> Exception | None:
-    """Roll back to ``savepoint``. Return the error if that is not possible."""
+    """Roll back to ``savepoint``, and return the error if that fails."""
     try:
         while (inner := connection.get_nested_transaction()) is not None:
             await inner.rollback()
             if inner == savepoint:
                 return None
-        # SQLAlchemy believes that the transaction has ended, so nothing else would undo it.
+        # SQLAlchemy takes the transaction for ended, so nothing else would roll it back.
         await connection.run_sync(lambda below: below.connection.rollback())
     except Exception as error:
         return dialect.explain_lost_savepoint(error)
@@ -116,13 +120,13 @@ async def _undo(
 def _of_the_database(
     errors: Iterable[BaseException | None], dialect: Dialect, alone: bool
 ) -> BaseException | None:
-    """Return what says, among ``errors`` and their causes, that the database is to blame."""
+    """Return the first of ``errors`` and their causes that the database caused; None if none is."""
     for each in chain.from_iterable(map(_causes, errors)):
         if isinstance(each, DatabaseFailure | StoreClosed | PoolTimeout):
             return each
         failure, code = dialect.diagnose(each)
         if code is None and not isinstance(each, DBAPIError):
-            continue  # not of this database's driver: `apply` may use the network
+            continue  # not an error of this database's driver: `apply` may use the network
         if failure not in OF_THE_STATEMENT or (failure is Failure.DUPLICATE and not alone):
             return each
     return None
@@ -131,7 +135,7 @@ def _of_the_database(
 async def _own_table_missing(
     error: Exception, dialect: Dialect, connection: AsyncConnection, tables: Sequence[Table]
 ) -> BaseException | None:
-    """Return what says that a table is missing, if one of ``tables`` is."""
+    """Return the error that says that a table is missing, if one of ``tables`` is missing."""
     names = {table.name.lower() for table in tables}
 
     def program() -> Program[set[str]]:
@@ -146,7 +150,7 @@ async def _own_table_missing(
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield ``error``, and all that it was raised from or while handling."""
+    """Yield ``error``, its causes, and the errors during whose handling it was raised."""
     found: dict[int, BaseException] = {}
     left = [error]
     while left:
@@ -165,7 +169,7 @@ def _where(events: Sequence[RecordedEvent]) -> str:
 def failure_of(
     projection: AppliedProjection, events: Sequence[RecordedEvent], error: Exception
 ) -> ProjectionFailed:
-    """Return what to say of ``error``, without the values that SQLAlchemy's would show."""
+    """Return `ProjectionFailed` for ``error``, without the values that SQLAlchemy's would show."""
     cause = getattr(error, "orig", None) or error
     where = _where(events)
     if isinstance(error, TransactionLost):

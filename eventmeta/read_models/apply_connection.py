@@ -1,4 +1,4 @@
-"""The connection that a projection in plain Python is given."""
+"""The connection that a projection in plain Python gets, which cannot end its transaction."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from eventmeta.dialects.base import Dialect
 
 REMEDY = (
     "would end the transaction that the log and the checkpoint share with it: leave that out, the "
-    "store commits. To go on after an error, have the statement that may fail in "
+    "store commits. To go on after an error, run the statement that may fail in "
     "`async with connection.begin_nested():`"
 )
 
 Refuse = Callable[[str], NoReturn]
-"""Raises the error about what was called."""
+"""A function that raises the error about the refused call, which it is given as text."""
 
 
 class ApplyConnection(AsyncConnection):
-    """A connection whose transaction is not its user's to end."""
+    """A connection that refuses to end its transaction."""
 
     def __init__(self, connection: AsyncConnection, refuse: Refuse) -> None:
         super().__init__(connection.engine, connection.sync_connection)
         self._refuse = refuse
 
     def begin(self) -> NoReturn:
-        """Refuse: the transaction has begun."""
+        """Refuse to begin a transaction, as one has begun."""
         self._refuse("begin()")
 
     async def commit(self) -> NoReturn:
-        """Refuse."""
+        """Refuse to commit."""
         self._refuse("commit()")
 
     async def rollback(self) -> NoReturn:
-        """Refuse."""
+        """Refuse to roll back."""
         self._refuse("rollback()")
 
     async def close(self) -> NoReturn:
-        """Refuse."""
+        """Refuse to close the connection."""
         self._refuse("close()")
 
     async def aclose(self) -> NoReturn:
-        """Refuse."""
+        """Refuse to close the connection."""
         self._refuse("aclose()")
 
     async def invalidate(self, exception: BaseException | None = None) -> NoReturn:
-        """Refuse."""
+        """Refuse to invalidate the connection."""
         self._refuse("invalidate()")
 
 
@@ -70,15 +70,16 @@ def lent(
     refuse: Refuse,
     errors: list[BaseException],
 ) -> Generator[ApplyConnection]:
-    """Yield ``connection`` as one that refuses to end its transaction, until the end of the block.
+    """Yield ``connection`` as an `ApplyConnection` for the block.
 
-    What goes round its methods is refused as well: SQLAlchemy's connection below, and statements.
+    Other ways to end the transaction are refused as well: through SQLAlchemy's connection below,
+    and by a statement.
 
     Args:
-        connection: With a transaction that has begun.
-        dialect: Of the database.
-        refuse: Raises the error.
-        errors: Takes each error that the database gives, even if it does not come out of the block.
+        connection: A connection whose transaction has begun.
+        dialect: The dialect of the database.
+        refuse: Raises the error about a refused call.
+        errors: Collects each error of the database, even if the block catches it.
     """
 
     def ending(_: Any) -> None:

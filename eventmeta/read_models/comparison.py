@@ -1,4 +1,4 @@
-"""What the read models should hold by the log, compared with what they hold."""
+"""Comparison of the read models with the fold of the log."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a table should hold by the log, and what it holds.
+    """The rows that a table should have by the log, and the rows that it has.
 
     Attributes:
         name: The read model.
-        keys: The columns that tell its rows apart.
-        expected: Its rows by the log.
-        actual: Its rows, with the same columns.
+        keys: The columns that identify a row.
+        expected: The rows by the log.
+        actual: The rows of the table, with the same columns.
     """
 
     name: str
@@ -48,15 +48,15 @@ class Comparison:
 
     @classmethod
     def of_table(cls, name: str, table: Table, expected: AnySelect) -> Comparison:
-        """All rows of ``table`` with those that are ``expected``."""
+        """Return the comparison of all rows of ``table`` with the ``expected`` ones."""
         keys = tuple(column.name for column in table.primary_key)
         return cls(name, keys, expected, select(*table.columns))
 
     def differences(self) -> AnySelect:
-        """The rows that only one side has: ``expected`` (1 or 0), and the keys.
+        """Return the query for the rows that only one side has: ``is_expected`` (1 or 0), the keys.
 
-        One statement, so that both sides are of the same moment, and each is computed once: of a
-        row that both have there are two.
+        It is one statement, so that both sides are of the same moment, and each side is computed
+        once: the union holds a row twice if both sides have it.
         """
         columns = [column.name for column in self.expected.selected_columns]
         expected, actual = self.expected.subquery("expected"), self.actual.subquery("actual")
@@ -72,7 +72,7 @@ class Comparison:
         )
 
     def named(self, rows: Iterable[Sequence[Any]]) -> list[Difference]:
-        """What the rows of `differences` say, in the order of the key."""
+        """Return the rows of `differences` as `Difference` objects, in the order of the key."""
         sides: dict[tuple[Any, ...], set[int]] = {}
         for expected, *key in rows:
             sides.setdefault(tuple(key), set()).add(expected)
@@ -84,7 +84,10 @@ class Comparison:
 
 
 def comparisons(tables: Tables, events: EventRelation) -> list[Comparison]:
-    """All that follows from ``events``: the read models, whose each stream is, and since when."""
+    """Return the comparisons of all that follows from ``events``.
+
+    That is: the read models, the owner of each stream, and since when the owner sees it.
+    """
     return [
         *(
             Comparison.of_table(each.name, each.table, select_rows(each, asked))
@@ -119,7 +122,10 @@ def _handovers(tables: Tables, events: Events) -> Comparison:
 
 
 def _owners_of_rows(tables: Tables, events: Events) -> Comparison:
-    """A row that upstream made does not name its owner yet, but none may name another."""
+    """Return the comparison of the owners that the rows of sessions name.
+
+    A row made by upstream's class need not name its owner yet. No row may name another user.
+    """
     sessions = tables.sessions
     owners = fold_owners(events).subquery("owners")
     named = select(sessions.c.session_id, owners.c.user_id).where(

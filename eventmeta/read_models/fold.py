@@ -1,4 +1,4 @@
-"""Projections put to use: the one Select of each, as the statements that keep its table."""
+"""SQL statements that keep a projection's table, made of its Select."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from projections import USER_DELETED, AnySelect, Events, Projection
 
 
 def asked_for(tables: Tables, events: EventRelation) -> Iterator[tuple[Projection, EventRelation]]:
-    """Each read model that every append maintains, with those of ``events`` that it asks for.
+    """Yield each read model that every append maintains, with the ``events`` that it asks for.
 
-    The built-in ones tell them apart themselves, as part of what they do anyway.
+    A built-in read model gets all of ``events``: its Select filters them anyway.
     """
     for projection in tables.projections:
         own = projection in tables.inline
@@ -24,9 +24,9 @@ def asked_for(tables: Tables, events: EventRelation) -> Iterator[tuple[Projectio
 
 
 def delete_rows(projection: Projection, dialect: Dialect, events: Events) -> Delete:
-    """Remove the rows that ``events`` removed, including those they made anew since.
+    """Return the DELETE for the rows that ``events`` remove, even if they create them again.
 
-    To run before `upsert_rows`; of no effect unless some event removes something.
+    Run it before `upsert_rows`. It has no effect unless an event removes something.
     """
     fold = projection.select(events).subquery("fold")
     keys = [fold.c[column.name] for column in projection.table.primary_key]
@@ -35,25 +35,25 @@ def delete_rows(projection: Projection, dialect: Dialect, events: Events) -> Del
 
 
 def upsert_rows(projection: Projection, dialect: Dialect, events: Events) -> Insert:
-    """Write the rows that exist after ``events``."""
+    """Return the INSERT that writes the rows that exist after ``events``."""
     table = projection.table
     fold = projection.select(events).subquery("fold")
     columns = [column.name for column in table.columns]
     source = select(*(fold.c[name] for name in columns)).where(fold.c.present)
-    # In the order of the key, so that two transactions cannot wait for each other.
+    # In the order of the key, which prevents deadlocks between two transactions.
     source = source.order_by(*(fold.c[column.name] for column in table.primary_key))
     return dialect.upsert(table, columns, source, projection.overwritten)
 
 
 def select_rows(projection: Projection, events: Events) -> AnySelect:
-    """The rows of the read model as they are after ``events``, read without its table."""
+    """Return the query for the read model's rows after ``events``, without reading its table."""
     fold = projection.select(events).subquery("fold")
     columns = [fold.c[column.name] for column in projection.table.columns]
     return select(*columns).where(fold.c.present)
 
 
 def can_remove(event_type: str, data: Mapping[str, Any]) -> bool:
-    """Whether such an event takes anything out of a read model."""
+    """Return whether an event of this type and data may remove rows of a built-in read model."""
     return event_type == USER_DELETED or any(
         change[1] is None for change in data.get("changes", ())
     )

@@ -1,4 +1,4 @@
-"""Following a change of items with the tables of conversations and tool calls."""
+"""Updating the tables of conversations and tool calls after a change of items."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from eventmeta.read_models.spelling import completed_calls, spelled_out
 
 @dataclass(frozen=True)
 class ItemChange:
-    """An event of a session, as far as its items are concerned.
+    """The part of a session's event that concerns the session's items.
 
-    ``items``: the texts of those that were added. ``tools``: there may be tool items among them.
+    Attributes:
+        session_id: The session.
+        type: The type of the event.
+        data: The data of the event.
+        context: The context of the event, as JSON text.
+        items: The texts of the items that were added.
+        tools: There may be tool items among the added ones.
     """
 
     session_id: str
@@ -28,7 +34,7 @@ class ItemChange:
 
 
 def follow(sql: ItemStatements, changes: Sequence[ItemChange]) -> Program[None]:
-    """Bring the tables to what ``changes``, which are made and recorded, left of the items."""
+    """Update the tables after ``changes`` of items, which are made and recorded."""
     touched = [change for change in changes if change.type in _TYPES]
     if not touched:
         return
@@ -66,7 +72,7 @@ def follow(sql: ItemStatements, changes: Sequence[ItemChange]) -> Program[None]:
 
 
 def rebuild(sql: ItemStatements, session_ids: Iterable[str]) -> Program[None]:
-    """Bring all rows of the sessions to what their items say."""
+    """Make all rows of the sessions match their items."""
     sessions = recordset([{"session_id": session_id} for session_id in sorted(session_ids)])
     rows = (yield sql.unreadable(sessions=sessions)) if sql.unreadable else ()
     spelled = spelled_out(rows)
@@ -88,7 +94,7 @@ def _of_type(changes: Iterable[ItemChange], kind: str) -> Iterable[ItemChange]:
 def _unreadable(
     sql: ItemStatements, changes: Sequence[ItemChange], removed: Sequence[dict[str, Any]]
 ) -> Program[list[dict[str, Any]]]:
-    """Return what is to be ``spelled`` of the items added, and of those that are linked to them."""
+    """Return the rows of ``spelled`` for the added items and the items linked with them."""
     if sql.unreadable_linked is None:
         return []
     links: list[dict[str, Any]] = []

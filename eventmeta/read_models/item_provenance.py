@@ -1,4 +1,4 @@
-"""Of which run items are, by the events that added them."""
+"""The provenance of items: the run of each, by the event that added it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from eventmeta.tables.tables import Tables
 from projections.items import MAX_NAME, is_one_of, name_of
 
 PROVENANCE = ("run_id", "trace_id", "span_id")
-"""The keys of an event's context that are columns of what its items became."""
+"""The keys of an event's context that become columns of the rows of its items."""
 
 
 def provenance_by_event(tables: Tables, dialect: Dialect, given: FromClause | None) -> FromClause:
-    """``session_id, item_id`` of what was added in a context, with that context."""
+    """Return the items that were added in a context: ``session_id, item_id`` and `PROVENANCE`.
+
+    Args:
+        tables: The tables.
+        dialect: Their database.
+        given: The sessions, by ``session_id``; all sessions if None.
+    """
     log = tables.events.c
     columns = [log.stream_id, log.version, log.data, log.context]
     known = and_(
@@ -33,7 +39,7 @@ def provenance_by_event(tables: Tables, dialect: Dialect, given: FromClause | No
     item = dialect.select_item_ids(
         event, [event.c.stream_id, event.c.version, event.c.context]
     ).subquery("added_items")
-    # Where a database uses the id of a removed item again, the last event counts.
+    # If a database reuses the id of a removed item, the last event counts.
     later = func.row_number().over(
         partition_by=(item.c.stream_id, item.c.item_id), order_by=item.c.version.desc()
     )
@@ -50,5 +56,5 @@ def provenance_by_event(tables: Tables, dialect: Dialect, given: FromClause | No
 
 
 def named_in(dialect: Dialect, context: ColumnElement[Any], name: str) -> ColumnElement[Any]:
-    """Return what a ``context`` says of ``name``, if that can be the name of something."""
+    """Return the value of ``name`` in a ``context``; NULL if it cannot be a name."""
     return name_of(cast(dialect.json_text(context, name), String(MAX_NAME + 1)))

@@ -37,12 +37,12 @@ STORED = ("id", "session_id", "message_data", "created_at")
 
 @dataclass(frozen=True)
 class ItemRelations:
-    """Relations over one store's tables.
+    """The relations of items over one store's tables.
 
     Attributes:
         tables: The tables.
         dialect: Their database.
-        spelled: Whether the texts of some items are given as the parameter ``spelled``.
+        spelled: Whether the parameter ``spelled`` gives the texts of some items.
     """
 
     tables: Tables
@@ -50,7 +50,7 @@ class ItemRelations:
     spelled: bool = False
 
     def of_sessions(self, given: FromClause | None = None) -> MessageRelation:
-        """All items of the sessions ``given`` by ``session_id``, or of all there are."""
+        """Return all items of the sessions ``given`` by ``session_id``, or of all sessions."""
         stored = self._readable(self.stored(given))
         added = provenance_by_event(self.tables, self.dialect, given)
         same = and_(added.c.session_id == stored.c.session_id, added.c.item_id == stored.c.id)
@@ -59,7 +59,7 @@ class ItemRelations:
         return self._in_turns(rows.select_from(stored.outerjoin(added, same)))
 
     def added(self, source: FromClause) -> MessageRelation:
-        """Items that are just being added.
+        """Return the items that are just being added.
 
         Args:
             source: ``id, session_id, message_data, created_at`` of each, the ``context`` of its
@@ -70,11 +70,13 @@ class ItemRelations:
     def added_and_linked(
         self, source: FromClause, removed: FromClause | None = None
     ) -> MessageRelation:
-        """The same, with the stored calls and outputs that they are linked with.
+        """Return the items that are just being added, and the stored items linked with them.
+
+        A call is linked with its output.
 
         Args:
             source: As for `added`.
-            removed: ``session_id, id`` of outputs that are gone, whose calls come along as well.
+            removed: ``session_id, id`` of removed outputs, whose calls are returned as well.
         """
         new = self._added(source)
         arrived = MessageRelation(classified(self._relation(new, "arrived")), self.dialect)
@@ -82,11 +84,11 @@ class ItemRelations:
         return self._in_turns(union_all(new, self._linked(links)))
 
     def linked(self, links: FromClause, removed: FromClause) -> FromClause:
-        """Return the stored items with ``links``, and those that ``removed`` were linked with."""
+        """Return the stored items with ``links``, and the calls of the ``removed`` outputs."""
         return self._linked_items(self._links(select(*links.c), removed))
 
     def _links(self, known: AnySelect, removed: FromClause | None) -> FromClause:
-        """``session_id, call_id``, those ``known`` and of the calls that ``removed`` completed."""
+        """Return ``session_id, call_id``: the ``known`` ones, and those ``removed`` completed."""
         links, row = [known], self._tool_calls
         if removed is not None:
             session_id, item_id = removed.c["session_id", "id"]
@@ -104,13 +106,13 @@ class ItemRelations:
     def _look_up_calls(
         self, wanted: FromClause, by: str, on: ColumnElement[bool], *columns: str
     ) -> AnySelect:
-        """Return the ``columns`` of tool calls that are found by the session and what is ``by``."""
+        """Return the ``columns`` of tool calls, found by the index on session and ``by``."""
         row = self._tool_calls
         index = f"idx_{row.id.table.name}_session_{by}"
         return self.dialect.group_read(wanted, [row[name] for name in columns], on, index=index)
 
     def _linked(self, links: FromClause) -> AnySelect:
-        """The stored calls and outputs with these ``call_id``, with what is known of their rows."""
+        """Return the stored calls and outputs of ``links``, with known columns of their rows."""
         stored = self._readable(self._linked_items(links))
         provenance = [stored.c[name] for name in PROVENANCE]
         return self._rows(stored, provenance, stored.c.turn, stored.c.parent_raw_event_id)
@@ -170,16 +172,17 @@ class ItemRelations:
         )
 
     def _relation(self, rows: Any, name: str) -> MessageRelation:
-        """Evaluated once: OFFSET keeps databases from taking each item apart for every field.
+        """Return ``rows`` as a relation that the database evaluates once.
 
-        Not nested in the fold, for SQLite's parser goes only so deep.
+        Without OFFSET, databases would parse each item again for every field. It is a CTE, and not
+        nested in the fold, as SQLite's parser limits the depth.
         """
         if isinstance(rows, CompoundSelect):
             rows = select(rows.cte(f"all_{name}"))
         return MessageRelation(rows.offset(0).cte(name), self.dialect)
 
     def stored(self, given: FromClause | None = None) -> FromClause:
-        """Return ``STORED`` of all items of the sessions ``given``, or of all there are."""
+        """Return ``STORED`` of all items of the sessions ``given``, or of all sessions."""
         message = self.tables.messages.c
         columns = [message[name] for name in STORED]
         main = self.dialect.in_main_branch(self.tables.messages)
@@ -189,16 +192,17 @@ class ItemRelations:
         return self.dialect.group_read(given, columns, same).subquery("stored")
 
     def states(self, sessions: FromClause) -> AnySelect:
-        """The state of sessions before some items: where turns and the tables are.
+        """Return the query for the state of sessions before some items are added.
 
         Args:
-            sessions: ``session_id``; ``at``, the time of the next item, or NULL; ``first``, its id,
-                or NULL, unless it cannot be seen yet; ``gone``, the id of one just removed, or
-                NULL; ``moved``, where it may be that more has happened than can be seen.
+            sessions: ``session_id``; ``at``, the time of the first new item, or NULL; ``first``,
+                its id, or NULL (without this column, the new items cannot be seen yet); ``gone``,
+                the id of an item just removed, or NULL (optional); ``moved``, whether more may have
+                happened than can be seen (optional).
 
         Returns:
-            ``session_id, turn, parent, stale``. Stale is a session whose tables do not end with its
-            last item: someone else wrote to it, or the tables are younger than it.
+            ``session_id, turn, parent, stale``. A session is stale if its tables do not end with
+            its last item: someone else wrote to it, or the tables are younger than the session.
         """
         times = self._ends(sessions).offset(0).subquery("times").c
         message, said = self.tables.messages.c, self._conversation
@@ -229,7 +233,10 @@ class ItemRelations:
         )
 
     def _ends(self, sessions: FromClause) -> AnySelect:
-        """Where each table ends: from the end of an index, whatever is known of its size."""
+        """Return the query for the last entry of each session in each table.
+
+        Each entry is read from the end of an index, whatever the planner knows of the table's size.
+        """
         given, said, call = sessions.c, self._conversation, self._tool_calls
 
         def last(row: Any, column: str, *conditions: Any) -> ColumnElement[Any]:
@@ -246,11 +253,17 @@ class ItemRelations:
         )
 
     def _now(self, query: AnySelect) -> ColumnElement[Any]:
-        """As it is now: what the outer query says of that holds for its own tables only."""
+        """Return ``query`` as a scalar that sees the current state.
+
+        The outer query is current only for its own tables, so each subquery must say so again.
+        """
         return self.dialect.current(query).scalar_subquery()
 
     def _before(self, sessions: Any) -> list[ColumnElement[bool]]:
-        """That an item is older than those that are being added, unless they cannot be seen."""
+        """Return the condition that an item is older than the new ones.
+
+        There is no condition if the new items cannot be seen.
+        """
         if "first" not in sessions:
             return []
         return [or_(sessions.first.is_(None), self.tables.messages.c.id < sessions.first)]
@@ -260,7 +273,7 @@ class ItemRelations:
         last_item = func.coalesce(state.last_item, 0)
         known = or_(
             last_item.in_([literal_column("0"), func.coalesce(state.last_output, 0)]),
-            # Not EXISTS, for which PostgreSQL might read a whole table at once.
+            # Not EXISTS: for that PostgreSQL might read a whole table at once.
             self._now(select(said.id).where(said.id == state.last_item)).is_not(None),
             self._now(select(call.id).where(call.id == state.last_item)).is_not(None),
         )

@@ -1,4 +1,4 @@
-"""The statements that keep the tables of conversations and tool calls, compiled once."""
+"""Statements that keep the tables of conversations and tool calls, compiled at first use."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ _REMOVED: Mapping[str, TypeEngine[Any]] = {**_SESSION, "id": BigInteger()}
 
 
 class RebuildStatements(NamedTuple):
-    """What brings a table to what the items of ``sessions`` say. Rows that are so stay as they are.
+    """Statements that make a table match the items of ``sessions``; correct rows are not touched.
 
     Attributes:
-        others: ``sessions`` → the ``id`` of the rows that should not be, or not be so.
-        remove: ``items``, by their ``id``.
-        write: ``sessions`` → the rows that are missing.
+        others: Selects wrong rows: ``sessions`` → the ``id`` of rows that should not be there, or
+            that should be different.
+        remove: Deletes rows: ``items``, by their ``id``.
+        write: Inserts the missing rows of ``sessions``.
     """
 
     others: Statement
@@ -56,7 +57,11 @@ class RebuildStatements(NamedTuple):
 
 @dataclass(frozen=True)
 class ItemStatements:
-    """What follows a change of items, in the order in which a batch runs it."""
+    """The statements that follow a change of items, in the order in which a batch runs them.
+
+    Each property that is a statement says what the statement does, then its parameters → the
+    columns of its rows.
+    """
 
     tables: Tables
     conversation: ItemProjection
@@ -66,14 +71,14 @@ class ItemStatements:
 
     @cached_property
     def with_spelled(self) -> ItemStatements:
-        """The same statements for ``spelled``, some rows of which are given: see `spelled_out`."""
+        """Return the same statements with the parameter ``spelled``: see `spelled_out`."""
         return replace(self, spelled=True)
 
     @cached_property
     def states(self) -> Statement:
-        """``sessions`` → ``session_id, turn, parent, stale``.
+        """Select the state of sessions: ``sessions`` → ``session_id, turn, parent, stale``.
 
-        Each is given with its ``first`` new item, and the one that is ``gone``, if any.
+        Each session is given with its ``first`` new item and its ``gone`` item, or NULL.
         """
         items = {"first": BigInteger(), "gone": BigInteger()}
         given = self.dialect.recordset("sessions", {**_SESSION, **items})
@@ -84,9 +89,9 @@ class ItemStatements:
 
     @cached_property
     def unreadable_linked(self) -> Statement | None:
-        """``links``, ``removed`` items → ``id, message_data`` of what is linked with them.
+        """Select linked items to spell out: ``links``, ``removed`` → ``id, message_data``.
 
-        Only of what is to be ``spelled`` for this database; None if it needs nothing of the kind.
+        Only items that this database cannot read are selected; None if it reads every item.
         """
         links = self.dialect.recordset("links", {**_SESSION, "call_id": String(255)})
         removed = self.dialect.recordset("removed", _REMOVED)
@@ -94,7 +99,10 @@ class ItemStatements:
 
     @cached_property
     def unreadable(self) -> Statement | None:
-        """``sessions`` → the same of their items."""
+        """Select items of sessions to spell out: ``sessions`` → ``id, message_data``.
+
+        Only items that this database cannot read are selected; None if it reads every item.
+        """
         return self._unreadable(
             self._relations.stored(self.dialect.recordset("sessions", _SESSION))
         )
@@ -105,20 +113,20 @@ class ItemStatements:
 
     @cached_property
     def write_tool_calls(self) -> Statement:
-        """``added`` items, ``removed`` items → their tool calls, complete or open again."""
+        """Write the tool calls of the ``added`` items, and reopen those of the ``removed`` ones."""
         removed = self.dialect.recordset("removed", _REMOVED)
         items = self._relations.added_and_linked(self._added, removed)
         return self.dialect.compile(write_items(self.tool_calls, self.dialect, items))
 
     @cached_property
     def write_conversation(self) -> Statement:
-        """``added`` items → the rest of them. To run last, for it changes the state."""
+        """Write the conversation rows of the ``added`` items. Run it last: it changes the state."""
         items = self._relations.added(self._added)
         return self.dialect.compile(write_items(self.conversation, self.dialect, items))
 
     @cached_property
     def rebuild(self) -> list[RebuildStatements]:
-        """Both tables, each with what makes it what the items of ``sessions`` say."""
+        """Return, for each of both tables, the statements that rebuild it for ``sessions``."""
         given = self.dialect.recordset("sessions", _SESSION)
         items = self._relations.of_sessions(given)
         compile_ = self.dialect.compile
@@ -144,7 +152,11 @@ class ItemStatements:
         return self.dialect.delete_matching(projection.table, select(gone.c.id).subquery("gone"))
 
     def at_once(self, *, with_tools: bool) -> Structure:
-        """The same within the one statement that appends a batch, where there is one."""
+        """Return the parts that update both tables within the one statement that appends a batch.
+
+        Args:
+            with_tools: There may be tool items among the added ones.
+        """
         touched = table("_touched", *map(column, ("session_id", "at", "moved")))
         state = ("context", "turn_before", "parent_before")
         new = table("_new_items", *map(column, (*STORED, *state)))
@@ -164,7 +176,7 @@ class ItemStatements:
 
     @property
     def _added(self) -> FromClause:
-        """The items of the parameter ``added``, from where they are stored."""
+        """Return the items of the parameter ``added``, as they are stored."""
         given, message = self.dialect.recordset("added", _ADDED), self.tables.messages.c
         stored = [message.id, message.session_id, message.message_data, message.created_at]
         about = [given.c[name] for name in ("context", "turn_before", "parent_before")]
@@ -175,7 +187,10 @@ class ItemStatements:
 def write_items(
     projection: ItemProjection, dialect: Dialect, items: MessageRelation, *, update: bool = True
 ) -> Insert:
-    """Write the rows that ``items`` fold to; those that exist are left alone unless ``update``."""
+    """Return the INSERT of the rows that ``items`` fold to.
+
+    Rows that exist are overwritten if ``update``, and left alone otherwise.
+    """
     table = projection.table
     columns = [column.name for column in table.columns]
     fold = projection.select(items).subquery("fold")

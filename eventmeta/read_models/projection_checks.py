@@ -1,4 +1,4 @@
-"""What a projection must be like to be kept: checked before anything is done with it."""
+"""Checks of a projection before it is registered."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def check_projection(projection: Any, store: Tables, dialect: Dialect) -> None:
-    """Refuse what cannot be kept or used.
+    """Refuse a projection that the store cannot keep up to date.
 
     Raises:
-        InvalidProjection: It says what is wrong.
+        InvalidProjection: The projection cannot be used. The error says what is wrong.
     """
     if not isinstance(projection, Projection | AppliedProjection):
         raise InvalidProjection(
@@ -46,12 +46,12 @@ def _check_identity(projection: Any) -> None:
     name, version = projection.name, projection.version
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidProjection(
-            f"the name {name!r} is not usable: take up to 64 lower-case letters, digits and "
+            f"the name {name!r} cannot be used: take up to 64 lower-case letters, digits and "
             "underscores, a letter first"
         )
     if type(version) is not int or version < 1:
         raise InvalidProjection(
-            f"version {version!r} of projection {name!r} is none: count 1, 2, 3 …"
+            f"version {version!r} of projection {name!r} is not a version: give 1, 2, 3 …"
         )
 
 
@@ -78,7 +78,7 @@ def _check_tables(projection: Any) -> None:
     for table in cast("tuple[Table, ...]", tables):
         if not isinstance(table, Table):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidProjection(
-                f"projection {name!r} has {table!r} where a sqlalchemy.Table should be: give one"
+                f"projection {name!r} has {table!r} among its tables: give a sqlalchemy.Table"
             )
         _check_table(table, name)
         if table.name.lower() in names:
@@ -98,12 +98,12 @@ def _check_table(table: Table, projection: str) -> None:
         )
     if not table.primary_key.columns:
         raise InvalidProjection(
-            f"{which} has no primary key, by which its rows could be found: give it one"
+            f"{which} has no primary key: give it one, so that its rows can be found"
         )
     if table.foreign_keys:
         raise InvalidProjection(
-            f"{which} has a foreign key, which would change it behind the log's back: leave that "
-            "out"
+            f"{which} has a foreign key, which could change its rows without an event: leave the "
+            "key out"
         )
 
 
@@ -113,11 +113,13 @@ def _check_select(projection: Projection, store: Tables, dialect: Dialect) -> No
     if unique or any(index.unique for index in table.indexes):
         raise InvalidProjection(
             f"table {table.name!r} of projection {name!r} has a unique key besides its primary "
-            "key: its rows are written by the primary key alone, so leave that out"
+            "key: its rows are written by the primary key alone, so leave the other key out"
         )
     missing = projection.kept - set(table.columns.keys())
     if missing:
-        raise InvalidProjection(f"projection {name!r} keeps {sorted(missing)}, which it has not")
+        raise InvalidProjection(
+            f"projection {name!r} keeps {sorted(missing)}, which are not columns of its table"
+        )
     events = dialect.relation(store.events).of(projection)
     try:
         dialect.compile(delete_rows(projection, dialect, events))

@@ -1,4 +1,4 @@
-"""The projections that a database has, and which of them every append maintains."""
+"""The projections of a database, and how each is kept up to date."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class RegisteredProjection(NamedTuple):
 
     Attributes:
         projection: The projection.
-        inline: In the transaction of every append; else by a projector.
-        built_in: It is the store's own.
+        inline: It is updated in the transaction of every append; otherwise a projector updates it.
+        built_in: It belongs to the store, not to the app.
     """
 
     projection: AnyProjection
@@ -38,7 +38,7 @@ class ProjectionRegistry:
         }
 
     def follow(self, tables: Tables) -> None:
-        """Go on with ``tables``, of which more are the store's own."""
+        """Use ``tables`` from now on, among which are more built-in ones."""
         own = {
             each.name: RegisteredProjection(each, inline=True, built_in=True)
             for each in tables.built_in
@@ -50,10 +50,10 @@ class ProjectionRegistry:
         self._tables, self._found = tables, {**self._found, **own}
 
     def __getitem__(self, name: object) -> RegisteredProjection:
-        """The projection of this name.
+        """Return the projection of this name.
 
         Raises:
-            UnknownProjection: There is none.
+            UnknownProjection: There is no projection of this name.
         """
         if not isinstance(name, str) or name not in self._found:
             raise UnknownProjection(name, sorted(self._found))
@@ -63,15 +63,15 @@ class ProjectionRegistry:
         return iter(self._found.values())
 
     def has_table(self, name: str) -> bool:
-        """Whether the store, or a projection, has a table or view called ``name``."""
+        """Return whether the store or a projection has a table or view called ``name``."""
         taken = [*self._tables.metadata.tables, self._tables.names.metadata_changes_view]
         return name.lower() in {each.lower() for each in taken}
 
     def add(self, projection: AnyProjection, *, inline: bool) -> bool:
-        """Take a projection in; False if it is there already.
+        """Add a projection, and return False if it was registered already.
 
         Raises:
-            InvalidProjection: It cannot be kept, or another has its name or its table.
+            InvalidProjection: It cannot be used, or another one has its name or its table.
         """
         check_projection(projection, self._tables, self._dialect)
         known = self._found.get(projection.name)
@@ -85,8 +85,8 @@ class ProjectionRegistry:
         for table in projection.tables:
             if self.has_table(table.name):
                 raise InvalidProjection(
-                    f"table {table.name!r} of projection {projection.name!r} is another's: give "
-                    "each projection a table of its own"
+                    f"table {table.name!r} of projection {projection.name!r} is in use already: "
+                    "give each projection a table of its own"
                 )
         for table in projection.tables:
             table.to_metadata(self._tables.metadata).info[VERSIONED] = True
@@ -95,17 +95,17 @@ class ProjectionRegistry:
 
     @property
     def inline_folded(self) -> tuple[Projection, ...]:
-        """The app's own that the database folds in every append."""
+        """Return the app's projections that the database folds in every append."""
         found = (each.projection for each in self if each.inline and not each.built_in)
         return tuple(each for each in found if isinstance(each, Projection))
 
     @property
     def inline_applied(self) -> tuple[AppliedProjection, ...]:
-        """The app's own that Python applies in every append."""
+        """Return the app's projections that Python applies in every append."""
         found = (each.projection for each in self if each.inline)
         return tuple(each for each in found if isinstance(each, AppliedProjection))
 
     @property
     def asynchronous(self) -> list[AnyProjection]:
-        """Those that a projector keeps up to date."""
+        """Return the projections that a projector keeps up to date."""
         return [each.projection for each in self if not each.inline]

@@ -1,7 +1,7 @@
-"""Items that a database cannot take apart unless it is given their texts spelled out.
+"""Items that a database cannot parse, and the texts that it reads in their place.
 
-MariaDB would replace what it cannot read one by one, in a time that grows with the square of the
-text. So it only finds those items, and what is to be read in their place is made of them here.
+MariaDB could replace the escapes that it cannot read, but one by one, in a time that grows with the
+square of the text. So MariaDB only finds those items, and this module makes the replacing texts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _SPELLED: Mapping[str, TypeEngine[Any]] = {"id": Integer(), "message_data": Long
 
 
 def unreadable(dialect: Dialect, stored: FromClause) -> AnySelect | None:
-    """Return the query for ``id, message_data`` of those of the ``stored`` items that are so.
+    """Return the query for ``id, message_data`` of ``stored`` items that the database cannot parse.
 
-    None for a database that reads every item. Elsewhere it may yield some more.
+    None for a database that can parse every item. The query may yield further items.
     """
     condition = dialect.is_unreadable(stored.c.message_data)
     if condition is None:
@@ -34,7 +34,7 @@ def unreadable(dialect: Dialect, stored: FromClause) -> AnySelect | None:
 
 
 def spelled_out(items: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
-    """Return the rows of the parameter ``spelled`` for ``items``: id and text of any there are."""
+    """Return the rows of the parameter ``spelled``: id and text of ``items`` to be spelled out."""
     return [
         {"id": item_id, "message_data": spelled}
         for item_id, text in items
@@ -57,9 +57,9 @@ def completed_calls(texts: Iterable[str]) -> Iterator[str]:
 
 
 def readable(dialect: Dialect, stored: FromClause) -> FromClause:
-    """Return the ``stored`` items, with their texts of the parameter ``spelled`` if it has them."""
+    """Return the ``stored`` items, with the texts of the parameter ``spelled`` where given."""
     given = dialect.recordset("spelled", _SPELLED)
-    # OFFSET keeps MariaDB from joining row by row: what it writes down it gives an index.
+    # OFFSET has MariaDB materialize the rows with an index, and not join row by row.
     spelled = select(*given.c).offset(0).subquery("spelled").c
     text = func.coalesce(spelled.message_data, stored.c.message_data).label("message_data")
     columns = [text if column.name == text.name else column for column in stored.c]

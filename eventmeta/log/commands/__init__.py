@@ -1,7 +1,14 @@
-"""What a caller may ask of a stream, and how each is carried out inside a transaction.
+"""Commands: what callers ask of a stream, and how each is carried out in a transaction.
 
-A command becomes one event, or none if there was nothing to do. Plain commands need to know nothing
-of the stream, so a whole batch of them is set-based; the others look before they write.
+base        what all commands have in common
+items       commands to the items of a session, and to the session as a whole
+metadata    commands to the metadata of a session
+users       commands to users, and to the owner of a session
+options     the options of all writes
+statements  the statements that commands run
+
+A command becomes one event, or none if there was nothing to do. Unconditional commands do not read
+their stream, so a batch of them can be one statement. All other commands read before they write.
 """
 
 from eventmeta.log.commands.base import Append, Command, EventData, with_companions

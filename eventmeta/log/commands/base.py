@@ -1,4 +1,4 @@
-"""What any command is: a request to append to one stream."""
+"""The base of all commands: a request to append to one stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eventmeta.log.commands.statements import CommandStatements
 
 
 class EventData(NamedTuple):
-    """What a command has to record."""
+    """The type and data of an event, as a command makes them."""
 
     type: str
     data: dict[str, Any]
@@ -29,16 +29,17 @@ class Command:
     Attributes:
         stream: The stream.
         event_id: The id of the event it becomes.
-        may_be_recorded: It may have been carried out before: the caller gave the id, or the outcome
-            of an attempt is unknown.
-        expected_version: The version the stream must be at.
-        actor: Who asks.
+        may_be_recorded: The command may have been carried out before: the caller gave the id, or
+            the outcome of an attempt is unknown.
+        expected_version: The version that the stream must have; None for any.
+        actor: The actor who makes the change.
         context: JSON text of the context.
-        access: On whose behalf.
-        companions: Commands to the same stream, which follow it in the same transaction: all of
-            them, or none if it is rejected.
-        owner: Whose the stream is, told when the command is carried out. See `StreamHead.user_id`.
-        recorded_at: When its event is recorded, told likewise.
+        access: The principal on whose behalf the call is made.
+        companions: Commands to the same stream, which follow this one in the same transaction: all
+            of them, or none if this one is rejected.
+        owner: The owner of the stream, set when the command is carried out. See
+            `StreamHead.user_id`.
+        recorded_at: The time of the event, set when the command is carried out.
     """
 
     stream: StreamKey
@@ -54,48 +55,52 @@ class Command:
 
     creates_session: ClassVar[bool] = False
     looks: ClassVar[bool] = True
-    """Whether what was recorded before it must be written first."""
+    """Whether the pending events of the batch must be written before the command."""
     locks_row: ClassVar[bool] = False
-    """Whether it may have to wait for the row of the session or user, besides the head."""
+    """Whether the command may have to wait for the row of the session or user, too."""
     type: ClassVar[str]
 
     def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
-        """Do what there is to do, and say what to record.
+        """Carry out the command, and return what to record; None if there was nothing to do.
 
         Raises:
-            AppendRejected: It cannot be; nothing was done yet.
+            AppendRejected: The command cannot be carried out; nothing was done yet.
         """
         raise NotImplementedError
 
     @property
     def begins(self) -> bool:
-        """Whether it records something where there is nothing yet."""
+        """Return whether the command may record the first event of its stream."""
         return False
 
     def beyond_reach(self) -> AppendRejected | None:
-        """What becomes of it where the session is not there for whoever asks: nothing to do."""
+        """Return the outcome if the principal cannot see the stream; None: nothing to do."""
         return None
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """Why ``recorded``, found under this command's event id, is not its earlier outcome."""
+        """Return an error unless ``recorded`` is the outcome of an earlier attempt.
+
+        Args:
+            recorded: The event that was found under this command's event id.
+        """
         if recorded.type != self.type:
             return EventIdReused(self.event_id, recorded.type)
         return None
 
     @property
     def size(self) -> int:
-        """About how many bytes it adds to the parameters of a batch."""
+        """Return about how many bytes the command adds to the parameters of a batch."""
         return 512
 
     @property
     def group(self) -> tuple[Command, ...]:
-        """Itself and its companions, in their order."""
+        """Return the command and its companions, in their order."""
         return (self, *self.companions)
 
 
 @dataclass(kw_only=True)
 class Append(Command):
-    """Append what is known beforehand: an event of the caller's own making, for example."""
+    """A command to append an event whose data is known beforehand, such as one of the caller's."""
 
     fact: EventData
     data_size: int = 0
@@ -103,28 +108,28 @@ class Append(Command):
     looks: ClassVar[bool] = False
 
     def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
-        """Record it."""
+        """Return what to record, without reading anything."""
         yield from ()
         return self.fact
 
     @property
     def begins(self) -> bool:
-        """An event may be the first one."""
+        """Return True, as the event may be the first one."""
         return True
 
     def beyond_reach(self) -> AppendRejected | None:
-        """There is nothing to append to."""
+        """Return `SessionNotFound`, as there is no stream to append to."""
         return SessionNotFound(self.stream.stream_id)
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """The very same facts must be recorded."""
+        """Return an error unless ``recorded`` has the same type and data."""
         if recorded.type != self.fact.type or _differ(recorded.data, self.fact.data):
             return EventIdReused(self.event_id, recorded.type)
         return None
 
     @property
     def size(self) -> int:
-        """The data's, and some."""
+        """Return the size of the data plus an allowance for the row."""
         return self.data_size + 512
 
 
@@ -134,5 +139,5 @@ def with_companions(commands: Iterable[Command]) -> list[Command]:
 
 
 def _differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """As JSON, where True is not 1."""
+    """Return whether ``a`` and ``b`` differ as JSON, where True is not 1."""
     return dump_canonical(a, "data") != dump_canonical(b, "data")

@@ -1,4 +1,4 @@
-"""What may be asked of a session's items, and of the session as a whole."""
+"""Commands to a session's items, and to the session as a whole."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _ITEMS_ADDED = EventData(ITEMS_ADDED, {})
 
 @dataclass(kw_only=True)
 class AddItems(Append):
-    """Add items to a session, which is created if need be.
+    """A command to add items to a session, which is created if it does not exist.
 
     The batch inserts the items of all its commands together, and completes the fact with their ids.
 
     Attributes:
-        items: Their texts.
-        item_ids: The ids of their rows, once they are known.
+        items: The texts of the items.
+        item_ids: The ids of their rows, once these are known.
     """
 
     items: Sequence[str]
@@ -42,7 +42,7 @@ class AddItems(Append):
     locks_row: ClassVar[bool] = True
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """As many items must have been added."""
+        """Return an error unless ``recorded`` added as many items."""
         if recorded.type != ITEMS_ADDED or len(recorded.data["item_ids"]) != len(self.items):
             return EventIdReused(self.event_id, recorded.type)
         self.item_ids = recorded.data["item_ids"]
@@ -50,13 +50,18 @@ class AddItems(Append):
 
     @property
     def size(self) -> int:
-        """The items', and some; and that of what is recorded with them."""
+        """Return the size of the items and companions, plus an allowance for the row."""
         own = sum(map(len, self.items)) + 512
         return own + sum(each.size for each in self.companions) if self.companions else own
 
 
 class Message(NamedTuple):
-    """An item whose id is known when its command has been carried out."""
+    """An item whose id is known only after its command is carried out.
+
+    Attributes:
+        added: The command.
+        place: The index of the item in the command.
+    """
 
     added: AddItems
     place: int
@@ -64,37 +69,44 @@ class Message(NamedTuple):
 
 @dataclass(kw_only=True)
 class RecordUsage(Append):
-    """Record what a run has used, with the items that it adds if there are any.
+    """A command to record the usage of a run, as a companion of the run's new items if any.
 
     Attributes:
-        message: The user message which caused the use, if that is added only now; else the fact
-            has its id.
+        message: The user message that caused the usage, if it is added only now; otherwise the fact
+            has the message's id.
     """
 
     message: Message | None = None
 
     @property
     def completed(self) -> EventData:
-        """The fact, with the id of the message if that is known by now."""
+        """Return the fact, with the id of the message if the id is known by now."""
         if self.message is None or self.message.added.item_ids is None:
             return self.fact
         message_id = self.message.added.item_ids[self.message.place]
         return EventData(self.fact.type, {**self.fact.data, "user_message_id": message_id})
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """The id was made for this use; only the message may have been known better."""
+        """Return an error unless ``recorded`` is of the same type.
+
+        Data is not compared: the event id was made for this usage, and only the message's id can
+        differ.
+        """
         if recorded.type != self.fact.type:
             return EventIdReused(self.event_id, recorded.type)
         return None
 
 
 def may_add_tools(command: Command) -> bool:
-    """Whether there may be a tool item among what ``command`` adds."""
+    """Return whether there may be a tool item among the items that ``command`` adds."""
     return isinstance(command, AddItems) and any(map(may_be_tool_item, command.items))
 
 
 def insert_items(sql: CommandStatements, items: str, count: int) -> Program[Sequence[Row]]:
-    """Insert the record set ``items``: ``session_id, id`` of each, which must be ``count``."""
+    """Insert the record set ``items``, and return the ``session_id, id`` of each.
+
+    Exactly ``count`` rows must be inserted.
+    """
     *before, last = sql.insert_items
     for statement in before:
         yield statement(items=items)
@@ -109,10 +121,10 @@ def _delete(sql: CommandStatements, item_ids: Sequence[int]) -> Program[None]:
 
 @dataclass(kw_only=True)
 class PopItem(Command):
-    """Remove the latest item of a session.
+    """A command to remove the latest item of a session.
 
     Attributes:
-        popped: Its id and text, once it was removed.
+        popped: The id and text of the item, once it is removed.
     """
 
     popped: tuple[int, str] | None = field(default=None, init=False)
@@ -121,7 +133,10 @@ class PopItem(Command):
     locks_row: ClassVar[bool] = True
 
     def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
-        """Upstream's own writers keep out while the session's row is locked."""
+        """Delete the latest item under the lock of the session's row.
+
+        The lock keeps upstream's own writers out.
+        """
         self.popped = None
         session_id = self.stream.stream_id
         yield sql.lock_session(session_id=session_id)
@@ -134,11 +149,14 @@ class PopItem(Command):
         return EventData(ITEM_POPPED, {"item_id": item_id})
 
     def beyond_reach(self) -> None:
-        """There is no item."""
+        """Return None, as there is no item to remove."""
         self.popped = None
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """The item's text is in no table any more; only this attempt may still hold it."""
+        """Return an error unless this command still holds the item that was removed.
+
+        The item's text is in no table any more.
+        """
         if recorded.type != self.type:
             return EventIdReused(self.event_id, recorded.type)
         item_id = recorded.data["item_id"]
@@ -149,7 +167,7 @@ class PopItem(Command):
 
 @dataclass(kw_only=True)
 class ClearSession(Command):
-    """Remove a session's items, and its metadata and row unless ``keep_metadata``."""
+    """A command to remove a session's items, and its metadata and row unless ``keep_metadata``."""
 
     keep_metadata: bool
 
@@ -157,7 +175,7 @@ class ClearSession(Command):
     locks_row: ClassVar[bool] = True
 
     def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
-        """Name in the event every item and key that was there."""
+        """Delete everything, and name every deleted item and key in the event."""
         session_id = self.stream.stream_id
         exists = yield sql.lock_session(session_id=session_id)
         rows = yield sql.item_ids_of_all_branches(session_id=session_id)
@@ -173,7 +191,7 @@ class ClearSession(Command):
         return EventData(SESSION_CLEARED, {"item_ids": item_ids, "changes": removals(keys)})
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """It must not have removed metadata that was to be kept."""
+        """Return an error if ``recorded`` removed metadata that this command keeps."""
         kept = not recorded.data.get("changes")
         if recorded.type != self.type or (self.keep_metadata and not kept):
             return EventIdReused(self.event_id, recorded.type)
@@ -182,13 +200,13 @@ class ClearSession(Command):
 
 @dataclass(kw_only=True)
 class ReplaceItems(Command):
-    """Put other items in the place of a session's last ones, if those are still what they were.
+    """A command to replace a session's last items, if they have not changed meanwhile.
 
     Attributes:
-        expected: Id and text of the items to replace, latest last; None for all there are.
-        expired: Ids of earlier items to remove as well.
-        items: What takes their place.
-        replaced: Whether it was done.
+        expected: The id and text of the items to replace, latest last; None for all items.
+        expired: The ids of earlier items to remove as well.
+        items: The new items.
+        replaced: Whether the items were replaced.
     """
 
     expected: Sequence[tuple[int, str]] | None
@@ -200,7 +218,7 @@ class ReplaceItems(Command):
     locks_row: ClassVar[bool] = True
 
     def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
-        """Compare under the lock of the session's row, then replace."""
+        """Compare the items under the lock of the session's row, then replace them."""
         self.replaced = False
         session_id = self.stream.stream_id
         yield sql.lock_session(session_id=session_id)
@@ -221,11 +239,11 @@ class ReplaceItems(Command):
 
     @property
     def begins(self) -> bool:
-        """All there are, which may be none, are replaced."""
+        """Return whether all items are replaced, as there may be none."""
         return self.expected is None
 
     def beyond_reach(self) -> AppendRejected | None:
-        """There are no items but new ones."""
+        """Return `SessionNotFound` if all items are to be replaced; otherwise nothing is done."""
         self.replaced = False
         return SessionNotFound(self.stream.stream_id) if self.expected is None else None
 
@@ -235,7 +253,7 @@ class ReplaceItems(Command):
         session_id = self.stream.stream_id
         before = yield sql.item_ids(session_id=session_id)
         assert self.recorded_at is not None
-        # The time of the event: items that are added in the same transaction come after these.
+        # The time of the event, so that items added later in this transaction come after these.
         about = {
             "session_id": session_id,
             "recorded_at": sql.dialect.time_text(self.recorded_at),
@@ -252,7 +270,7 @@ class ReplaceItems(Command):
         return [row[0] for row in after if row[0] not in known]
 
     def _still_there(self, sql: CommandStatements) -> Program[list[int]]:
-        """Return which ids are to go. Of the expired items some may have gone meanwhile."""
+        """Return the ids to delete. Expired items that are gone already are left out."""
         expired = list(self.expired)
         if expired:
             rows = yield sql.item_ids(session_id=self.stream.stream_id)
@@ -261,6 +279,6 @@ class ReplaceItems(Command):
         return [*expired, *(item_id for item_id, _ in self.expected or ())]
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """It was done."""
+        """Return an error unless ``recorded`` is of the same type, and set `replaced`."""
         self.replaced = recorded.type == self.type
         return super().repetition(recorded)

@@ -1,4 +1,4 @@
-"""What may be asked of a session's metadata."""
+"""Commands to a session's metadata."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from eventmeta.log.commands.statements import CommandStatements
 
 @dataclass(kw_only=True)
 class SetMetadata(Append):
-    """Merge metadata into a session, which is created if need be."""
+    """A command to merge metadata into a session, which is created if it does not exist."""
 
     creates_session: ClassVar[bool] = True
     locks_row: ClassVar[bool] = True
 
     @classmethod
     def fact_of(cls, changes: list[Change]) -> EventData:
-        """What it records."""
+        """Return the event data for ``changes``."""
         return EventData(METADATA_SET, {"changes": changes})
 
 
 @dataclass(kw_only=True)
 class DeleteMetadata(Command):
-    """Remove keys of a session: the given ones, or all."""
+    """A command to remove keys from a session's metadata: the given ones, or all if None."""
 
     keys: Sequence[str] | None
 
     type: ClassVar[str] = METADATA_DELETED
 
     def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
-        """Name in the event exactly what was there to remove."""
+        """Return an event that names exactly the existing keys among those to remove."""
         removed = yield from keys_of(sql, self.stream.stream_id, self.keys)
         return EventData(METADATA_DELETED, {"changes": removals(removed)}) if removed else None
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """It must have removed none but the keys asked for."""
+        """Return an error if ``recorded`` removed other keys than those asked for."""
         return unless_removed(self.keys, self, recorded)
 
 
 def keys_of(
     sql: CommandStatements, session_id: str, keys: Sequence[str] | None
 ) -> Program[list[str]]:
-    """Those of ``keys`` that the session has; of all keys if None."""
+    """Return those of ``keys`` that the session has; all of its keys if None."""
     if keys is None:
         rows = yield sql.all_keys(session_id=session_id)
     else:
@@ -60,7 +60,7 @@ def keys_of(
 def unless_removed(
     keys: Sequence[str] | None, command: Command, recorded: RecordedEvent
 ) -> AppendRejected | None:
-    """Why ``recorded`` is not the removal of ``keys``, or of all, that ``command`` asks for."""
+    """Return an error unless ``recorded`` removes ``keys``, or all, as ``command`` asks for."""
     removed = {change[0] for change in recorded.data.get("changes", ())}
     if recorded.type != command.type or (keys is not None and not removed <= {*keys}):
         return EventIdReused(command.event_id, recorded.type)
@@ -68,5 +68,5 @@ def unless_removed(
 
 
 def removals(keys: Sequence[str]) -> list[Change]:
-    """That ``keys`` are removed."""
+    """Return the changes that remove ``keys``."""
     return [[key, None] for key in keys]

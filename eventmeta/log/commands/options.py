@@ -1,4 +1,4 @@
-"""What every write takes besides its own arguments."""
+"""The options that every write method takes besides its own arguments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from eventmeta.tables.names import TableOptions
 
 
 class WriteOptions(TypedDict, total=False):
-    """Keyword arguments of all write methods; each may be left out.
+    """The keyword arguments of all write methods; each may be left out.
 
     Attributes:
         expected_version: Write only if the session is at this version (0: nothing recorded yet),
@@ -41,10 +41,10 @@ _OPTIONS = frozenset(WriteOptions.__annotations__)
 
 
 def check_options(call: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Refuse what ``call`` does not take, and suggest what it takes.
+    """Refuse options that ``call`` does not take, and suggest one that it takes.
 
     Raises:
-        UnknownOption: One of ``given`` is not ``known``.
+        UnknownOption: One of the ``given`` options is not ``known``.
     """
     for option in sorted({*given}.difference(known)):
         near = difflib.get_close_matches(option, known, n=1)
@@ -74,20 +74,20 @@ def _options_of(kind: Any) -> frozenset[str]:
 
 
 def check_mapping(what: str, value: object) -> None:
-    """Refuse what is no dict, or the like.
+    """Refuse a ``value`` that is not a mapping.
 
     Raises:
-        InvalidInput: It is something else.
+        InvalidInput: The value is not a mapping.
     """
     if not isinstance(value, Mapping):
         raise InvalidInput(f"{what} is a {type(value).__name__}; give a dict")
 
 
 def check_connection(value: object) -> None:
-    """Refuse what is not a transaction of the caller's.
+    """Refuse a ``connection=`` that cannot be the caller's.
 
     Raises:
-        InvalidInput: It is neither an ``AsyncConnection`` nor an ``AsyncSession``, nor None.
+        InvalidInput: The value is neither an ``AsyncConnection`` nor an ``AsyncSession`` nor None.
     """
     if value is not None and not isinstance(value, AsyncConnection | AsyncSession):
         raise InvalidInput(
@@ -99,7 +99,7 @@ def check_connection(value: object) -> None:
 def command_fields(
     call: str, options: WriteOptions, access: Principal, extra_context: Mapping[str, Any] = {}
 ) -> dict[str, Any]:
-    """``options`` of ``call``, ``access`` and the ambient actor as the fields of a command.
+    """Return the fields of a command: from ``options``, ``access`` and the ambient actor.
 
     Raises:
         InvalidInput: An option cannot be used.

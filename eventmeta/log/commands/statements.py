@@ -40,12 +40,16 @@ _ITEM: Mapping[str, TypeEngine[Any]] = {
 
 @dataclass(frozen=True)
 class CommandStatements:
-    """The statements of single commands. Compiled at first use.
+    """The statements of single commands, compiled at first use.
+
+    Each property that is a statement says what the statement does, then its parameters → the
+    columns of its rows.
 
     Attributes:
         tables: The store's tables.
         dialect: Its database.
-        waits: Whether they wait for rows that an open transaction holds; see `AppendStatements`.
+        waits: Whether the statements wait for rows that an open transaction holds; see
+            `AppendStatements`.
     """
 
     tables: Tables
@@ -56,12 +60,12 @@ class CommandStatements:
 
     @cached_property
     def create_sessions(self) -> Statement:
-        """``sessions`` that are missing are created, others left alone."""
+        """Insert the missing rows of ``sessions``, and leave the others alone."""
         return self._sessions(touch=False)
 
     @cached_property
     def touch_sessions(self) -> Statement:
-        """``sessions`` that are missing are created, others get a new ``updated_at``."""
+        """Insert the missing rows of ``sessions``, and give the others a new ``updated_at``."""
         return self._sessions(touch=True)
 
     def _sessions(self, *, touch: bool) -> Statement:
@@ -77,7 +81,7 @@ class CommandStatements:
 
     @cached_property
     def assign_sessions(self) -> Statement:
-        """``sessions`` that there are belong to whom their heads say."""
+        """Write the owners, as their heads name them, to the existing rows of ``sessions``."""
         sessions = self.tables.sessions
         rows = self.dialect.recordset("sessions", _SESSION)
         values = {"user_id": self._owner(sessions.c.session_id)}
@@ -85,7 +89,7 @@ class CommandStatements:
         return self._one(self.dialect.update_matching(sessions, keys, values))
 
     def _owner(self, session_id: ColumnElement[str]) -> ColumnElement[str]:
-        """Whose the session is, by its head as it was last saved; NULL for nobody's."""
+        """Return the owner of a session, by its head as last saved; NULL if nobody owns it."""
         heads = self.tables.streams.alias("heads")
         return (
             select(func.nullif(heads.c.user_id, literal_column(f"'{NOBODY}'")))
@@ -96,7 +100,7 @@ class CommandStatements:
 
     @cached_property
     def lock_session(self) -> Statement:
-        """``session_id`` → its row, if there is one, owned against upstream's writers too."""
+        """Lock the row of a session, against upstream's writers too: ``session_id`` → the row."""
         sessions = self.tables.sessions
         query = select(sessions.c.session_id).where(
             sessions.c.session_id == bindparam("session_id")
@@ -105,7 +109,7 @@ class CommandStatements:
 
     @cached_property
     def lock_sessions(self) -> Statement:
-        """``first``, ``last`` → the rows of all sessions from one to the other, owned likewise."""
+        """Lock the rows of a range of sessions: ``first``, ``last`` → the rows."""
         session_id = self.tables.sessions.c.session_id
         first, last = bindparam("first", type_=SessionId), bindparam("last", type_=SessionId)
         query = select(session_id).where(session_id.between(first, last))
@@ -113,30 +117,34 @@ class CommandStatements:
 
     @cached_property
     def insert_items(self) -> list[Statement]:
-        """``items`` in the order of ``n`` → ``session_id, id``, after all that the sessions have.
+        """Insert items after all existing ones: ``items`` → ``session_id, id``.
 
-        Items are read, here as by upstream, in the order of ``created_at`` and ``id``.
+        They are inserted in the order of ``n``. Items are read, here and by upstream's class, in
+        the order of ``created_at`` and ``id``.
         """
         items = self.dialect.recordset("items", _ITEM)
         return self._compile(self.dialect.insert_items(self.tables.messages, items))
 
     @cached_property
     def items_ahead(self) -> Statement | None:
-        """``sessions``, each with its ``first`` new item → ``id, first``: see `ItemTimes`."""
+        """Select older items whose time is later: ``sessions`` → ``id, first``. See `ItemTimes`.
+
+        Each session is given with its ``first`` new item. None if the database needs none of this.
+        """
         sessions = self.dialect.recordset("sessions", {**_SESSION, "first": BigInt})
         query = self.dialect.items_ahead(self.tables.messages, sessions, waits=self.waits)
         return None if query is None else self._one(query)
 
     @cached_property
     def move_items(self) -> Statement | None:
-        """``items``: each gets, by its ``id``, the time of the item ``at``."""
+        """Give each of ``items``, by its ``id``, the time of the item ``at``."""
         moved = self.dialect.recordset("items", {"id": BigInt, "at": BigInt})
         update = self.dialect.move_items(self.tables.messages, moved)
         return None if update is None else self._one(update)
 
     @cached_property
     def insert_items_at(self) -> Statement:
-        """``items``, with the time of the item ``at``, so that they take its place."""
+        """Insert ``items`` with the time of the item ``at``, so that they take its place."""
         messages = self.tables.messages
         items = self.dialect.recordset("items", _ITEM)
         place = messages.alias("place")
@@ -150,13 +158,13 @@ class CommandStatements:
 
     @cached_property
     def item_ids(self) -> Statement:
-        """``session_id`` → the ids of its items, in order."""
+        """Select the ids of a session's items, in order: ``session_id`` → ``id``."""
         main = self.dialect.in_main_branch(self.tables.messages)
         return self._one(self._current(self._item_ids.where(*main)))
 
     @cached_property
     def item_ids_of_all_branches(self) -> Statement:
-        """The same with those of branches that upstream's class has made."""
+        """Select the ids of a session's items, of all branches that upstream's class has made."""
         return self._one(self._current(self._item_ids))
 
     @property
@@ -167,7 +175,7 @@ class CommandStatements:
 
     @cached_property
     def last_items(self) -> Statement:
-        """``session_id``, ``count`` → ``id, message_data`` of its last items, latest first."""
+        """Lock the last items, latest first: ``session_id``, ``count`` → ``id, message_data``."""
         messages = self.tables.messages
         query = (
             select(messages.c.id, messages.c.message_data)
@@ -180,14 +188,14 @@ class CommandStatements:
 
     @cached_property
     def delete_items(self) -> Statement:
-        """``items``, by their ``id``."""
+        """Delete ``items``, by their ``id``."""
         gone = self.dialect.recordset("items", {"id": BigInteger()})
         ids = select(gone.c.id).subquery("gone")
         return self._one(self.dialect.delete_matching(self.tables.messages, ids))
 
     @cached_property
     def delete_session(self) -> Statement:
-        """``session_id``: its row."""
+        """Delete the row of the session ``session_id``."""
         sessions = self.tables.sessions
         return self._one(delete(sessions).where(sessions.c.session_id == bindparam("session_id")))
 
@@ -195,17 +203,17 @@ class CommandStatements:
 
     @cached_property
     def all_keys(self) -> Statement:
-        """``session_id`` → the keys it has."""
+        """Select all metadata keys of a session: ``session_id`` → ``key``."""
         metadata = self.tables.session_metadata.table
         query = select(metadata.c.key).where(metadata.c.session_id == bindparam("session_id"))
         return self._one(self._current(query))
 
     @cached_property
     def present_keys(self) -> Statement:
-        """``session_id``, ``keys`` → those of the keys that it has."""
+        """Select those of ``keys`` that a session has: ``session_id``, ``keys`` → ``key``."""
         metadata = self.tables.session_metadata.table
         wanted = self.dialect.recordset("keys", {"key": String(255)})
-        # Not a join: SQLite would go through all wanted keys for each key of the session.
+        # Not a join: SQLite would scan all wanted keys for each key of the session.
         query = select(metadata.c.key).where(
             metadata.c.session_id == bindparam("session_id"),
             metadata.c.key.in_(select(wanted.c.key)),
@@ -216,12 +224,12 @@ class CommandStatements:
 
     @cached_property
     def owned_sessions(self) -> Statement:
-        """``user_id`` → the ids of the user's sessions."""
+        """Select the ids of a user's sessions: ``user_id`` → ``stream_id``."""
         return self._one(self._owned_sessions())
 
     @cached_property
     def owned_sessions_now(self) -> Statement:
-        """The same, however long ago the transaction began."""
+        """Select the ids of a user's sessions as of now, not as of the transaction's begin."""
         return self._one(self._current(self._owned_sessions()))
 
     def _owned_sessions(self) -> AnySelect:
@@ -233,7 +241,10 @@ class CommandStatements:
 
     @cached_property
     def seen_since(self) -> Statement:
-        """``session_id`` → the version from which its owner sees it, if not from the first."""
+        """Select the version from which the owner sees a session: ``session_id`` → ``version``.
+
+        There is no row if the owner sees the session from its first version.
+        """
         heads = self.tables.streams
         query = select(heads.c.version).where(
             heads.c.stream_id == bindparam("session_id", type_=SessionId),
@@ -243,12 +254,13 @@ class CommandStatements:
 
     @cached_property
     def user_metadata(self) -> Statement:
-        """``user_id`` → the document of a user that there is, whose row is locked."""
+        """Lock the row of an existing user: ``user_id`` → ``metadata``, the document."""
         users = self.tables.users.table
         query = select(users.c.metadata).where(
             users.c.user_id == bindparam("user_id", type_=SessionId)
         )
-        # Before a position is drawn: on MySQL, a writer that waits for one may hold the row.
+        # Lock the row before drawing a position: on MySQL the writer that holds the row may wait
+        # for the counter.
         return self._one(self.dialect.locked(query, waits=self.waits, key_share=True))
 
     def _current(self, query: AnySelect) -> AnySelect:

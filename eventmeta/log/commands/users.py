@@ -1,4 +1,4 @@
-"""What may be asked of a user, and of whose a session is."""
+"""Commands to users, and to the owner of a session."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from projections import USER_ASSIGNED, USER_DELETED
 
 
 def assignment(user_id: str | None, previous: str | None) -> EventData:
-    """That a session now belongs to ``user_id``, or to nobody any more."""
+    """Return the event data that assigns a session to ``user_id``, or to nobody if None."""
     return EventData(USER_ASSIGNED, {"user_id": user_id, "previous": previous or None})
 
 
 @dataclass(kw_only=True)
 class CreateSession(Command):
-    """Make a session, with its row, that belongs to the user of ``access``, who must be given."""
+    """A command to create a session with its row. The principal must be a user, who owns it."""
 
     creates_session: ClassVar[bool] = True
     looks: ClassVar[bool] = False
@@ -38,11 +38,11 @@ class CreateSession(Command):
 
     @property
     def begins(self) -> bool:
-        """The session may be new."""
+        """Return True, as the session may be new."""
         return True
 
     def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
-        """The claim itself is the event, unless the session is the user's already."""
+        """Return the claim as the event. If the user owns the session already, add its row only."""
         if self.owner is None:
             return assignment(self.access.user_id, None)
         session = [{"session_id": self.stream.stream_id}]
@@ -50,21 +50,22 @@ class CreateSession(Command):
         return None
 
     def beyond_reach(self) -> AppendRejected:
-        """The id is taken."""
+        """Return `SessionNotFound`, as the id is taken."""
         return SessionNotFound(self.stream.stream_id)
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """It must have been made for the same user."""
+        """Return an error unless ``recorded`` assigned the session to the same user."""
         return _unless_assigned_to(self.access.user_id, self, recorded)
 
 
 @dataclass(kw_only=True)
 class TransferSession(Command):
-    """Hand a session over to another user, who is created if need be.
+    """A command to transfer a session to another user, who is created if there is no such user.
 
     Attributes:
-        to_user: Whose it is to be.
-        with_history: Whether that user is to see what was before, as far as who gives it does.
+        to_user: The new owner.
+        with_history: Whether the new owner sees the session's past. The new owner never sees more
+            of it than the previous owner who transfers the session.
     """
 
     to_user: str
@@ -74,7 +75,13 @@ class TransferSession(Command):
     locks_row: ClassVar[bool] = True
 
     def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
-        """Only what is one's own can be given away; the administrator gives what there is."""
+        """Return the assignment as the event; None if the user owns the session already.
+
+        A user may transfer only their own sessions. The administrator may transfer any session.
+
+        Raises:
+            SessionNotFound: The session does not exist, or nobody owns it and a user asks.
+        """
         if self.owner is None:
             exists = yield sql.lock_session(session_id=self.stream.stream_id)
             if not exists or self.access.user_id is not None:
@@ -88,24 +95,24 @@ class TransferSession(Command):
         return fact
 
     def _seen_since(self, sql: CommandStatements) -> Program[int]:
-        """Return the version from which who gives it away has seen it; 0: from the first."""
+        """Return the version from which the transferring user sees the session; 0: all of it."""
         if self.access.user_id is None:
             return 0
         rows = yield sql.seen_since(session_id=self.stream.stream_id)
         return rows[0][0] if rows else 0
 
     def beyond_reach(self) -> AppendRejected:
-        """It is not there to be given away."""
+        """Return `SessionNotFound`, as there is no session to transfer."""
         return SessionNotFound(self.stream.stream_id)
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """It must have gone to the same user, with or without its history as well."""
+        """Return an error unless ``recorded`` has the same new owner and ``with_history``."""
         if recorded.data.get("with_history", self.with_history) is not self.with_history:
             return EventIdReused(self.event_id, recorded.type)
         return _unless_assigned_to(self.to_user, self, recorded)
 
     def has_given_away(self, recorded: RecordedEvent) -> bool:
-        """Whether ``recorded`` is why the session is out of reach now."""
+        """Return whether the user of this command lost the session by ``recorded``."""
         return recorded.type == self.type and recorded.data["previous"] == self.access.user_id
 
 
@@ -123,22 +130,22 @@ class _UserCommand(Command):
     locks_row: ClassVar[bool] = True
 
     def _document(self, sql: CommandStatements) -> Program[dict[str, Any]]:
-        """What is known about the user, who is locked."""
+        """Lock the user's row, and return the document of the user's metadata."""
         if self.owner is None:
             return {}
         rows = yield sql.user_metadata(user_id=self.stream.stream_id)
-        text = rows[0][0] if rows else None  # someone may have removed the row by hand
+        text = rows[0][0] if rows else None  # the row may have been deleted by hand
         document: dict[str, Any] = parse(text) if text else {}
         return document
 
 
 @dataclass(kw_only=True)
 class SetUserMetadata(_UserCommand):
-    """Merge metadata into that of a user, who is created if need be.
+    """A command to merge metadata into that of a user, who is created if there is no such user.
 
     Attributes:
         changes: The new values, as the log keeps them.
-        max_value_bytes: The largest document, in bytes of JSON.
+        max_value_bytes: The largest size of the document, in bytes of JSON.
     """
 
     changes: list[Change]
@@ -148,11 +155,15 @@ class SetUserMetadata(_UserCommand):
 
     @property
     def begins(self) -> bool:
-        """The user may be new."""
+        """Return True, as the user may be new."""
         return True
 
     def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
-        """Record the document as a whole besides what changes in it."""
+        """Return the changes and the whole new document as the event.
+
+        Raises:
+            ValueTooLarge: The new document is larger than allowed.
+        """
         document = yield from self._document(sql)
         document |= {str(key): parse(str(value)) for key, value, *_ in self.changes}
         text = dump_canonical(document, "metadata")
@@ -162,31 +173,31 @@ class SetUserMetadata(_UserCommand):
         return EventData(METADATA_SET, {"changes": self.changes, "metadata": text})
 
     def beyond_reach(self) -> AppendRejected:
-        """One writes about no one else."""
+        """Return `UserNotFound`: a user may write only their own metadata."""
         return UserNotFound(self.stream.stream_id)
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """The very same changes must be recorded."""
+        """Return an error unless ``recorded`` has the same changes."""
         if recorded.type != self.type or recorded.data["changes"] != self.changes:
             return EventIdReused(self.event_id, recorded.type)
         return None
 
     @property
     def size(self) -> int:
-        """The document's, at most, and some."""
+        """Return the size of the new values plus an allowance for the row."""
         return sum(len(change[1] or "") for change in self.changes) + 512
 
 
 @dataclass(kw_only=True)
 class DeleteUserMetadata(_UserCommand):
-    """Remove keys from what is known about a user: the given ones, or all."""
+    """A command to remove keys from a user's metadata: the given ones, or all if None."""
 
     keys: Sequence[str] | None
 
     type: ClassVar[str] = METADATA_DELETED
 
     def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
-        """Name in the event exactly what was there to remove."""
+        """Return an event that names exactly the existing keys among those to remove."""
         document = yield from self._document(sql)
         removed = sorted(document if self.keys is None else document.keys() & {*self.keys})
         if not removed:
@@ -196,18 +207,21 @@ class DeleteUserMetadata(_UserCommand):
         return EventData(METADATA_DELETED, {"changes": removals(removed), "metadata": text})
 
     def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
-        """It must have removed none but the keys asked for."""
+        """Return an error if ``recorded`` removed other keys than those asked for."""
         return unless_removed(self.keys, self, recorded)
 
 
 @dataclass(kw_only=True)
 class DeleteUser(_UserCommand):
-    """Remove a user. The sessions stay, and nobody but the administrator reaches them."""
+    """A command to delete a user. The sessions stay, and only the administrator can see them."""
 
     type: ClassVar[str] = USER_DELETED
 
     def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
-        """Name in the event what was known about the user, and the sessions without an owner."""
+        """Return an event that names the user's metadata keys and sessions.
+
+        These sessions have no owner from then on.
+        """
         if self.owner is None:
             return None
         document = yield from self._document(sql)
