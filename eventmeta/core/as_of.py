@@ -11,17 +11,17 @@ from eventmeta.core.validation import check_moment
 
 
 class AsOf(NamedTuple):
-    """The end of a part of a stream: a column of the log and its last value."""
+    """The end of a part of a stream or of the log: a column of the log and its last value."""
 
     column: str
     value: int | datetime
 
 
 def parse_as_of(point: object) -> AsOf:
-    """Return up to where in the log ``point`` reaches.
+    """Return ``point`` as the column of the log and the last value that it stands for.
 
     Raises:
-        InvalidPoint: It is neither a version, a position nor an aware datetime.
+        InvalidPoint: ``point`` is neither a version, a position nor an aware datetime.
     """
     if isinstance(point, datetime):
         return AsOf("recorded_at", check_moment(point))
@@ -34,10 +34,10 @@ def parse_as_of(point: object) -> AsOf:
 
 
 def parse_log_as_of(point: object) -> AsOf:
-    """Return up to where in the whole log ``point`` reaches; a number is a position there.
+    """Return ``point`` as the end of a part of the whole log; a number is a position.
 
     Raises:
-        InvalidPoint: It is neither a position nor an aware datetime.
+        InvalidPoint: ``point`` is neither a position nor an aware datetime.
     """
     bound = parse_as_of(point)
     return bound if bound.column == "recorded_at" else AsOf("position", bound.value)
