@@ -27,7 +27,7 @@ def parse_as_of(point: object) -> AsOf:
         return AsOf("recorded_at", check_moment(point))
     if not isinstance(point, int) or isinstance(point, bool) or not 0 <= point < 2**63:
         raise InvalidPoint(
-            f"{point!r} is no point in history: give a version (0, 1, 2 …), a Position "
+            f"{point!r} is not a point in history: give a version (0, 1, 2 …), a Position "
             "or an aware datetime"
         )
     return AsOf("position" if isinstance(point, Position) else "version", int(point))

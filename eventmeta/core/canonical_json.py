@@ -142,11 +142,11 @@ def parse(text: str) -> Any:
 def json_error(value: object, path: str, error: Exception) -> InvalidInput:
     """Return an error that says where in ``value`` `json.dumps` found what is not JSON.
 
-    `json.dumps` raised ``error``. It also accepts things that JSON does not have, such as NaN and
-    keys that are numbers; those are not reported.
+    `json.dumps` raised ``error`` for ``value``. It also accepts things that JSON does not have,
+    such as NaN and keys that are numbers; those are not reported.
     """
     if isinstance(error, RecursionError):
-        return InvalidValue(path, "nested too deep to be stored, or within itself; flatten it")
+        return InvalidValue(path, "nested too deep to be stored, or it contains itself; flatten it")
     places: list[tuple[str, object]] = [(path, value)]
     seen: set[int] = set()
     while places:

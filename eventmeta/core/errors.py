@@ -122,7 +122,7 @@ class UserUnknown(InvalidInput):
         super().__init__(
             "this session takes its user from the context of a run, and no run has used it yet: "
             "open it with user_id=, or pass wrapper= (the Runner does, but upstream's compaction "
-            "session hands none on)"
+            "session does not)"
         )
 
 
@@ -217,7 +217,7 @@ class UserNotFound(AppendRejected):
     def __init__(self, user_id: str) -> None:
         self.user_id = user_id
         super().__init__(
-            f"there is no user {user_id!r} within reach: ask for the user that this store was "
+            f"there is no user {user_id!r} that this store can see: ask for the user that it was "
             "opened for, or open the store without a user"
         )
 

@@ -132,12 +132,12 @@ def read_event(row: Sequence[Any]) -> RecordedEvent:
         CorruptEvent: The row was changed outside the store.
     """
     position, stream_type, stream_id, version, event_id, kind, data, actor, context, at = row
-    problem = "is of no known kind of stream"
+    problem = "has an unknown type of stream"
     try:
         if stream_type in _STREAM_TYPES:
             problem = "has data that cannot be read"
             facts = upcast(kind, _object(data))
-            problem = f"has data that is not that of {kind!r}"
+            problem = f"has data that does not fit the type {kind!r}"
             if kind in BUILT_IN_TYPES:
                 _check_facts(kind, facts)
             problem = "has a context that cannot be read"

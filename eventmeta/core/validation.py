@@ -49,7 +49,7 @@ def check_table_name(value: object) -> str:
             value,
             f"is not usable: take up to {MAX_TABLE_NAME} ASCII letters, digits and underscores, no "
             "digit first "
-            "(names of indexes are made of it, and may have 63)",
+            "(the names of its indexes contain it, and may have 63 characters)",
         )
     return value
 
@@ -125,7 +125,7 @@ def check_positive(what: str, value: object) -> int:
 def check_moment(value: object) -> datetime:
     """Return ``value`` in UTC if it is an aware datetime."""
     if not isinstance(value, datetime):
-        raise InvalidPoint(f"{value!r} is no point in time: give an aware datetime")
+        raise InvalidPoint(f"{value!r} is not a point in time: give an aware datetime")
     if value.utcoffset() is None:
         raise InvalidPoint(
             f"{value!r} has no time zone, so it names no moment: use an aware datetime, "
