@@ -1,4 +1,4 @@
-"""How an item of a conversation is read: its type, its turn, and the parts of a tool call.
+"""SQL that reads an item of a conversation: its type, its turn, and the parts of a tool call.
 
 Every item is a message, a tool call, the output of a tool call, or something else, which is kept as
 it is. A turn begins with a message of the user and ends before the next one.

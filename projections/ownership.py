@@ -23,8 +23,6 @@ HANDOVER = "$handover"
 """The stream type of a row among the heads that is not a head but says where a session begins.
 
 The owner of a session that was handed over without its history sees it from the row's version on.
-
-The owner of a session that was handed over without its history sees it from that version on.
 """
 
 
