@@ -18,7 +18,8 @@ del projections
 
 __version__ = "0.1.0"
 
-# The names are in `__init__.pyi`. Whoever needs no projector, say, does not wait for its import.
+# The names are in `__init__.pyi`. They are imported when first used, so that an app that needs no
+# projector, for example, does not wait for its import.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(  # pyright: ignore[reportUnknownVariableType]
     __name__, __file__
 )

@@ -1,8 +1,7 @@
 """The read models, which stand without the library.
 
-A projection is a table and the Select that folds a relation of events into its rows. It does not
-ask where its events come from: it is given them as a relation. ``eventmeta`` imports this package,
-and not the reverse.
+A projection is a table and the Select that folds a relation of events into its rows. The Select
+does not know where its events come from. ``eventmeta`` imports this package, and not the reverse.
 
 projection    what a projection is: one Select over a relation of events
 relation      what a relation of events offers to it

@@ -1,7 +1,7 @@
-"""What was said, turn by turn: every item of a session that is no tool call.
+"""The read model of the conversation, turn by turn: every item of a session except tool items.
 
-Messages of any role, reasoning, compaction, and whatever type is not known, each as itself. The
-key of a row is the id of the message it comes from, so that a rebuild gives the very same rows.
+It keeps messages of any role, reasoning, compaction, and items of unknown types. The key of a row
+is the id of the message it comes from, so that a rebuild gives exactly the same rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from projections.types import LongText
 def conversation_projection(
     metadata: MetaData, messages: Table, name: str = "agent_conversation_messages"
 ) -> ItemProjection:
-    """The read model, kept in a table called ``name`` of ``metadata`` beside ``messages``."""
+    """Return the read model, with a table called ``name`` of ``metadata`` beside ``messages``."""
     return ItemProjection(
         name="conversation",
         version=1,
@@ -33,7 +33,7 @@ def conversation_projection(
 
 
 def fold_conversation(messages: Messages) -> AnySelect:
-    """All but the tool items. ``content`` is JSON: an item without any is its own content."""
+    """Select all but the tool items. An item without content is its own ``content``, as JSON."""
     row = messages.rows.c
     content = func.coalesce(
         messages.json(row.item, "content"),

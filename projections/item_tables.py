@@ -1,6 +1,7 @@
-"""What the tables of items have in common: whose row it is, in which turn, of which run.
+"""Columns that the tables of items share: the session, the turn, and the run of each row.
 
-The key of a row is the id of the message it comes from, so that a rebuild gives the very same rows.
+The key of a row is the id of the message it comes from, so that a rebuild gives exactly the same
+rows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _LINKS = ("parent_raw_event_id", "turn", "run_id", "trace_id", "span_id", "creat
 
 
 def item_table(metadata: MetaData, messages: Table, name: str, *own: Column[Any]) -> Table:
-    """A table called ``name``, with its ``own`` columns among those of all such tables."""
+    """Return a table called ``name``: the columns that all such tables share, and its ``own``."""
     message = ForeignKey(messages.c.id, ondelete="CASCADE")
     return Table(
         name,
@@ -51,6 +52,6 @@ def item_table(metadata: MetaData, messages: Table, name: str, *own: Column[Any]
 
 
 def select_item_rows(row: Any, *own: ColumnElement[Any]) -> AnySelect:
-    """The columns of such a table, in their order, with its ``own``."""
+    """Select the columns of such a table, in their order, with its ``own``."""
     common = (row.id, row.session_id, row.id.label("raw_event_id"), row.type)
     return select(*common, *own, *(row[name] for name in _LINKS))

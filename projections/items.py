@@ -1,7 +1,7 @@
-"""What the items of a conversation are: their type, the turn they belong to, and the tool calls.
+"""SQL that reads an item of a conversation: its type, its turn, and the parts of a tool call.
 
-Every item is a message of someone, a tool call, the output of one, or something else, which is kept
-as itself. A turn is what follows a message of the user, up to the next.
+Every item is a message, a tool call, the output of a tool call, or something else, which is kept as
+it is. A turn begins with a message of the user and ends before the next one.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from projections.relation import MESSAGE_COLUMNS, AnySelect, Messages
 MESSAGE = "message"
 HANDOFF = "handoff"
 UNKNOWN = "unknown"
-"""The type of what cannot be read, or does not say what it is."""
+"""The type of an item that cannot be read, or that has no type."""
 
 MAX_NAME = 255
-"""What is longer is no name, and would not fit into an index."""
+"""The maximum length of a name, in characters; a longer one would not fit into an index."""
 
 
 class Part(StrEnum):
-    """What a tool item is to a call."""
+    """The part of a tool call that an item holds."""
 
     CALL = "call"
     OUTPUT = "output"
@@ -44,13 +44,15 @@ class Part(StrEnum):
 
 @dataclass(frozen=True)
 class ToolItem:
-    """Where the parts of a tool call are in an item of some type: in the first field that has it.
+    """The fields that hold the parts of a tool call in items of one type.
+
+    Of several fields for one part, the first that has a value counts.
 
     Attributes:
-        part: The call, its output, or both at once, where the tool runs at the model's side.
+        part: The call, its output, or both at once, if the tool runs on the model's side.
         arguments: The fields that may hold the arguments.
         output: The fields that may hold the output.
-        call_id: The fields that may hold what the call and its output have in common.
+        call_id: The fields that may hold the id that the call and its output share.
     """
 
     part: Part
@@ -96,7 +98,7 @@ TOOL_ITEMS = {
     "code_interpreter_call": _both("code", "outputs"),
     "image_generation_call": _both("revised_prompt", "result"),
 }
-"""The tool items of the Agents SDK."""
+"""The tool items of the Agents SDK, by type."""
 
 OTHER_ITEMS = frozenset(
     {
@@ -110,25 +112,25 @@ OTHER_ITEMS = frozenset(
         "mcp_list_tools",
     }
 )
-"""Its other items. A type that it does not know is treated as these are."""
+"""The other items of the Agents SDK. Items of unknown types are treated like these."""
 
 
 def is_one_of(column: ColumnElement[Any], values: Any) -> ColumnElement[bool]:
-    """Whether ``column`` is one of some texts, which are part of the statement."""
+    """Return the condition that ``column`` is one of ``values``, as literals in the statement."""
     return column.in_([literal_column(f"'{value}'") for value in sorted(values)])
 
 
 def name_of(text: ColumnElement[Any]) -> ColumnElement[Any]:
-    """``text``, or NULL if it is too long for a name."""
+    """Return ``text``, or NULL if it is too long for a name."""
     return case((func.char_length(text) <= MAX_NAME, text))
 
 
 _TOOL_WORD = re.compile("|".join([*TOOL_ITEMS, r"\\u00[2-7]"]))
-"""The name of a type, or an escape of a plain letter, by which it might be written too."""
+"""A pattern that matches the name of a type, or an escape that may stand for a letter of it."""
 
 
 def may_be_tool_item(text: str) -> bool:
-    """Whether ``text``, a stored item, may be one of `TOOL_ITEMS`; True if in doubt."""
+    """Return whether ``text``, a stored item, may be one of `TOOL_ITEMS`; True if in doubt."""
     return _TOOL_WORD.search(text) is not None
 
 
@@ -137,7 +139,7 @@ TURN_COLUMNS = (*MESSAGE_COLUMNS, "type", "role", "part", "turn", "parent_raw_ev
 
 
 def types_by(attribute: str) -> dict[Any, list[str]]:
-    """The types of tool items by what they have in common."""
+    """Return the types of tool items, grouped by the value of ``attribute``."""
     found: dict[Any, list[str]] = {}
     for kind, item in TOOL_ITEMS.items():
         found.setdefault(getattr(item, attribute), []).append(kind)
@@ -145,7 +147,7 @@ def types_by(attribute: str) -> dict[Any, list[str]]:
 
 
 def classified(messages: Messages) -> Subquery:
-    """``messages`` with their ``type`` and ``role``, and for tool items the ``part``."""
+    """Return ``messages`` with ``type`` and ``role``, and for tool items ``part``."""
     row = messages.rows.c
     given = (
         select(
@@ -179,7 +181,7 @@ def classified(messages: Messages) -> Subquery:
 
 
 def in_turns(messages: Messages) -> AnySelect:
-    """The same, with ``turn`` and ``parent_raw_event_id``."""
+    """Return the rows of `classified` with ``turn`` and ``parent_raw_event_id``."""
     row = classified(messages).c
     begins = and_(row.role == "user", row.part.is_(None))
     in_order = (row.created_at, row.id)
@@ -202,7 +204,7 @@ def in_turns(messages: Messages) -> AnySelect:
 
 
 def tool_name(messages: Messages, row: Any) -> ColumnElement[Any]:
-    """What upstream calls the tool: its name, with the server or namespace it is from."""
+    """Return the name that upstream gives to the tool: with its server or namespace, if any."""
     name = messages.text(row.item, "name")
     server = messages.string(row.item, "server_label")
     namespace = messages.string(row.item, "namespace")

@@ -1,10 +1,11 @@
-"""The current metadata of every session: entity, attribute, value.
+"""The read model of the current metadata of every session, a row for each key.
 
-``value`` is the canonical JSON text of the value. ``indexed_value`` is what equality is asked of,
-in an index of fixed width: the same text with numbers in one spelling (``1.0`` as ``1``) when that
-is short, else a hash of it.
+``value`` is the canonical JSON text of the value. ``indexed_value`` is the column that searches for
+equal values compare, through an index of fixed width: the same text with numbers in one spelling
+(``1.0`` as ``1``) if it is short, else a hash of that text.
 
-The table has no foreign key to the sessions: a cascade would change it behind the log's back.
+The table has no foreign key to the sessions: a cascade would change the table without an event in
+the log.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ METADATA_EVENTS = frozenset({"metadata_set", "metadata_deleted", "session_cleare
 
 
 def metadata_projection(metadata: MetaData, name: str = "agent_sessions_metadata") -> Projection:
-    """The metadata read model, kept in a table called ``name`` of ``metadata``."""
+    """Return the metadata read model, with a table called ``name`` of ``metadata``."""
     return Projection(
         name="metadata",
         version=1,
@@ -60,18 +61,18 @@ def _table(metadata: MetaData, name: str) -> Table:
         Column("indexed_value", String(64), nullable=False),
         Column("created_at", UtcDateTime, nullable=False),
         Column("updated_at", UtcDateTime, nullable=False),
-        # Not by key first: a planner that takes the table for a small one would look up a key of a
-        # session here, among those of all sessions.
+        # The key is not the first column: a planner that takes the table for a small one would look
+        # up a session's key in this index, among those of all sessions.
         Index(f"idx_{name}_key_value", "indexed_value", "key", "session_id"),
     )
 
 
 def fold_metadata(events: Events) -> AnySelect:
-    """The last value of every key; ``created_at`` is of the first one since its last removal.
+    """Select the last value of every key, and the time at which the key last came into being.
 
-    That is the last of those that follow upon nothing, or upon a removal. Each change is compared
-    with its neighbours only: aggregates over a whole window take MariaDB as many steps as the
-    square of its rows.
+    ``created_at`` is the time of the key's first change since its last removal: that is the last
+    change that follows no other or a removal. Each change is compared with its neighbours only: on
+    MariaDB, the steps for an aggregate over a whole window grow with the square of its rows.
     """
     change = events.changes()
 
@@ -113,7 +114,7 @@ def fold_metadata(events: Events) -> AnySelect:
 
 
 def fold_known(events: Iterable[KnownEvent]) -> list[tuple[Any, ...]]:
-    """The rows that `fold_metadata` yields for events that only set."""
+    """Return the rows that `fold_metadata` yields for events that only set keys."""
     rows: dict[tuple[str, str], tuple[Any, ...]] = {}
     for stream_id, data, recorded_at in events:
         for key, value, *other in data["changes"]:

@@ -1,8 +1,9 @@
-"""Whose each stream is, by the log.
+"""The owner of each stream, as the log determines it.
 
-The heads of the streams keep it, for an owner is compared under the lock of the head. A session
-is its owner's from the last assignment on; the empty text says that the owner was deleted, so that
-nobody can claim the session. The stream of a user is the user's own for as long as there is one.
+The heads of the streams hold the owner, because the owner is compared while the head is locked. A
+session belongs to its owner from the last assignment on. The empty text says that the owner was
+deleted, so that nobody can claim the session. The stream of a user belongs to that user for as long
+as the user exists.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ NOBODY = ""
 """The owner of a session whose owner was deleted."""
 
 HANDOVER = "$handover"
-"""The stream type of a row among the heads that is none: its version is where a session begins.
+"""The stream type of a row among the heads that is not a head but says where a session begins.
 
-The owner of a session that was handed over without its history sees it from that version on.
+The owner of a session that was handed over without its history sees it from the row's version on.
 """
 
 
 def fold_owners(events: Events) -> AnySelect:
-    """``stream_id, stream_type, user_id`` of every stream that has an owner after ``events``."""
+    """Select ``stream_id, stream_type, user_id`` of every stream with an owner after ``events``."""
     event = events.c
     assigned = and_(event.stream_type == "session", event.type == USER_ASSIGNED)
     of_user = and_(
@@ -58,10 +59,13 @@ def fold_owners(events: Events) -> AnySelect:
 
 
 def fold_handovers(events: Events) -> AnySelect:
-    """``stream_id, stream_type, version`` from which on sessions that were handed over are seen.
+    """Select ``stream_id, stream_type, version``: where each session that was handed over begins.
 
-    An assignment that does not say ``with_history`` changes nothing. One that says it with the
-    version ``since`` hands on what was seen before it; without, it is the first that is seen.
+    The new owner sees the session from that version on.
+
+    An assignment without ``with_history`` changes nothing. An assignment with ``with_history`` and
+    a version ``since`` hands on the events that the owner before could see, which begin at
+    ``since``. Without ``since``, the assignment itself is the first event that the new owner sees.
     """
     event = events.c
     since = func.coalesce(cast(events.field("since"), BigInt), event.version)

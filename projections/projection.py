@@ -1,4 +1,4 @@
-"""What projections say of themselves."""
+"""The definition of a projection: its table, and how the table is made of events or items."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from projections.relation import AnySelect, Event, Events, Messages
 
 
 class KnownEvent(NamedTuple):
-    """What a projection needs of an event that has not been to the database yet.
+    """The parts of an event that a projection folds before the event has been in the database.
 
     Attributes:
         stream_id: Its stream.
         data: Its payload.
-        recorded_at: When, in any form that the table takes.
+        recorded_at: Its time, in any form that the table takes.
     """
 
     stream_id: str
@@ -28,25 +28,25 @@ class KnownEvent(NamedTuple):
 
 @dataclass(frozen=True)
 class Projection:
-    """A read model that the database folds: its table, and the one definition of its rows.
+    """A read model that the database folds: its table, and the only definition of its rows.
 
     Attributes:
-        name: Names the read model, for people and for checkpoints.
-        version: Raised whenever ``select`` or ``table`` changes its meaning; the table is then
-            built anew beside the old one.
-        stream_type: The streams that it follows: ``"session"`` or ``"user"``.
+        name: The name of the read model, for people and for checkpoints.
+        version: A number that is raised whenever ``select`` or ``table`` changes its meaning; the
+            table is then rebuilt beside the old one.
+        stream_type: The type of the streams that it follows: ``"session"`` or ``"user"``.
         event_types: The types of the events that can change a row; all others are ignored.
-        table: Where the rows are kept.
-        select: The fold. From a relation of events it yields one row per primary key which those
-            events touched: the table's columns, ``present`` (false: after these events there is no
-            such row) and ``restarted`` (true: a row that existed before these events is not the
-            one that exists after them, for it was removed in between).
+        table: The table that holds the rows.
+        select: The fold. From a relation of events it yields one row for each primary key that
+            those events touched: the table's columns, ``present`` (false: after these events there
+            is no such row) and ``restarted`` (true: the row was removed in between, so that a row
+            from before these events is not the one that exists after them).
         kept: Columns that a later event does not overwrite, such as ``created_at``.
-        by_stream: Each row follows from the events of one stream, so that streams can be folded
-            one after the other. If False, they are only ever folded in the order of the log.
-        fold: What ``select`` yields for events that remove nothing, in the order of their versions,
-            as rows of the table in the order of its key: a shorter way to the same for a writer
-            that has the events at hand. None if there is no shorter way.
+        by_stream: Whether each row follows from the events of one stream, so that streams can be
+            folded one after the other. If False, they are only folded in the order of the log.
+        fold: A shorter way to the result of ``select`` for a writer that has the events in memory.
+            It takes events that remove nothing, in the order of their versions, and returns rows of
+            the table in the order of its key. None if there is no shorter way.
     """
 
     name: str
@@ -61,40 +61,42 @@ class Projection:
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """The one table."""
+        """Return the projection's only table, in a tuple."""
         return (self.table,)
 
     @property
     def overwritten(self) -> list[str]:
-        """The columns of a row that later events change."""
+        """Return the columns of a row that later events change."""
         keys = {column.name for column in self.table.primary_key}
         names = [column.name for column in self.table.columns]
         return [name for name in names if name not in keys | self.kept]
 
 
 Apply: TypeAlias = "Callable[[AsyncConnection, Sequence[Event], Sequence[Table]], Awaitable[None]]"
-"""Brings tables from where they are to what they are after some more events.
+"""A function that brings tables up to date with some more events.
 
-It is given the connection; the events, in the order of the log, each once; and the tables to write
-to, in the order of `AppliedProjection.tables`: while these are built anew, others in their place.
+Its arguments are the connection; the events, in the order of the log, each once; and the tables to
+write to, in the order of `AppliedProjection.tables`. During a rebuild, these are other tables in
+their place.
 
-The transaction also moves the checkpoint or, inline, is that of the append, so it neither commits
-nor rolls back. A statement whose error it handles belongs in ``connection.begin_nested()``: else
-the database may undo all of the transaction, which is a failure of the projection.
+The transaction also moves the checkpoint or, if the projection is inline, is that of the append. So
+the function must neither commit nor roll back. A statement whose error it handles belongs in
+``connection.begin_nested()``: otherwise the database may undo all of the transaction, which is a
+failure of the projection.
 """
 
 
 @dataclass(frozen=True)
 class AppliedProjection:
-    """A read model that is plain Python.
+    """A read model in plain Python.
 
     Attributes:
-        name: Names the read model, for people and for checkpoints.
-        version: Raised whenever ``apply`` or ``tables`` change their meaning.
-        stream_type: The streams that it follows: ``"session"`` or ``"user"``.
+        name: The name of the read model, for people and for checkpoints.
+        version: A number that is raised whenever ``apply`` or ``tables`` change their meaning.
+        stream_type: The type of the streams that it follows: ``"session"`` or ``"user"``.
         event_types: The types of the events that it is given.
-        tables: Where it keeps what it makes of them.
-        apply: What it does with more events.
+        tables: The tables that it writes to.
+        apply: The function that brings the tables up to date with more events.
     """
 
     name: str
@@ -106,7 +108,7 @@ class AppliedProjection:
 
 
 AnyProjection: TypeAlias = Projection | AppliedProjection
-"""A read model of the log, however it is made."""
+"""A read model of the log, either folded by the database or written in plain Python."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,9 @@ class ItemProjection:
     """A read model of items, whose rows have the ids of the items they come from.
 
     Attributes:
-        name: Names the read model, for people.
-        version: Raised whenever ``select`` or ``table`` changes its meaning.
-        table: Where the rows are kept.
+        name: The name of the read model, for people.
+        version: A number that is raised whenever ``select`` or ``table`` changes its meaning.
+        table: The table that holds the rows.
         select: The fold: from a relation of items it yields the table's rows.
     """
 

@@ -1,8 +1,9 @@
-"""The tool calls of a session, each with its output.
+"""The read model of the tool calls of a session, each with its output.
 
-An output completes the latest call before it with the same ``call_id``; of several the first
-counts. Outputs without a call, and further ones, are rows of their own. The key of a row is the id
-of the message it comes from, so that a rebuild gives the very same rows.
+An output completes the latest call before it with the same ``call_id``. If there are several such
+outputs, the first counts. Outputs without a call, and further outputs of a call, are rows of their
+own. The key of a row is the id of the message it comes from, so that a rebuild gives exactly the
+same rows.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from projections.types import LongText
 def tool_calls_projection(
     metadata: MetaData, messages: Table, name: str = "agent_tool_calls"
 ) -> ItemProjection:
-    """The read model, kept in a table called ``name`` of ``metadata`` beside ``messages``."""
+    """Return the read model, with a table called ``name`` of ``metadata`` beside ``messages``."""
     return ItemProjection(
         name="tool_calls",
         version=1,
@@ -77,7 +78,7 @@ _HANDOFF_PREFIX = "transfer_to_"
 
 
 def fold_tool_calls(messages: Messages) -> AnySelect:
-    """The calls with their outputs, and the outputs that complete none."""
+    """Select the calls with their outputs, and the outputs that complete no call."""
     row = _linked(messages).c
     is_call = row.part == Part.CALL.value
     completed = and_(is_call, row.link.is_not(None), row.next_id.is_not(None))
@@ -103,7 +104,7 @@ def fold_tool_calls(messages: Messages) -> AnySelect:
 
 
 def completed_calls(messages: Messages) -> AnySelect:
-    """``session_id, call_id`` of the calls that the outputs among ``messages`` may complete."""
+    """Select ``session_id, call_id`` of the calls that outputs among ``messages`` may complete."""
     row = messages.rows.c
     call_id = name_of(_call_id(messages, row))
     named = (
@@ -116,10 +117,10 @@ def completed_calls(messages: Messages) -> AnySelect:
 
 
 def _linked(messages: Messages) -> Subquery:
-    """The tool items, each call with what comes next of those that have its ``call_id``.
+    """Return the tool items, each with the values of the next one that has its ``call_id``.
 
-    The items of one call_id are in groups, each of which is begun by a call; so if there is a
-    second in the group, it is the output that counts.
+    The items with one call_id are divided into groups that each begin with a call. So the second
+    item of a group, if there is one, is the output that counts.
     """
     row = _tool_items(messages).c
     numbered = (
@@ -148,7 +149,7 @@ def _linked(messages: Messages) -> Subquery:
 
 
 def _tool_items(messages: Messages) -> Subquery:
-    """The tool items, taken apart; ``link`` is what a call and its output have in common."""
+    """Return the tool items with their parts; a call and its output have the same ``link``."""
     every = messages.rows.c
     row = (
         select(*every, _call_id(messages, every).label("said_call_id"))
@@ -181,13 +182,16 @@ def _tool_items(messages: Messages) -> Subquery:
 
 
 def _call_id(messages: Messages, row: Any) -> ColumnElement[Any]:
-    """Searches at the model's side have none, so that each output is of the last search."""
+    """Return the call id; empty for tool searches without one.
+
+    Searches on the model's side have no call id, so that each output belongs to the last search.
+    """
     nameless = case((is_one_of(row.type, ("tool_search_call", "tool_search_output")), literal("")))
     return func.coalesce(_field("call_id", row, messages.string), nameless)
 
 
 def _field(attribute: str, row: Any, extract: Callable[..., Any]) -> ColumnElement[Any]:
-    """The first of the fields that `TOOL_ITEMS` names for the item's type."""
+    """Return the first value among the fields that `TOOL_ITEMS` names for the item's type."""
     return case(
         *(
             (

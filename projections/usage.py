@@ -1,6 +1,7 @@
-"""The tokens that runs have used: a row per event, which nothing changes or removes any more.
+"""The read model of the tokens that runs have used: a row per event, never changed or removed.
 
-No foreign keys: the tokens were spent even if the items, the session or the user are gone.
+The table has no foreign keys: the tokens were spent even if the items, the session or the user are
+gone.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _NUMBERS = ("user_message_id", "requests", "input_tokens", "output_tokens", "tot
 
 
 def usage_projection(metadata: MetaData, name: str = "agent_usage") -> Projection:
-    """The read model of tokens used, kept in a table called ``name`` of ``metadata``."""
+    """Return the read model of tokens used, with a table called ``name`` of ``metadata``."""
     return Projection(
         name="usage",
         version=1,
@@ -81,7 +82,7 @@ def _table(metadata: MetaData, name: str) -> Table:
 
 
 def fold_usage(events: Events) -> AnySelect:
-    """Every event is a row of its own, called by the event's position."""
+    """Select a row for each event, whose id is the event's position."""
     columns: list[ColumnElement[Any]] = [
         *(events.field(name).label(name) for name in _TEXTS),
         *(cast(events.field(name), BigInt).label(name) for name in _NUMBERS),

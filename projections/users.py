@@ -1,7 +1,7 @@
-"""The users that sessions may belong to, each with the document of what is known about them.
+"""The read model of the users that own sessions, each with the document of their metadata.
 
-The row follows the user's own stream. ``metadata`` is the canonical JSON text of one object, which
-every event that changes it carries as a whole, so that the last event alone determines the row.
+The row follows the user's own stream. ``metadata`` is the canonical JSON text of one object. Every
+event that changes the object holds it as a whole, so that the last event alone determines the row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ USER_EVENTS = frozenset({USER_CREATED, "metadata_set", "metadata_deleted", USER_
 
 
 def users_projection(metadata: MetaData, name: str = "agent_users") -> Projection:
-    """The read model of users, kept in a table called ``name`` of ``metadata``."""
+    """Return the read model of users, with a table called ``name`` of ``metadata``."""
     return Projection(
         name="users",
         version=1,
@@ -44,7 +44,9 @@ def _table(metadata: MetaData, name: str) -> Table:
 
 
 def fold_users(events: Events) -> AnySelect:
-    """The user after the last of ``events``; ``created_at`` is since the last deletion.
+    """Select each user as of the last of ``events``.
+
+    ``created_at`` is the time of the first event since the user's last deletion.
 
     Each event is compared with its neighbours only, as in `fold_metadata`.
     """

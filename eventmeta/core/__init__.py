@@ -6,17 +6,17 @@ projection_errors  errors about projections
 events             events before and after they are recorded; the identity of a stream
 canonical_json     JSON as the log keeps it: checked, canonical, exact
 validation         checks of arguments, before any I/O
-principal          on whose behalf a call is made, and what that user can see
-actor              who is writing, and why
+principal          on whose behalf a call is made, and what that principal can see
+actor              the current actor: who is writing, and why
 as_of              points in the past
 clocks             the time at which an event is recorded
 usage              sums of tokens
 large_inputs       encoding large inputs without stopping the event loop
 deadline           the moment by which a call has ended
-timeouts           one timer for all calls that wait
-per_loop           one of something for each event loop
+timeouts           time limits of the calls that wait, with one timer
+per_loop           one object for each event loop
 contexts           running work in the context of another task
-settle             waiting for an outcome, cancelled or not
-signals            waking up those who wait for events
+settle             waiting for an outcome even if the caller is cancelled
+signals            waking up tasks that wait for events
 gate               the operations in progress, so that closing can wait for them
 """

@@ -1,4 +1,4 @@
-"""Who is writing, and why: carried by the context, so that no call has to repeat it."""
+"""The current actor: who is writing, and why. Context variables carry it into every call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eventmeta.core.validation import check_actor
 
 
 class Actor(NamedTuple):
-    """Who is writing (None: nobody said), and the context recorded with each event."""
+    """The actor (None: not given), and the context that is recorded with each event."""
 
     name: str | None
     context: Mapping[str, Any]
@@ -26,10 +26,10 @@ _current: ContextVar[Actor] = ContextVar("eventmeta_actor", default=_NOBODY)
 def acting_as(actor: str, /, **context: Any) -> AbstractContextManager[None]:
     """Attribute every write inside the ``with`` block to ``actor``.
 
-    Follows the task, as context variables do: tasks started inside inherit it. Blocks nest; an
-    inner one adds to the context of the outer. It is checked at once, and entered once; so a
-    function that runs in a thread, such as a synchronous FastAPI dependency, can return it, for the
-    endpoint to enter::
+    The actor applies to the current task, as context variables do; tasks started inside inherit it.
+    Blocks nest; an inner one adds to the context of the outer. The actor is checked at once. The
+    block can be entered once. So a function that runs in a thread, such as a synchronous FastAPI
+    dependency, can return it, and the endpoint enters it::
 
         def actor(user: Annotated[str, Depends(current_user)]) -> AbstractContextManager[None]:
             return acting_as(user)
@@ -46,8 +46,8 @@ def acting_as(actor: str, /, **context: Any) -> AbstractContextManager[None]:
 
     Raises:
         InvalidIdentifier: The actor is not a usable name.
-        ContextLost: The block ended in another context than it began in, such as one that a
-            synchronous FastAPI dependency has around its ``yield``.
+        ContextLost: The block ended in another context than it began in. This happens if a
+            synchronous FastAPI dependency has the block around its ``yield``.
     """
     return _acting_as(check_actor(actor), context)
 
@@ -59,7 +59,7 @@ def _acting_as(actor: str, context: Mapping[str, Any]) -> Generator[None]:
     try:
         yield
     except BaseException:
-        with suppress(ValueError):  # of the context, which is not what went wrong first
+        with suppress(ValueError):  # about the context; the error raised in the block matters more
             _current.reset(token)
         raise
     try:
@@ -69,5 +69,5 @@ def _acting_as(actor: str, context: Mapping[str, Any]) -> Generator[None]:
 
 
 def current_actor() -> Actor:
-    """The actor of the innermost ``acting_as`` block."""
+    """Return the actor of the innermost ``acting_as`` block."""
     return _current.get()

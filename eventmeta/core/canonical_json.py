@@ -1,8 +1,8 @@
 """JSON as the store keeps it: validated, canonical, exact.
 
 Databases and JSON libraries disagree about the edges of JSON (NaN, large integers, surrogates, NUL,
-depth). What any of them would alter is refused here, before any I/O, so that every backend takes
-and returns the same values.
+depth). This module refuses every value that any of them would alter, before any I/O, so that every
+backend takes and returns the same values.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ MAX_INDEXED_BYTES = 64
 DEFAULT_MAX_VALUE_BYTES = 2**20
 
 MAX_KEYS = 10_000
-"""How many keys of metadata one call may name."""
+"""The most keys of metadata that one call may name."""
 
 MAX_ITEMS = 10_000
-"""How many items one call may add."""
+"""The most items that one call may add."""
 
 MAX_ITEM_BYTES = 16 * 2**20
-"""How long an item may be, in bytes of JSON."""
+"""The maximum length of an item, in bytes of JSON."""
 
 MAX_CALL_BYTES = 64 * 2**20
-"""How long all that one call gives may be, in bytes of JSON."""
+"""The maximum total length of the values or items of one call, in bytes of JSON."""
 
 MAX_CONTEXT_BYTES = 64 * 2**10
-"""How long the context of a call may be, in bytes of JSON."""
+"""The maximum length of the context of a call, in bytes of JSON."""
 
 Change = list[str | None]
-"""``[key, text]``, ``[key, text, indexed]``, or ``[key, None]`` where the key is removed."""
+"""``[key, text]``, ``[key, text, indexed]``, or ``[key, None]`` if the key is removed."""
 
 
 def encode_changes(metadata: object, max_value_bytes: int) -> list[Change]:
-    """Each entry of ``metadata`` as the log keeps it.
+    """Return each entry of ``metadata`` as the log keeps it.
 
     Raises:
         InvalidInput: ``metadata`` is not a mapping, or has over `MAX_KEYS` keys.
         InvalidKey: A key is not a non-empty string of at most 255 bytes.
         InvalidValue: A value is not JSON; the error names the path to it.
         ValueTooLarge: A value is over ``max_value_bytes`` (a string's own quotes are not counted),
-            or all of them are over `MAX_CALL_BYTES`.
+            or all values together are over `MAX_CALL_BYTES`.
     """
     if not isinstance(metadata, Mapping):
         raise InvalidInput(f"metadata is a {type(metadata).__name__}; give a dict")
@@ -69,7 +69,7 @@ def encode_changes(metadata: object, max_value_bytes: int) -> list[Change]:
 
 
 def check_number(what: str, number: int, limit: int) -> None:
-    """Refuse more than ``limit`` of something in one call.
+    """Raise unless one call has at most ``limit`` of something.
 
     Raises:
         InvalidInput: There are more.
@@ -81,10 +81,10 @@ def check_number(what: str, number: int, limit: int) -> None:
 
 
 def check_size(path: str, size: int, limit: int) -> None:
-    """Refuse more than ``limit`` bytes in one call.
+    """Raise unless one call has at most ``limit`` bytes.
 
     Raises:
-        ValueTooLarge: There are more; ``path`` is how the error calls them.
+        ValueTooLarge: There are more; the error calls the value ``path``.
     """
     if size > limit:
         raise ValueTooLarge(path, size, limit, "make several calls")
@@ -94,8 +94,8 @@ def context_text(context: Mapping[str, Any]) -> str | None:
     """Return the canonical JSON of the context of a call; None if it is empty.
 
     Raises:
-        InvalidValue: It is not JSON.
-        ValueTooLarge: It is over `MAX_CONTEXT_BYTES`.
+        InvalidValue: The context is not JSON.
+        ValueTooLarge: The context is over `MAX_CONTEXT_BYTES`.
     """
     if not context:
         return None
@@ -119,40 +119,41 @@ def _change(key: object, value: Any, max_value_bytes: int) -> Change:
 
 
 def dump_canonical(value: Any, path: str) -> str:
-    """The canonical JSON text of ``value``: keys sorted, no spaces.
+    """Return the canonical JSON text of ``value``: keys sorted, no spaces.
 
     Raises:
-        InvalidValue: It is not JSON; ``path`` is how the error calls it.
+        InvalidValue: ``value`` is not JSON; the error calls it ``path``.
     """
     _check(value, path, 0)
     return _dumps(value).decode()
 
 
 def indexed_value(value: Any, path: str) -> str:
-    """What the index holds for ``value``: the same text for values that JSON calls equal."""
+    """Return the text by which the index finds ``value``; equal JSON values have equal texts."""
     _check(value, path, 0)
     return _indexed(_dumps(_respelled(value))).decode()
 
 
 def parse(text: str) -> Any:
-    """The value of a canonical JSON text."""
+    """Return the value of a canonical JSON text."""
     return orjson.loads(text)
 
 
 def json_error(value: object, path: str, error: Exception) -> InvalidInput:
-    """Return why `json.dumps` raised ``error`` for ``value``, with the place of what is not JSON.
+    """Return an error that says where in ``value`` `json.dumps` found what is not JSON.
 
-    What it takes and JSON does not have, such as NaN and keys that are numbers, is not refused.
+    `json.dumps` raised ``error`` for ``value``. It also accepts things that JSON does not have,
+    such as NaN and keys that are numbers; those are not reported.
     """
     if isinstance(error, RecursionError):
-        return InvalidValue(path, "nested too deep to be stored, or within itself; flatten it")
+        return InvalidValue(path, "nested too deep to be stored, or it contains itself; flatten it")
     places: list[tuple[str, object]] = [(path, value)]
     seen: set[int] = set()
     while places:
         where, part = places.pop()
         if isinstance(part, dict | list | tuple):
             if id(cast("object", part)) in seen:
-                continue  # within itself, or twice
+                continue  # contains itself, or occurs twice
             seen.add(id(cast("object", part)))
         if isinstance(part, dict):
             entries = cast("dict[object, object]", part)
@@ -172,10 +173,10 @@ def json_error(value: object, path: str, error: Exception) -> InvalidInput:
 
 
 def check_key(key: object) -> str:
-    """``key``, if it can name metadata.
+    """Return ``key`` if it can name metadata.
 
     Raises:
-        InvalidKey: It is not a non-empty string of at most 255 bytes without NUL.
+        InvalidKey: ``key`` is not a non-empty string of at most 255 bytes without NUL.
     """
     if type(key) is str and 0 < len(key) <= MAX_KEY_BYTES and key.isascii() and "\x00" not in key:
         return key
@@ -193,7 +194,7 @@ def check_key(key: object) -> str:
 
 
 def text_problem(text: str) -> str | None:
-    """Why not every database can hold ``text``, or None."""
+    """Return why some database cannot hold ``text``; None if all can."""
     if "\x00" in text:
         return "contains NUL (U+0000), which PostgreSQL cannot store; remove it"
     if not text.isascii():
@@ -205,7 +206,7 @@ def text_problem(text: str) -> str | None:
 
 
 def _check(value: object, path: str, depth: int) -> bool:
-    """Refuse what is not JSON; tell whether JSON has another spelling of it (1.0 and 1)."""
+    """Raise unless ``value`` is JSON; return whether JSON can spell it otherwise (1.0 as 1)."""
     if value is None or isinstance(value, bool):
         return False
     if isinstance(value, str):
@@ -234,7 +235,7 @@ def _check_container(value: dict[Any, Any] | list[Any], path: str, depth: int) -
         raise InvalidValue(path, f"nested deeper than {MAX_DEPTH} levels; flatten it")
     spelling_varies = False
     if isinstance(value, dict):
-        # As orjson does it: whatever a subclass says its items are is not asked.
+        # The items that a subclass of dict or list claims to have are ignored, as orjson does it.
         for name, item in dict[Any, Any].items(value):
             where = f"{path}.{_check_name(name, path)}"
             spelling_varies |= _check(item, where, depth + 1)
@@ -276,7 +277,7 @@ def _advice(value: object) -> str:
 
 
 def _respelled(value: JSONValue) -> JSONValue:
-    """``value`` with every number that is whole spelled as an integer."""
+    """Return ``value`` with every whole number as an integer."""
     if isinstance(value, float) and value.is_integer() and -(2**63) <= value < 2**64:
         return int(value)
     if isinstance(value, dict):

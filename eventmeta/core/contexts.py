@@ -1,4 +1,4 @@
-"""Whose request something is done for, as context variables say it."""
+"""Running work in the context of another task, which tells whose request the work is for."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ T = TypeVar("T")
 
 
 def alike(one: Context, other: Context) -> bool:
-    """Return whether all variables have equal values in both."""
+    """Return whether all variables have equal values in both contexts."""
     try:
         return one == other
-    except Exception:  # of values that cannot be compared
+    except Exception:  # values that cannot be compared
         return False
 
 
 async def run_in(context: Context, work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work`` in a task of its own that has the variables of ``context``.
+    """Await ``work`` in a new task that has the variables of ``context``.
 
-    A cancellation is passed on, and waited for.
+    If the caller is cancelled, the task is cancelled too, and its end is awaited.
     """
     task = asyncio.get_running_loop().create_task(work, context=context)
     try:

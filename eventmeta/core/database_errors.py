@@ -1,4 +1,4 @@
-"""What eventmeta raises about the database and its driver."""
+"""The errors about the database and its driver."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class TablesMissing(DatabaseFailure):
 class DatabaseRefused(DatabaseFailure):
     """The database refused the change by a rule of its own; nothing was changed.
 
-    A foreign key, a check, a column that must not be NULL, a trigger, a missing right. Trying again
-    does not help: change the rule, the right or what it forbids.
+    Examples are a foreign key, a check, a column that must not be NULL, a trigger, and a missing
+    right. Trying again does not help: change the rule, the right, or the data that it forbids.
 
     Attributes:
         code: The SQLSTATE (PostgreSQL) or error number (SQLite, MySQL).
-        constraint: The name of the constraint, where the database tells it.
-        table: The table of the rule, where the database tells it; of a foreign key, the table that
-            has it.
+        constraint: The name of the constraint, if the database names it.
+        table: The table that has the rule, if the database names it; for a foreign key, the table
+            that has the key.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class DatabaseRefused(DatabaseFailure):
 class UnsupportedSchema(DatabaseFailure):
     """An existing table or column cannot hold exactly what the store writes.
 
-    Nothing was written. The message lists everything that is wrong, and what mends it.
+    Nothing was written. The message lists everything that is wrong, and how to correct it.
 
     Attributes:
         table: The first table that is unsuitable.
         column: Its column, or None if it is the table itself.
-        statements: The SQL that mends all of it, in order; empty where SQL alone cannot.
+        statements: The SQL that corrects all of it, in order; empty if SQL alone cannot.
     """
 
     def __init__(
@@ -96,18 +96,18 @@ class UnsupportedSchema(DatabaseFailure):
 
 
 class SettingsConflict(DatabaseFailure):
-    """The store was opened with options that contradict what the database is."""
+    """The options with which the store was opened contradict the database."""
 
 
 class UnexpectedRowCount(DatabaseFailure):
-    """A statement changed another number of rows than it had to; all of it was undone.
+    """A statement changed more or fewer rows than it should have; all of it was undone.
 
-    A trigger, a rule or a policy of the database's may keep rows from being written or deleted. It
-    was tried again before this was raised, except inside a transaction of the caller's.
+    A trigger, a rule or a policy of the database may keep rows from being written or deleted. The
+    statement was tried again before this was raised, except inside the caller's own transaction.
 
     Attributes:
-        expected: How many rows it had to change.
-        actual: How many it changed.
+        expected: The number of rows that it should have changed.
+        actual: The number of rows that it changed.
     """
 
     def __init__(self, statement: str, expected: int, actual: int) -> None:
@@ -120,10 +120,11 @@ class UnexpectedRowCount(DatabaseFailure):
 
 
 class CorruptEvent(DatabaseFailure):
-    """A row of the log is not an event any more: somebody has changed it.
+    """A row of the log is no longer a valid event: it was changed outside the store.
 
-    The log refuses changes by triggers, so somebody went round them, or the storage is damaged.
-    Restore the row from a backup. Current state is in tables of its own and can be read.
+    Triggers make the log refuse changes. So the change went round the triggers, or the storage is
+    damaged. Restore the row from a backup. The current state is in other tables and can still be
+    read.
 
     Attributes:
         position: The position of the row.
@@ -142,15 +143,15 @@ class CorruptEvent(DatabaseFailure):
 
 
 class DatabaseBusy(DatabaseFailure):
-    """In conflict with other writers; nothing was changed. Try again later.
+    """The change conflicts with other writers; nothing was changed. Try again later.
 
-    It was retried for some seconds, except inside a transaction of the caller's: there the caller
-    repeats the whole transaction. Also raised where the server or the engine's pool had no
-    connection to give for ``retry_for`` seconds, and, at once, where a statement was cancelled from
-    outside or was over a limit of time that is set for the server or the driver.
+    The change was retried for some seconds, except inside the caller's own transaction: there the
+    caller repeats the whole transaction. The error is also raised if the server or the engine's
+    pool had no connection to give for ``retry_for`` seconds. It is raised at once if a statement
+    was cancelled from outside, or exceeded a time limit that is set for the server or the driver.
 
     Attributes:
-        held: Whether an open transaction of somebody else holds the session or user.
+        held: Whether another client's open transaction holds the session or user.
     """
 
     def __init__(self, message: str, code: Any = None, *, held: bool = False) -> None:
@@ -159,26 +160,26 @@ class DatabaseBusy(DatabaseFailure):
 
 
 class OutcomeUnknown(DatabaseFailure):
-    """A change was sent, and no answer came in time: it may or may not be recorded.
+    """The change was sent, but no answer came in time: it may or may not be recorded.
 
-    Calling again with the same ``event_id`` is safe: a recorded change is not made twice.
+    Calling again with the same ``event_id`` is safe: a change that is recorded is not made twice.
     """
 
 
 class DatabaseUnavailable(DatabaseFailure):
-    """The database cannot be reached, or cannot do its work at present; nothing was changed.
+    """The database cannot be reached, or cannot work at present; nothing was changed.
 
-    The server does not answer or refuses connections, has no space or memory left, or can only be
-    read. The message says where it was looked for, without the password. A server that refuses was
-    asked for ``retry_for`` seconds, one that does not answer for ``timeout`` seconds.
+    The server does not answer, refuses connections, has no space or memory left, or is read-only.
+    The message gives the server's address, without the password. A server that refuses was tried
+    for ``retry_for`` seconds, one that does not answer for ``timeout`` seconds.
     """
 
 
 class StandbyServer(DatabaseFailure):
-    """The server is a standby, which cannot tell up to where its log is complete.
+    """The server is a standby, which cannot tell up to which position its log is complete.
 
-    The feed, the horizon, projectors and replays need the primary. What sessions and users are at
-    present, and the history of one, may be read on a standby.
+    The feed, the horizon, projectors and replays need the primary. The present state of sessions
+    and users, and the history of one session or user, may be read on a standby.
     """
 
     def __init__(self) -> None:
@@ -189,5 +190,5 @@ class StandbyServer(DatabaseFailure):
 
 
 def is_of_statement(failure: DatabaseFailure) -> bool:
-    """Return whether ``failure`` comes again however often the same is tried."""
+    """Return whether ``failure`` would be the same each time the statement is tried."""
     return type(failure) in (DatabaseFailure, DatabaseRefused)

@@ -1,4 +1,4 @@
-"""The moment by which a piece of work must have ended, and what is closed if it has not."""
+"""The deadline of a call, at which its work is cancelled and its connections are closed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ DEFAULT_TIMEOUT = 30.0
 DEFAULT_RETRY_FOR = 1.0
 
 LONG_WORK = 20
-"""How many times longer a statement may take that goes through the log, or builds tables."""
+"""The factor by which the timeout is longer for work that reads the log or builds tables."""
 
 AGAIN = 1.0
-"""Seconds after which a task is cancelled again that has not ended by then."""
+"""Seconds after which a task that was cancelled and has not ended is cancelled again."""
 
 
 class Limits(NamedTuple):
-    """How long a caller waits for the database.
+    """The time limits of one caller's waits for the database.
 
     Attributes:
         timeout: Seconds for a whole call, retries included.
-        retry_for: Seconds for which a connection is tried to be had.
+        retry_for: Seconds for which getting a connection is retried.
     """
 
     timeout: float = DEFAULT_TIMEOUT
@@ -34,26 +34,26 @@ class Limits(NamedTuple):
 
     @property
     def long(self) -> Limits:
-        """The limits of work that goes through the log, or builds tables."""
+        """Return the limits for work that reads the whole log or builds tables."""
         return self._replace(timeout=LONG_WORK * self.timeout)
 
 
 class Expired(Exception):
-    """The time is up; what was going on was cancelled, and its connections are closed."""
+    """The deadline was reached; the work was cancelled, and its connections are closed."""
 
 
 _current: ContextVar[Deadline | None] = ContextVar("eventmeta_deadline", default=None)
 
 
 class Deadline:
-    """Ends what the task does within the block, when the time is up, by `Expired`.
+    """A time limit for the task's work within a ``with`` block, which then ends with `Expired`.
 
-    It closes the connections that are lent by then, without waiting for the server. So whatever
-    waits for an answer ends, a rollback too. A task that goes on all the same, because a driver has
-    lost the cancellation, is cancelled again.
+    When the deadline is reached, the connections lent by then are closed, without waiting for the
+    server. So everything that waits for an answer ends, a rollback too. If the task goes on all the
+    same, because a driver has lost the cancellation, it is cancelled again.
 
     Attributes:
-        end: When, in the time of the event loop.
+        end: The time of the event loop at which it is reached.
         was_lent: Whether a connection was lent since this was last set to False.
     """
 
@@ -80,7 +80,7 @@ class Deadline:
 
     @staticmethod
     def current() -> Deadline | None:
-        """Return the deadline of what is being done, if there is one."""
+        """Return the deadline of the current task's work, if there is one."""
         found = _current.get()
         if found is None or found._task is None or found._loop is not asyncio.get_running_loop():
             return None
@@ -88,16 +88,16 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """How many seconds are left; less than 0 if the time is up."""
+        """Return the seconds that are left; less than 0 if the deadline has passed."""
         return self.end - self._loop.time()
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether the time was up a while ago, so that there is nothing to wait for any more."""
+        """Return whether the deadline passed a while ago, so that waiting longer is useless."""
         return self._cancels > 1
 
     def lend(self, close: Callable[[], None]) -> None:
-        """Take note of a connection, which ``close`` closes at once if it is still in use."""
+        """Remember a connection, which ``close`` closes at once if the deadline is reached."""
         self.was_lent = True
         self._lent.append(close)
 
@@ -119,20 +119,20 @@ class Deadline:
         _open.here.remove(self)
         if self._again is not None:
             self._again.cancel()
-        self._lent.clear()  # a connection opened within it keeps it, in the context of its reader
+        self._lent.clear()  # a connection opened here keeps this deadline, in its reader's context
         _current.reset(self._token)
         task, self._task = self._task, None
         assert task is not None
         left = self._cancelling
         for _ in range(self._cancels):
             left = task.uncancel()
-        # Nobody else has cancelled it, so the failure comes of this.
+        # If nothing else has cancelled the task, the deadline caused the failure.
         ours = isinstance(error, Exception | asyncio.CancelledError)
         if self._cancels and ours and left <= self._cancelling:
             raise Expired from error
 
     def expire(self) -> None:
-        """Cancel what is being done, and close what was lent for it."""
+        """Cancel the work, and close the connections that were lent for it."""
         assert self._task is not None
         for close in self._lent:
             close()

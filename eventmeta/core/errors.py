@@ -1,4 +1,4 @@
-"""What eventmeta raises about a call: one tree under `EventMetaError`, which the README draws."""
+"""The errors about a call: one tree under `EventMetaError`, which the README draws."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class EventMetaError(Exception):
-    """Base of all errors raised by eventmeta. They can be copied and pickled."""
+    """The base of all errors that eventmeta raises. They can be copied and pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args, self.__dict__)
@@ -43,7 +43,7 @@ class UnknownOption(InvalidInput, TypeError):
     """A call was given a keyword argument that it does not take; nothing was changed.
 
     Attributes:
-        call: What was called.
+        call: The function or class that was called.
         option: The keyword.
     """
 
@@ -57,7 +57,7 @@ class InvalidIdentifier(InvalidInput):
     """A session id, user id, run id, actor, event id or type, or table name cannot be used.
 
     Attributes:
-        what: What the identifier names, such as ``"session id"``.
+        what: The kind of name that was given, such as ``"session id"``.
         value: The identifier as given.
     """
 
@@ -83,7 +83,7 @@ class InvalidValue(InvalidInput):
     """A value is not JSON, or not JSON that every database keeps exactly.
 
     Attributes:
-        path: Where in the metadata it is, such as ``prefs.when`` or ``tags[2]``.
+        path: The place in the metadata, such as ``prefs.when`` or ``tags[2]``.
     """
 
     def __init__(self, path: str, problem: str) -> None:
@@ -92,12 +92,12 @@ class InvalidValue(InvalidInput):
 
 
 class ValueTooLarge(InvalidValue):
-    """A value, an item, a context, or all that one call gives is too long.
+    """A value, an item, a context, or the whole input of one call is too long.
 
     Attributes:
         size: Its length in bytes of JSON.
-        limit: How many there may be: the store's ``max_value_bytes``, or a limit that is the same
-            for all.
+        limit: The most bytes allowed: the store's ``max_value_bytes``, or a limit that is the same
+            for all stores.
     """
 
     def __init__(self, path: str, size: int, limit: int, remedy: str | None = None) -> None:
@@ -122,19 +122,19 @@ class UserUnknown(InvalidInput):
         super().__init__(
             "this session takes its user from the context of a run, and no run has used it yet: "
             "open it with user_id=, or pass wrapper= (the Runner does, but upstream's compaction "
-            "session hands none on)"
+            "session does not)"
         )
 
 
 class UserMismatch(InvalidInput):
-    """A call is on behalf of another user than its session or store; nothing was changed."""
+    """A call is on behalf of another user than its session or store is; nothing was changed."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)
 
 
 class AppendRejected(EventMetaError):
-    """The log did not take the event; nothing was changed."""
+    """The log refused the event; nothing was changed."""
 
 
 class VersionConflict(AppendRejected):
@@ -143,7 +143,7 @@ class VersionConflict(AppendRejected):
     Attributes:
         stream_id: The stream, which is the session's id for a session.
         expected: The version given as ``expected_version``.
-        actual: The version the stream is at. Read again, decide again, and retry with this.
+        actual: The version the stream is at. Read again, decide again, and retry with this version.
     """
 
     def __init__(self, stream_id: str, expected: int, actual: int) -> None:
@@ -157,10 +157,10 @@ class VersionConflict(AppendRejected):
 
 
 class EventIdReused(AppendRejected):
-    """The event id is already recorded in this stream for another change; nothing was changed.
+    """The event id was already used in this stream for another change; nothing was changed.
 
     Attributes:
-        event_id: The id in question.
+        event_id: The event id.
         recorded_type: The type of the event that is recorded under it.
     """
 
@@ -174,10 +174,10 @@ class EventIdReused(AppendRejected):
 
 
 class ItemAlreadyPopped(AppendRejected):
-    """An earlier attempt with this event id has removed the item, whose content is not kept.
+    """An earlier attempt with this event id has removed the item; its content is not kept.
 
     Attributes:
-        event_id: The id in question.
+        event_id: The event id.
         item_id: The row id of the removed item.
     """
 
@@ -191,12 +191,12 @@ class ItemAlreadyPopped(AppendRejected):
 
 
 class SessionNotFound(AppendRejected):
-    """There is no such session for this user; nothing was changed.
+    """This user can see no such session; nothing was changed.
 
-    It is the same whether the session belongs to someone else or does not exist.
+    The error is the same if the session belongs to another user and if it does not exist.
 
     Attributes:
-        session_id: The session in question.
+        session_id: The id of the session.
     """
 
     def __init__(self, session_id: str) -> None:
@@ -208,28 +208,28 @@ class SessionNotFound(AppendRejected):
 
 
 class UserNotFound(AppendRejected):
-    """There is no such user within reach; nothing was changed.
+    """The caller can see no such user; nothing was changed.
 
     Attributes:
-        user_id: The user in question.
+        user_id: The id of the user.
     """
 
     def __init__(self, user_id: str) -> None:
         self.user_id = user_id
         super().__init__(
-            f"there is no user {user_id!r} within reach: ask for the user that this store was "
+            f"there is no user {user_id!r} that this store can see: ask for the user that it was "
             "opened for, or open the store without a user"
         )
 
 
 class ContextLost(EventMetaError, RuntimeError):
-    """A block of `acting_as` ended in another context than it began in: its actor reached no write.
+    """A block of `acting_as` ended in another context than it began in; no write had its actor.
 
-    A synchronous dependency of FastAPI does that, which runs in a thread with a copy of the
-    context. Such a dependency returns ``acting_as(…)``, and the endpoint enters it.
+    A synchronous dependency of FastAPI causes this, because it runs in a thread with a copy of the
+    context. Let the dependency return ``acting_as(…)``, and let the endpoint enter it.
 
     Attributes:
-        actor: Who was to be recorded.
+        actor: The actor that was to be recorded.
     """
 
     def __init__(self, actor: str) -> None:
@@ -253,7 +253,7 @@ class StructuredMetadataOff(EventMetaError):
     """The call needs the structured tables, and this store or session does not keep them.
 
     Attributes:
-        call: What was called.
+        call: The function that was called.
     """
 
     def __init__(self, call: str) -> None:
@@ -281,6 +281,6 @@ def _restored(
 
 
 def _shown(value: object) -> str:
-    """``value`` as a message may show it: one short line."""
+    """Return ``value`` as one short line, for a message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,4 +1,4 @@
-"""Events before and after they are recorded, and the vocabulary of the built-in ones."""
+"""Events before and after they are recorded, the types of the built-in ones, and stream keys."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BUILT_IN_TYPES = frozenset(
 
 
 class StreamKey(NamedTuple):
-    """The identity of a stream, in the order of its key."""
+    """The identity of a stream: its id and its type, in the order of the table's key."""
 
     stream_id: str
     stream_type: StreamType = "session"
@@ -49,7 +49,7 @@ class StreamKey(NamedTuple):
 class Position(int):
     """A place in the global order of the log.
 
-    A type of its own, so that ``as_of`` can tell it from a version of one stream.
+    It is a separate type, so that ``as_of`` can tell a position from the version of a stream.
     """
 
     __slots__ = ()
@@ -57,13 +57,13 @@ class Position(int):
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """What a caller may say of an event of its own.
+    """An event of an app's own, before it is recorded.
 
     Attributes:
-        type: What happened, in the past tense: lower case, digits, dots, underscores.
+        type: A name for what happened, in the past tense: lower case, digits, dots, underscores.
         data: The facts, as a JSON object.
         event_id: A UUID that makes a retry safe; generated when None.
-        actor: Who did it; the ambient actor (``acting_as``) when None.
+        actor: The name of the actor; the ambient actor (``acting_as``) when None.
         context: Reason, trace id and the like; added to the ambient context.
     """
 
@@ -84,13 +84,14 @@ class RecordedEvent:
         stream_id: The stream; a session's stream has the session's id.
         version: Its place in the stream: 1, 2, 3 … without holes.
         event_id: The UUID under which it was recorded.
-        type: What happened.
+        type: The name of what happened.
         data: The facts. Those of a metadata event hold ``changes``: ``[key, JSON text]``, with None
-            for the text where the key was removed.
-        actor: Who did it, if known.
+            for the text if the key was removed.
+        actor: The name of the actor, if known.
         context: Reason, trace id and the like.
-        recorded_at: When, in UTC. Order is by version and position, never by time: within a stream
-            it goes back only where an earlier event was recorded by a wrong clock.
+        recorded_at: The time at which it was recorded, in UTC. Order is by version and position,
+            never by time: within a stream the time goes back only if a wrong clock recorded an
+            earlier event.
     """
 
     position: Position
@@ -108,33 +109,35 @@ class RecordedEvent:
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
 UPCASTERS: dict[str, list[Upcaster]] = {}
-"""Per event type, the steps from each older payload to the next; a payload says its format in
-``"v"``, and has none in the first."""
+"""For each event type, the functions that turn each older format of the data into the next.
+
+The data names its format in ``"v"``; the first format has none.
+"""
 
 
 def upcast(event_type: str, data: dict[str, Any]) -> dict[str, Any]:
-    """``data`` in the newest format of its type."""
+    """Return ``data`` in the newest format of its type."""
     steps = UPCASTERS.get(event_type)
     if steps is None:
-        return data  # where "v", if there is one, is the app's own
+        return data  # an app's own type: if there is a "v", it belongs to the app
     for step in steps[data.get("v", 1) - 1 :]:
         data = step(data)
     return data
 
 
 def read_event(row: Sequence[Any]) -> RecordedEvent:
-    """Return a row of the log, whose columns are ``projections.EVENT_COLUMNS``, as an event.
+    """Return a row of the log, with the columns ``projections.EVENT_COLUMNS``, as an event.
 
     Raises:
-        CorruptEvent: Somebody has changed the row.
+        CorruptEvent: The row was changed outside the store.
     """
     position, stream_type, stream_id, version, event_id, kind, data, actor, context, at = row
-    problem = "is of no known kind of stream"
+    problem = "has an unknown type of stream"
     try:
         if stream_type in _STREAM_TYPES:
             problem = "has data that cannot be read"
             facts = upcast(kind, _object(data))
-            problem = f"has data that is not that of {kind!r}"
+            problem = f"has data that does not fit the type {kind!r}"
             if kind in BUILT_IN_TYPES:
                 _check_facts(kind, facts)
             problem = "has a context that cannot be read"
@@ -159,7 +162,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _check_facts(kind: str, facts: dict[str, Any]) -> None:
-    """Raise unless ``facts`` are what the library itself relies on for ``kind``."""
+    """Raise unless ``facts`` are as the library itself needs them for events of type ``kind``."""
     if kind in (METADATA_SET, METADATA_DELETED):
         for key, text, *_ in facts["changes"]:
             if type(key) is not str or not isinstance(text, str | None):

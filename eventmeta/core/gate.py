@@ -1,4 +1,4 @@
-"""What is under way in a database, for those who have to wait for its end."""
+"""Operations in progress, so that closing can wait for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from eventmeta.core.errors import StoreClosed
 
 
 class InFlight:
-    """Lets work in until it is closed."""
+    """The operations in progress, counted for each event loop, until it is closed to new ones."""
 
     def __init__(self) -> None:
         self._is_closed = False
@@ -16,10 +16,10 @@ class InFlight:
         self._waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
 
     def enter(self) -> asyncio.AbstractEventLoop:
-        """Begin, and return what is to be passed to `leave` in the end.
+        """Begin an operation; return the event loop, which `leave` takes at its end.
 
         Raises:
-            StoreClosed: It is closed.
+            StoreClosed: New operations are refused.
         """
         if self._is_closed:
             raise StoreClosed
@@ -28,7 +28,7 @@ class InFlight:
         return loop
 
     def leave(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let those go on who wait for that."""
+        """End an operation. If it was the last one of its event loop, wake up those who wait."""
         self._inside[loop] -= 1
         if self._inside[loop]:
             return
@@ -38,11 +38,11 @@ class InFlight:
                 waiting.set_result(None)
 
     def close(self) -> None:
-        """Let nothing in any more."""
+        """Refuse new operations."""
         self._is_closed = True
 
     async def settled(self) -> None:
-        """Wait until nothing of this event loop is inside."""
+        """Wait until this event loop has no operation in progress."""
         loop = asyncio.get_running_loop()
         if loop in self._inside:
             end = loop.create_future()

@@ -1,4 +1,4 @@
-"""Large inputs: they are encoded in a thread, or with pauses, so that the event loop goes on."""
+"""Encoding of large inputs in a thread, or with pauses, so that the event loop is not blocked."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from eventmeta.core.events import StreamKey
 T = TypeVar("T")
 
 LARGE = 10_000
-"""How many values, or times 64 characters, take some milliseconds to be encoded."""
+"""The number of values, or of 64 characters of text, that take some milliseconds to encode."""
 
 LARGE_TEXT = 64 * LARGE
-"""How many characters of JSON take some milliseconds to be read."""
+"""The number of characters of JSON that take some milliseconds to parse."""
 
 PAUSE_AFTER = 0.005
-"""Seconds of work in the event loop after which others get their turn."""
+"""Seconds of work in the event loop after which other tasks get their turn."""
 
 
 def is_large(value: object) -> bool:
-    """Return whether it takes long to encode ``value``; that is found out in little time."""
+    """Return whether ``value`` takes long to encode; this check itself is quick."""
     left = LARGE
     waiting = [value]
-    for item in waiting:  # which grows meanwhile
+    for item in waiting:  # the list grows during the loop
         if isinstance(item, str):
             left -= len(item) // 64
         elif isinstance(item, dict):
@@ -44,38 +44,38 @@ def is_large(value: object) -> bool:
     return False
 
 
-# What a subclass of the app's makes of them is not asked for.
+# Methods of dict and list themselves: an app's subclass may override them.
 _values = cast("Callable[[object], Iterable[object]]", vars(dict)["values"])
 _elements = cast("Callable[[object], Iterable[object]]", vars(list)["__iter__"])
 
 
 async def encoded(given: object, encode: Callable[[], T]) -> T:
-    """Return ``encode()``, which runs in a thread if what was ``given`` is large."""
+    """Return ``encode()``, which runs in a thread if ``given`` is large."""
     return await asyncio.to_thread(encode) if is_large(given) else encode()
 
 
 class Pauses:
-    """Lets others have their turn, again and again, while something takes long."""
+    """Pauses in a long piece of work, so that other tasks get their turn."""
 
     def __init__(self) -> None:
         self._end = time.monotonic() + PAUSE_AFTER
 
     async def pause(self) -> None:
-        """Let them, if it has taken long since the last pause."""
+        """Let other tasks run if `PAUSE_AFTER` seconds have passed since the last pause."""
         if time.monotonic() > self._end:
             await asyncio.sleep(0)
             self._end = time.monotonic() + PAUSE_AFTER
 
 
 class Order:
-    """The order of writes to a stream, where a large one would be overtaken by those after it."""
+    """The order of writes to a stream, so that later writes do not overtake a large one."""
 
     def __init__(self) -> None:
         self._last: dict[StreamKey, asyncio.Future[None]] = {}
 
     @asynccontextmanager
     async def large_write(self, stream: StreamKey) -> AsyncGenerator[None]:
-        """Wait for the large writes before this one, and have later writes wait for its end."""
+        """Wait for the large writes before this one, and make later writes wait for its end."""
         before = self._last.get(stream)
         mine = self._last[stream] = asyncio.get_running_loop().create_future()
         try:
@@ -88,11 +88,11 @@ class Order:
             mine.set_result(None)
 
     def is_kept(self, stream: StreamKey) -> bool:
-        """Return whether a write to ``stream`` is to wait."""
+        """Return whether a write to ``stream`` has to wait."""
         return stream in self._last
 
     async def wait(self, stream: StreamKey) -> None:
-        """Wait for the large writes to ``stream`` that came before."""
+        """Wait for the earlier large writes to ``stream``."""
         before = self._last.get(stream)
         if before is not None:
             await asyncio.wait([before])

@@ -1,4 +1,4 @@
-"""One of something for each event loop."""
+"""One object for each event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class PerLoop(Generic[T]):
-    """One of something for each event loop, made when it is first asked for."""
+    """A container with one object for each event loop, made when it is first needed."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -21,7 +21,7 @@ class PerLoop(Generic[T]):
 
     @property
     def here(self) -> T:
-        """That of the running event loop."""
+        """Return the object of the running event loop; make it if there is none."""
         loop = asyncio.get_running_loop()
         latest = self._latest  # a look-up in a weak dictionary costs more
         if latest is not None and latest[0]() is loop:
@@ -34,5 +34,5 @@ class PerLoop(Generic[T]):
 
     @property
     def made_here(self) -> T | None:
-        """That of the running event loop, if it was asked for."""
+        """Return the object of the running event loop, or None if it was not made yet."""
         return self._made.get(asyncio.get_running_loop())

@@ -1,4 +1,4 @@
-"""Who reaches for a session, and which sessions are within reach."""
+"""On whose behalf a call is made, and which sessions that principal can see."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from typing import NamedTuple
 
 
 class Visibility(enum.Enum):
-    """Which sessions a call reaches; all others are as if they were not there."""
+    """The sessions that a call can see; it treats all others as missing."""
 
     EVERYTHING = "all sessions"
     UNCLAIMED = "the user's own, and those that never had an owner"
     OWN = "the user's own"
 
-    __hash__ = object.__hash__  # of members there is one each; Enum's own takes longer
+    __hash__ = object.__hash__  # each member exists once; Enum's own hash takes longer
 
 
 class Principal(NamedTuple):
-    """On whose behalf a call is made.
+    """The user, or the administrator, on whose behalf a call is made.
 
     Attributes:
-        user_id: The user; None for the administrator, who reaches everything.
-        claims: A session that never had an owner is within the user's reach, and becomes the
-            user's with the first write. Otherwise only the user's own sessions are.
+        user_id: The user; None for the administrator, who can see everything.
+        claims: Whether the user can also see sessions that never had an owner. With their first
+            write there, the session becomes theirs. If False, the user can see only their own
+            sessions.
     """
 
     user_id: str | None = None
@@ -30,20 +31,20 @@ class Principal(NamedTuple):
 
     @property
     def reach(self) -> Visibility:
-        """Which sessions are within reach."""
+        """Return which sessions this principal can see."""
         if self.user_id is None:
             return Visibility.EVERYTHING
         return Visibility.UNCLAIMED if self.claims else Visibility.OWN
 
     def reaches(self, owner: str | None) -> bool:
-        """Whether a session of ``owner`` (None: it never had one) is within reach."""
+        """Return whether this principal can see a session of ``owner`` (None: it never had one)."""
         if self.user_id is None:
             return True
         return self.claims if owner is None else owner == self.user_id
 
     @property
     def own(self) -> Principal:
-        """The same user without the sessions that nobody owns."""
+        """Return the same user, limited to the sessions that the user owns."""
         return Principal(self.user_id)
 
 

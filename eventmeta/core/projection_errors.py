@@ -1,4 +1,4 @@
-"""The errors of projections: the branch of the tree of errors that is about read models."""
+"""The errors about projections: the branch of the tree of errors for read models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class UnknownProjection(InvalidInput):
 
     Attributes:
         name: The name as given.
-        known: The names of those that are.
+        known: The names of the registered projections.
     """
 
     def __init__(self, name: object, known: Sequence[str]) -> None:
@@ -41,10 +41,10 @@ class UnknownProjection(InvalidInput):
 
 
 class ProjectionError(EventMetaError):
-    """A projection could not be brought up to date. Its table is as it was.
+    """A projection could not be brought up to date. Its table is unchanged.
 
     Attributes:
-        projection: Its name.
+        projection: The projection's name.
     """
 
     def __init__(self, projection: str, problem: str) -> None:
@@ -53,27 +53,27 @@ class ProjectionError(EventMetaError):
 
 
 class ProjectionFailed(ProjectionError):
-    """A projection in plain Python raised an error; what it was part of was undone.
+    """A projection in plain Python raised an error; the transaction was undone.
 
-    Inline, that is the append. Else the stream of the event is parked.
+    If the projection is inline, the append was undone. Otherwise the stream of the event is parked.
     """
 
 
 class ProjectionBehind(ProjectionError, TimeoutError):
-    """A projection did not come to a position in time."""
+    """A projection did not reach a position in time."""
 
 
 class ProjectionOutdated(ProjectionError):
-    """The table is of another version of the projection than this process has."""
+    """The table was built by another version of the projection than this process has."""
 
 
 class RebuildFailed(ProjectionError):
-    """A table could not be built anew; the old one goes on serving."""
+    """A table could not be rebuilt; the old table still serves."""
 
 
 class RebuildUnderWay(RebuildFailed):
-    """Another process builds the table anew; the old one goes on serving."""
+    """Another process rebuilds the table at present; the old table still serves."""
 
 
 class LeaseLost(ProjectionError):
-    """Another process has taken over what this one worked on; nothing was changed twice."""
+    """Another process has taken over this one's work; nothing was changed twice."""

@@ -1,4 +1,4 @@
-"""Waiting for an outcome, cancelled or not, and telling it to those who wait."""
+"""Waiting for an outcome even if the caller is cancelled, and passing it to those who wait."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ T = TypeVar("T")
 
 
 async def run_to_completion(awaitable: Awaitable[T], *, seconds: float | None = None) -> T:
-    """Await ``awaitable`` to its end, and only then let a cancellation through.
+    """Await ``awaitable`` to its end, and only then raise a cancellation.
 
     Args:
-        awaitable: What to await.
-        seconds: The longest that a caller waits who was cancelled; None for no such limit. Within
-            a `Deadline`, a caller waits no longer than a second after that.
+        awaitable: The work to await.
+        seconds: The longest that a cancelled caller waits; None for no such limit. Within a
+            `Deadline`, a caller waits no longer than a second after that.
 
     Raises:
-        asyncio.CancelledError: The caller was cancelled meanwhile. Whatever was awaited has ended,
-            unless the time was up; its effects are complete or absent, and its own error, if any,
-            is dropped.
+        asyncio.CancelledError: The caller was cancelled meanwhile. The work has ended, unless the
+            time was up; its effects are complete or absent, and its own error, if any, is dropped.
     """
     future = asyncio.ensure_future(awaitable)
     try:
@@ -38,7 +37,7 @@ async def run_to_completion(awaitable: Awaitable[T], *, seconds: float | None = 
 
 
 async def _wait_on(future: asyncio.Future[Any], seconds: float | None) -> None:
-    """Wait for ``future``, however often the task is cancelled meanwhile."""
+    """Wait for ``future``, even if the task is cancelled several times meanwhile."""
     loop, deadline = asyncio.get_running_loop(), Deadline.current()
     end = None if seconds is None else loop.time() + seconds
     while not (future.done() or (deadline is not None and deadline.is_hopeless)):
@@ -52,29 +51,29 @@ async def _wait_on(future: asyncio.Future[Any], seconds: float | None) -> None:
 
 
 def _shield() -> AbstractContextManager[Any]:
-    """Return what keeps anyio, if the app uses it, from cancelling the task at every turn.
+    """Return a block that keeps anyio, if the app uses it, from cancelling the task repeatedly.
 
-    A task in a cancelled scope of anyio's is cancelled again in each turn of the event loop until
-    it has left the scope. Waiting there would keep the processor busy.
+    anyio cancels a task in a cancelled scope again in each turn of the event loop until the task
+    has left the scope. Waiting there without a shield would keep the processor busy.
     """
     anyio = sys.modules.get("anyio")
     return nullcontext() if anyio is None else anyio.CancelScope(shield=True)
 
 
 def retrieve_exception(future: asyncio.Future[Any]) -> None:
-    """Mark the future's error as retrieved, so that asyncio does not log it."""
+    """Mark the future's exception as retrieved, so that asyncio does not log it."""
     if not future.cancelled():
         future.exception()
 
 
 def give(future: asyncio.Future[T], result: T) -> None:
-    """Give ``result`` to the one who waits, unless that one has left."""
+    """Set ``result`` on ``future``, unless it is done already."""
     if not future.done():
         future.set_result(result)
 
 
 def fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    """Raise ``error`` where ``future`` is awaited, unless nobody waits any more."""
+    """Set ``error`` on ``future``, unless it is done already."""
     if not future.done():
         future.set_exception(error)
-        retrieve_exception(future)  # the one who waits may be cancelled at this moment
+        retrieve_exception(future)  # the task that awaits it may be cancelled at this moment

@@ -1,4 +1,4 @@
-"""Waking up whoever waits for new events in this process."""
+"""Waking up tasks of this process that wait for new events."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from contextlib import suppress
 
 
 class Notifier:
-    """Given after each commit. A hint only: whoever waits looks again after a while anyway."""
+    """A notice that is given after each commit.
+
+    It is only a hint: those who wait for it look again after a while anyway.
+    """
 
     def __init__(self) -> None:
         self.given = 0
         self._waiting: set[asyncio.Future[None]] = set()
 
     def give(self) -> None:
-        """Wake up all who wait in this event loop."""
+        """Count a commit, and wake up all tasks that wait in this event loop."""
         self.given += 1
         if not self._waiting:
             return
@@ -25,11 +28,11 @@ class Notifier:
 
     @property
     def has_waiters(self) -> bool:
-        """Whether anyone waits."""
+        """Return whether any task waits."""
         return bool(self._waiting)
 
     async def wait(self, seen: int, seconds: float) -> None:
-        """Wait for a signal after the ``seen`` first ones, but no longer than ``seconds``."""
+        """Wait for a notice after the first ``seen`` ones, but no longer than ``seconds``."""
         if self.given != seen:
             return
         waiter = asyncio.get_running_loop().create_future()

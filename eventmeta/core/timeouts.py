@@ -1,4 +1,4 @@
-"""Ends the waits of calls whose time is up, with one timer of the event loop for all of them."""
+"""Time limits for the calls that wait in an event loop, with one timer for all of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Waiting(Protocol):
     """A call that waits.
 
     Attributes:
-        end: Until when, in the time of the event loop.
+        end: The time of the event loop at which its limit is reached.
     """
 
     end: float
@@ -24,18 +24,18 @@ W = TypeVar("W", bound=Waiting)
 
 
 class Timeouts(Generic[W]):
-    """The calls that wait in one event loop, and what is done with those whose time is up.
+    """The calls that wait in one event loop, and the function that ends those whose time is up.
 
-    There is one timer, for the call that expires first. It stays when that call ends in time, and
-    looks for the next one when it fires. So a call costs an entry in a dict; a timer for each would
-    be most of what a quick call costs.
+    One timer is set for the call that expires first. It stays when that call ends in time, and when
+    it fires it is set for the next call. So each call costs an entry in a dict; a timer for each
+    would be most of the cost of a quick call.
     """
 
     def __init__(self, give_up: Callable[[W], None]) -> None:
-        """Make it.
+        """Begin without calls.
 
         Args:
-            give_up: Called with each call whose time is up, once.
+            give_up: Called once with each call whose time is up.
         """
         self._give_up = give_up
         self._calls: dict[W, None] = {}
@@ -48,14 +48,14 @@ class Timeouts(Generic[W]):
             self._look_at(call.end)
 
     def remove(self, call: W) -> None:
-        """Watch ``call`` no more; it may have been given up on."""
+        """Stop watching ``call``, which may be unknown because its time was up."""
         self._calls.pop(call, None)
 
     def look(self, planned: float) -> None:
-        """Give up on the calls whose time is up, and set the timer for the next one.
+        """End the calls whose time is up, and set the timer for the next one.
 
         Args:
-            planned: For when the timer was set; another one may have been set since.
+            planned: The time for which this timer was set; another may have been set since.
         """
         if planned != self._next_look:
             return
@@ -68,7 +68,7 @@ class Timeouts(Generic[W]):
             self._look_at(min(call.end for call in self._calls))
 
     def _look_at(self, end: float) -> None:
-        """Set the timer; it keeps alive neither this nor the variables of a caller."""
+        """Set the timer. It keeps neither this object nor a caller's context variables alive."""
         self._next_look = end
         loop = asyncio.get_running_loop()
         loop.call_at(end, _look, weakref.WeakMethod(self.look), end, context=Context())

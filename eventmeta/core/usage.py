@@ -1,4 +1,4 @@
-"""How many tokens were used: sums that can be added, compared and taken apart."""
+"""Numbers of tokens used: sums that can be added, subtracted and compared."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class UsageTotals:
     """Requests made to models, and tokens, as the SDK's ``Usage`` counts them.
 
     Attributes:
-        requests: How many requests; failed attempts that were retried count.
+        requests: Number of requests; failed attempts that were retried count.
         input_tokens: Tokens sent, those from the cache included.
         output_tokens: Tokens received, those of reasoning included.
         total_tokens: Both together.
-        cached_tokens: Of the tokens sent, those that came from the provider's cache.
-        cache_write_tokens: Of the tokens sent, those that were written to it.
-        reasoning_tokens: Of the tokens received, those of reasoning.
+        cached_tokens: The part of the tokens sent that came from the provider's cache.
+        cache_write_tokens: The part of the tokens sent that was written to the cache.
+        reasoning_tokens: The part of the tokens received that is reasoning.
     """
 
     requests: int = 0
@@ -36,39 +36,39 @@ class UsageTotals:
 
     @classmethod
     def of(cls, usage: Usage) -> Self:
-        """The sums of the SDK's own ``usage``."""
+        """Return the sums of the SDK's ``usage``."""
         return cls(_count(usage.requests), *_tokens(usage))
 
     @classmethod
     def of_request(cls, entry: RequestUsage) -> Self:
-        """Those of one entry of ``usage.request_usage_entries``."""
+        """Return the sums of one entry of ``usage.request_usage_entries``."""
         return cls(1, *_tokens(entry))
 
     @classmethod
     def read(cls, counts: Mapping[str, int]) -> Self:
-        """The sums that ``asdict`` made ``counts`` of; what a later version adds is left out."""
+        """Return the sums in ``counts``, made by ``asdict``; ignore names of later versions."""
         return cls(**{name: counts.get(name, 0) for name in _NAMES})
 
     def plus(self, other: UsageTotals) -> UsageTotals:
-        """Both together."""
+        """Return the sum of both."""
         return UsageTotals(*(a + b for a, b in zip(_counts(self), _counts(other), strict=True)))
 
     def less(self, other: UsageTotals) -> UsageTotals:
-        """What this has more than ``other``; never below zero."""
+        """Return this minus ``other``; no number is below zero."""
         pairs = zip(_counts(self), _counts(other), strict=True)
         return UsageTotals(*(max(a - b, 0) for a, b in pairs))
 
     def covers(self, other: UsageTotals) -> bool:
-        """Whether ``other`` can be a part of this."""
+        """Return whether ``other`` can be a part of this: no number of it is larger."""
         return all(a >= b for a, b in zip(_counts(self), _counts(other), strict=True))
 
     def __bool__(self) -> bool:
-        """Whether anything was used at all."""
+        """Return whether any number is above zero."""
         return any(_counts(self))
 
     @property
     def facts(self) -> dict[str, Any]:
-        """As the payload of an event has it."""
+        """Return the sums in the form that an event's data has."""
         cache = {
             "cached_tokens": self.cached_tokens,
             "cache_write_tokens": self.cache_write_tokens,
@@ -90,8 +90,8 @@ class GroupedUsage(UsageTotals):
     """The usage of one group.
 
     Attributes:
-        key: The user, agent, model, day (``"2026-01-31"``, in UTC) or session; None for what is
-            known of none, and for the whole if there are no groups.
+        key: The user, agent, model, day (``"2026-01-31"``, in UTC) or session. None stands for
+            usage for which this is not known, and for the total if there are no groups.
     """
 
     key: str | None = None
@@ -107,7 +107,7 @@ def _counts(totals: UsageTotals) -> tuple[int, ...]:
 
 
 def _tokens(usage: Usage | RequestUsage) -> tuple[int, ...]:
-    """The details are of the ``openai`` package, of whose versions some lack one or the other."""
+    """Return the tokens of ``usage``; versions of ``openai`` may lack some details, which are 0."""
     sent, received = usage.input_tokens_details, usage.output_tokens_details
     return (
         _count(usage.input_tokens),
@@ -120,7 +120,7 @@ def _tokens(usage: Usage | RequestUsage) -> tuple[int, ...]:
 
 
 def _count(value: object) -> int:
-    """``value`` as databases can count; providers' adapters have been seen to give odd ones."""
+    """Return ``value`` as a number that databases hold; 0 for the odd values of some adapters."""
     if not isinstance(value, int | float) or not 0 <= value <= _MOST:
         return 0
     return int(value)

@@ -1,4 +1,4 @@
-"""Checks of what callers give: before any I/O, the same for every database."""
+"""Checks of arguments, before any I/O, the same for every database."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ _EVENT_TYPE = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 
 
 def check_session_id(value: object) -> str:
-    """``value``, if it can be a session's id."""
+    """Return ``value`` if it can be a session's id."""
     return _check_text("session id", value)
 
 
 def check_user_id(value: object) -> str:
-    """``value``, if it can be a user's id."""
+    """Return ``value`` if it can be a user's id."""
     return _check_text("user id", value)
 
 
 def check_actor(value: object) -> str:
-    """``value``, if it can name an actor."""
+    """Return ``value`` if it can name an actor."""
     return _check_text("actor", value)
 
 
 def check_run_id(value: object) -> str:
-    """``value``, if it can be the id of a run."""
+    """Return ``value`` if it can be the id of a run."""
     return _check_text("run id", value)
 
 
 def check_table_name(value: object) -> str:
-    """``value``, if it can name a table on every database."""
+    """Return ``value`` if it can name a table on every database."""
     if not isinstance(value, str) or not _TABLE_NAME.fullmatch(value):
         raise InvalidIdentifier(
             "table name",
             value,
             f"is not usable: take up to {MAX_TABLE_NAME} ASCII letters, digits and underscores, no "
             "digit first "
-            "(names of indexes are made of it, and may have 63)",
+            "(the names of its indexes contain it, and may have 63 characters)",
         )
     return value
 
 
 def check_event_type(value: object, what: str = "event type") -> str:
-    """``value``, if it can be the type of an event, or be named like one as ``what`` says."""
+    """Return ``value`` if it can be an event type, or another ``what`` with the same rules."""
     if not isinstance(value, str) or not _EVENT_TYPE.fullmatch(value):
         raise InvalidIdentifier(
             what,
@@ -66,7 +66,7 @@ def check_event_type(value: object, what: str = "event type") -> str:
 
 
 def check_types(types: object) -> list[str] | None:
-    """``types``, if they can be types of events; None for all there are."""
+    """Return ``types`` as a list if they can be event types; None stands for all types."""
     if isinstance(types, str):
         raise InvalidInput(f"types is the string {types!r}; give a list: [{types!r}]")
     if types is None:
@@ -77,7 +77,7 @@ def check_types(types: object) -> list[str] | None:
 
 
 def check_event_id(value: object) -> str:
-    """``value`` as a canonical UUID string."""
+    """Return ``value`` as a canonical UUID string."""
     if isinstance(value, uuid.UUID):
         return str(value)
     try:
@@ -92,11 +92,11 @@ _VERSION_7 = 7 << 76 | 0b10 << 62
 """The bits of version and variant in a UUIDv7."""
 
 _RANDOM = 2**80 - 1 & ~(0b1111 << 76 | 0b11 << 62)
-"""Its random bits."""
+"""The random bits of a UUIDv7."""
 
 
 def new_event_id() -> str:
-    """A new UUIDv7: 48 bits of Unix milliseconds, then randomness (RFC 9562, section 5.7)."""
+    """Return a new UUIDv7: 48 bits of Unix milliseconds, then random bits (RFC 9562, 5.7)."""
     milliseconds, random = time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10))
     bits = milliseconds << 80 | random & _RANDOM | _VERSION_7
     digits = f"{bits:032x}"
@@ -104,28 +104,28 @@ def new_event_id() -> str:
 
 
 def derived_event_id(event_id: object, part: str) -> str:
-    """Return an id for another ``part`` of what a call makes: the same whenever it is repeated."""
+    """Return the id for another ``part`` of a call's changes; the same for the same arguments."""
     return str(uuid.uuid5(uuid.UUID(check_event_id(event_id)), part))
 
 
 def check_count(what: str, value: object) -> int:
-    """``value``, if it is a whole number from 0 on that every database can count to."""
+    """Return ``value`` if it is a whole number, 0 or more, that every database can hold."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise InvalidInput(f"{what} {value!r} is not usable: give a whole number, 0 or more")
     return value
 
 
 def check_positive(what: str, value: object) -> int:
-    """The same from 1 on."""
+    """Return ``value`` if it is a whole number, 1 or more, that every database can hold."""
     if check_count(what, value) == 0:
         raise InvalidInput(f"{what} is 0: give 1 or more")
     return cast("int", value)
 
 
 def check_moment(value: object) -> datetime:
-    """``value`` in UTC, if it names a moment."""
+    """Return ``value`` in UTC if it is an aware datetime."""
     if not isinstance(value, datetime):
-        raise InvalidPoint(f"{value!r} is no point in time: give an aware datetime")
+        raise InvalidPoint(f"{value!r} is not a point in time: give an aware datetime")
     if value.utcoffset() is None:
         raise InvalidPoint(
             f"{value!r} has no time zone, so it names no moment: use an aware datetime, "
@@ -138,25 +138,25 @@ def check_moment(value: object) -> datetime:
 
 
 def check_flag(what: str, value: object) -> None:
-    """Refuse ``value`` unless it is True or False: a text such as "no" would count as True."""
+    """Raise unless ``value`` is True or False: a text such as "no" would count as True."""
     if not isinstance(value, bool):
         raise InvalidInput(f"{what} {value!r} is not usable: give True or False")
 
 
 def check_seconds(what: str, value: object) -> float:
-    """``value``, if one can wait for so long."""
+    """Return ``value`` if it is a number of seconds above 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise InvalidInput(f"{what} {value!r} is not usable: give a number of seconds over 0")
     return value
 
 
 def check_timeout(value: object) -> float:
-    """``value``, if one can wait for so long, or not at all."""
+    """Return ``value`` if it is a number of seconds, 0 or more."""
     return 0.0 if value == 0 else check_seconds("timeout", value)
 
 
 def check_limits(timeout: object, retry_for: object) -> Limits:
-    """Return how long a caller waits for the database, if one can wait for so long."""
+    """Return the limits of a caller's waits for the database, in seconds, if both are usable."""
     return Limits(
         check_seconds("timeout", timeout),
         0.0 if retry_for == 0 else check_seconds("retry_for", retry_for),
@@ -164,7 +164,7 @@ def check_limits(timeout: object, retry_for: object) -> Limits:
 
 
 def check_keys(keys: object) -> list[str]:
-    """``keys``, if they are metadata keys, each once."""
+    """Return ``keys``, each once, if they are metadata keys."""
     if isinstance(keys, str):
         raise InvalidInput(f"keys is the string {keys!r}; give a list: [{keys!r}]")
     if not isinstance(keys, Iterable):
@@ -175,14 +175,14 @@ def check_keys(keys: object) -> list[str]:
 
 
 def check_items(items: object, *, of_any_kind: bool = False) -> list[Any]:
-    """Return ``items`` as a list, if they can be a session's items; none if None.
+    """Return ``items`` as a list if they can be a session's items; an empty list if None.
 
     Args:
-        items: As given to a call.
-        of_any_kind: A subclass of the app's makes texts of them, so they need not be dicts.
+        items: The items as given to a call.
+        of_any_kind: An app's subclass turns the items into texts, so they need not be dicts.
 
     Raises:
-        InvalidInput: It is no list, or one of them is no dict.
+        InvalidInput: ``items`` is not a list, or one of them is not a dict.
     """
     if items is None:
         return []
@@ -200,7 +200,7 @@ def check_items(items: object, *, of_any_kind: bool = False) -> list[Any]:
 
 
 def check_limit(value: object) -> int:
-    """``value``, if it is a whole number; negative ones mean none, as upstream's callers expect."""
+    """Return ``value`` if it is a whole number; a negative limit means no items, as in upstream."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidInput(f"limit {value!r} is not usable: give a whole number")
     return value

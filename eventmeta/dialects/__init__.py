@@ -5,10 +5,10 @@ base         the contract: what every database does for the store
 statement    compiled statements, programs, record sets
 base_driver  running statements around SQLAlchemy, or through it where the app listens
 connections  connections of the engine's pool, lent for one batch
-connecting   where connections lead, and how they end
+connecting   the addresses of connections, and how they are closed
 terminating  closing connections without waiting for the server
 executing    statements on a connection of SQLAlchemy's
-failure      what errors of drivers mean
+failure      the meanings of drivers' errors
 events       SQL over rows shaped like the log
 items        SQL over stored items
 item_times   the times of items, which keep their order

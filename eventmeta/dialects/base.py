@@ -1,4 +1,4 @@
-"""What a database must be able to do for the store: the contract, and what all share."""
+"""The contract of a database: what it does for the store, and the defaults that databases share."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ from projections.types import UtcDateTime
 
 
 class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
-    """One kind of database, behind one engine."""
+    """A kind of database, behind one engine."""
 
     counts_upserts: ClassVar[bool] = True
-    """Whether a row counts once, whether an upsert inserts or updates it."""
+    """Whether an upsert counts each row once, inserted or updated."""
 
     def compile(self, executable: Executable) -> Statement:
-        """``executable`` as text for this database's driver."""
+        """Return ``executable`` as text for this database's driver."""
         return Statement.compile(executable, self.engine.dialect, self.translation)
 
     def literal(self, executable: Executable) -> str:
-        """``executable`` as text without parameters, for DDL and for parts of other statements."""
+        """Return ``executable`` as text without parameters, for DDL or as a part of a statement."""
         return self._compiled(executable, compile_kwargs={"literal_binds": True})
 
     def time_text(self, value: datetime) -> str:
-        """``value`` as a record set holds it."""
+        """Return ``value`` as a record set holds it."""
         return self._time_text(value)
 
     @cached_property
@@ -58,7 +58,7 @@ class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
         sql = self.engine.dialect
         encode = UtcDateTime().dialect_impl(sql).bind_processor(sql)
 
-        # A whole batch has the same time, or nearly so.
+        # All events of a batch have the same time, or nearly the same.
         @lru_cache(maxsize=16)
         def time_text(value: datetime) -> str:
             return str(encode(value) if encode else value)
@@ -66,23 +66,29 @@ class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
         return time_text
 
     def relation(self, rows: FromClause) -> EventRelation:
-        """``rows``, which have the columns of the log, as a relation of events."""
+        """Return ``rows``, which have the columns of the log, as a relation of events."""
         return EventRelation(rows, self)
 
     # --- Pieces of SQL --------------------------------------------------------------------------
 
     @abstractmethod
     def recordset(self, name: str, columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
-        """The rows that the JSON parameter called ``name`` holds, an object each."""
+        """Return the rows in the JSON parameter called ``name``, one for each of its objects."""
 
     @abstractmethod
     def keyed_recordset(
         self, name: str, columns: Mapping[str, TypeEngine[Any]], key: ColumnElement[str]
     ) -> tuple[FromClause, ColumnElement[bool]]:
-        """A record set whose objects have a list, ``keys``, too; and that ``key`` is in that."""
+        """Return a record set with a list ``keys`` in each row, and a condition on that list.
+
+        The condition is that the list contains ``key``.
+        """
 
     def is_among(self, name: str, key: ColumnElement[str]) -> ColumnElement[bool] | None:
-        """That ``key`` is in the list that is the parameter ``name``, if there may be such."""
+        """Return the condition that ``key`` is in the list parameter ``name``; None if impossible.
+
+        It is impossible if the database takes no lists as parameters.
+        """
         return None
 
     @abstractmethod
@@ -93,17 +99,17 @@ class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
         source: AnySelect,
         update: Collection[str],
     ) -> Insert:
-        """Insert ``source`` into ``table``; where a row exists, overwrite ``update`` in it."""
+        """Insert ``source`` into ``table``; if a row exists, overwrite ``update`` in it."""
 
     def put_rows(self, table: Table, update: Collection[str] | None = None) -> PutRows:
         """Insert whole rows into ``table``, in the order of its first two columns.
 
         Args:
             table: The table; a row holds a value for each of its columns.
-            update: What to overwrite where a row exists; None if that must not be.
+            update: The columns to overwrite if a row exists; None if no row may exist.
         """
         given = self.recordset("rows", {column.name: column.type for column in table.columns})
-        # Names that need quotes are of a type of their own, which is no key of JSON.
+        # A name that needs quotes has a type of its own, which cannot be a key of JSON.
         names = [str(name) for name in table.columns.keys()]  # noqa: SIM118
         source = select(*given.c).order_by(*list(given.c)[:2])
         counted = update is None or self.counts_upserts
@@ -127,9 +133,10 @@ class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
         *also: ColumnElement[Any],
         index: str | None = None,
     ) -> AnySelect:
-        """``also`` of ``wanted``, and ``columns`` of the rows that ``on`` finds for it by index.
+        """Select ``also`` of ``wanted``, and ``columns`` of the rows that ``on`` finds by index.
 
-        ``index`` is its name, where others begin with the same column.
+        ``index`` is the name of that index. It is needed if other indexes begin with the same
+        column.
         """
         return select(*also, *columns).where(on)
 
@@ -141,9 +148,11 @@ class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
         order: Sequence[ColumnElement[Any]],
         *also: ColumnElement[Any],
     ) -> AnySelect | None:
-        """The same of the ``wanted.limit`` rows for each that are last in ``order``, last first.
+        """Select as `group_read` does, but only the last ``wanted.limit`` rows in ``order``.
 
-        None where a database finds those by index for one at a time only.
+        The last row comes first.
+
+        Return None if the database can find such rows by index only for one row at a time.
         """
         return None
 
@@ -153,7 +162,7 @@ class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
         return delete(table).where(*same)
 
     def exact_time(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """``column``, a time of upstream's tables, so that equal moments compare as equal."""
+        """Return ``column``, a time of upstream's tables, with equal values for equal moments."""
         return column
 
     def update_matching(
@@ -168,17 +177,18 @@ class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
         """Draw a position for each of ``numbers`` (``n`` = 1, 2, …), fenced for the horizon."""
 
     def appended(self, tables: Tables, events: FromClause) -> FromClause:
-        """The events that this transaction has just inserted, for the read models to fold.
+        """Return the events that this transaction has just inserted, for the read models to fold.
 
         Args:
             tables: The store's tables.
-            events: The record set from which they were inserted. Where positions are drawn under a
-                lock, the end of the log from the parameter ``first`` on is the same, and cheaper.
+            events: The record set from which they were inserted. If positions are drawn under a
+                lock, the end of the log from the parameter ``first`` on holds the same events, and
+                is cheaper.
         """
         return events
 
     def fenced(self, events: AnySelect, position: ColumnElement[int]) -> FromClause:
-        """A part of the log that is found by ``position``, whatever is then done with it."""
+        """Return ``events`` as a subquery that is read by ``position``, however it is used."""
         return events.subquery("events")
 
     def append_in_one_statement(
@@ -191,14 +201,15 @@ class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
         structure: Structure | None = None,
         folded: Projection | None = None,
     ) -> str | None:
-        """The one statement that does a whole batch of plain appends, where there is one.
+        """Return the one statement that does a whole batch of unconditional appends, or None.
 
         Args:
             tables: The store's tables.
             projected: The statement of each read model over a relation called ``_appended``.
             with_items: Whether the batch adds items as well.
-            for_users: Whether some of it is on behalf of users, who must own what they write to.
-            structure: What follows the items, if that is kept.
+            for_users: Whether a part of the batch is on behalf of users, who must own their
+                streams.
+            structure: The statements that keep the tables of items, if there are such tables.
             folded: A read model whose rows are given, by column, as its ``fold`` yields them; they
                 have the time of their stream.
         """
@@ -206,8 +217,10 @@ class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
 
     @abstractmethod
     def horizon(self, tables: Tables) -> Sequence[Executable]:
-        """The highest position below which nothing can still appear, by the last statement.
+        """Return statements of which the last yields the horizon.
+
+        The horizon is the highest position below which no event can still appear.
 
         Each statement's result is the parameter ``previous`` of the next. They must be run as
-        separate transactions. NULL: the server is a standby, which cannot tell.
+        separate transactions. NULL means that the server is a standby, which cannot tell.
         """

@@ -1,4 +1,4 @@
-"""How a database runs statements: around SQLAlchemy where nobody listens, else through it."""
+"""Running the statements of a database: around SQLAlchemy, or through it if the app listens."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from eventmeta.dialects.statement import Program, Query, Row, T, run, translated
 
 
 class RunningDialect(DDL, ProjectorSQL):
-    """Transactions on one kind of log, behind one engine."""
+    """The transactions of one kind of database, behind one engine."""
 
     locks_whole_database: ClassVar[bool] = False
-    """Whether a writer that is kept waiting would be so in any session."""
+    """Whether a writer blocks the writers to all other sessions."""
 
     _checked_options: Mapping[str, Any] | None = None
 
     @property
     def is_watched(self) -> bool:
-        """Whether the app listens to statements, which then go through SQLAlchemy."""
+        """Return whether the app listens to statements, which then go through SQLAlchemy."""
         return is_watched(self.engine.sync_engine)
 
     @property
     def runs_code_of_the_app(self) -> bool:
-        """Whether a transaction calls functions of the app, for the caller that it is for."""
+        """Return whether a transaction calls functions of the app, for the transaction's caller."""
         return runs_code_of_the_app(self.engine.sync_engine)
 
     def check_options(self) -> None:
-        """Refuse to go on once the engine puts tables elsewhere than when the store was opened.
+        """Raise if the engine now puts tables into another schema than when the store was opened.
 
         Raises:
-            UnsupportedEngine: It does.
+            UnsupportedEngine: The schema has changed.
         """
         options = self.engine.sync_engine.get_execution_options()
-        if options is self._checked_options:  # an engine whose options are changed has others
+        if options is self._checked_options:  # changed options are a new object
             return
         schema = translated_schema(options)
         if schema == self.schema:
@@ -56,10 +56,10 @@ class RunningDialect(DDL, ProjectorSQL):
             )
 
     def check_connection(self, connection: AsyncConnection) -> None:
-        """Refuse a connection on which tables are in another schema than the store's.
+        """Raise if a connection puts tables into another schema than the store does.
 
         Raises:
-            InvalidInput: It is so.
+            InvalidInput: The schemas differ.
         """
         assert connection.sync_connection is not None
         schema = translated_schema(connection.sync_connection.get_execution_options())
@@ -71,25 +71,25 @@ class RunningDialect(DDL, ProjectorSQL):
             )
 
     async def _through(self, program: Program[T]) -> T:
-        """Run ``program`` as a transaction whose events the app hears of."""
+        """Run ``program`` as a transaction of SQLAlchemy's, whose events the app receives."""
         async with self.transaction() as connection:
             return await run(program, partial(self.execute_on, connection))
 
     async def _read_through(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        """Run ``queries`` in a transaction whose events the app hears of."""
+        """Run ``queries`` in a transaction of SQLAlchemy's, whose events the app receives."""
         async with self.transaction() as connection:
             return [await self.execute_on(connection, query) for query in queries]
 
     async def execute_on(self, connection: AsyncConnection, query: Query) -> Sequence[Row]:
-        """Run ``query`` on a connection of SQLAlchemy's, in its events, and return its rows."""
+        """Run ``query`` on a connection of SQLAlchemy's, with its events, and return the rows."""
         return await execute_query(connection, query)
 
     @abstractmethod
     async def read(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        """The rows of each query. One connection, one query after the other, no transaction."""
+        """Return the rows of each query, run in order on one connection, without a transaction."""
 
     async def scan(self, query: Query) -> Sequence[Row]:
-        """The rows of a query that goes through the whole log."""
+        """Return the rows of a query that reads the whole log."""
         (rows,) = await self.read([query])
         return rows
 
@@ -98,8 +98,8 @@ class RunningDialect(DDL, ProjectorSQL):
         """Run ``program`` as a transaction of its own.
 
         Args:
-            program: What to do.
-            single: The program is one statement, which is a transaction by itself.
+            program: The transaction's statements.
+            single: Whether the program is one statement, which is a transaction by itself.
         """
 
     async def fold(self, program: Program[T]) -> T:
@@ -110,7 +110,7 @@ class RunningDialect(DDL, ProjectorSQL):
         """Run ``program`` inside the caller's transaction; if it fails, it has changed nothing."""
 
     async def first_connection(self) -> None:
-        """Connect once, so that it is known what server this is."""
+        """Connect once, so that the kind of server is known."""
         async with self.own_engine.connect():
             pass
 
@@ -118,12 +118,12 @@ class RunningDialect(DDL, ProjectorSQL):
 
     @abstractmethod
     def diagnose(self, error: BaseException) -> tuple[Failure, Any]:
-        """What an error of the driver means, and its code."""
+        """Return the meaning of an error of the driver, and its code."""
 
     def rule_of(self, error: BaseException) -> Rule:
-        """Return which rule of the database ``error`` tells of."""
+        """Return the rule of the database that ``error`` reports."""
         return Rule()
 
     def is_lost(self, error: BaseException) -> bool:
-        """Whether the connection on which ``error`` came up is of no further use."""
+        """Return whether the connection on which ``error`` occurred is of no further use."""
         return self.diagnose(error)[0] in (Failure.DISCONNECTED, Failure.TIMED_OUT)

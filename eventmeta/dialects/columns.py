@@ -1,4 +1,4 @@
-"""What the columns of existing tables are, and whether they hold exactly what the store writes."""
+"""The columns of existing tables, and checks that they hold exactly what the store writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eventmeta.dialects.statement import Row
 from projections.types import UtcDateTime
 
 ID_CHARACTERS = 255
-"""What a column of ids must hold, where it has a length."""
+"""The characters that a column of ids must hold, if its length is limited."""
 
 
 class FoundColumn(NamedTuple):
@@ -21,16 +21,16 @@ class FoundColumn(NamedTuple):
 
     Attributes:
         relation: The table, as the database spells its name.
-        kind: What it is: ``table``, if it is one that can be used.
-        name: The column.
-        type: As the database spells it.
-        nullable: It takes NULL.
-        has_default: It may be left out.
-        computed: The database computes it, and takes no value for it.
-        unique: No two rows have the same value in it.
-        numbered: The database draws a number for it.
-        collation: What tells its texts apart, where that matters.
-        foreign_key: The name of its constraint, where the database has one.
+        kind: The kind of relation: ``table`` if the store can use it.
+        name: The column's name.
+        type: The type, as the database spells it.
+        nullable: Whether it takes NULL.
+        has_default: Whether an INSERT may leave it out.
+        computed: Whether the database computes it, and takes no value for it.
+        unique: Whether no two rows have the same value in it.
+        numbered: Whether the database draws a number for it.
+        collation: The rule by which its texts are compared, if that matters.
+        foreign_key: The name of its foreign key, if there is one.
     """
 
     relation: str
@@ -47,13 +47,13 @@ class FoundColumn(NamedTuple):
 
 
 class Mend(NamedTuple):
-    """SQL that makes a column what it must be.
+    """SQL that changes a column into what it must be.
 
     Attributes:
         alter: The statements.
-        before: What must come before those of any column.
-        after: What must come after those of all columns.
-        widens: It loses nothing whatever the rows are, so `create_tables` does it.
+        before: Statements that must come before those of any column.
+        after: Statements that must come after those of all columns.
+        widens: Whether the change keeps all values of all rows, so that `create_tables` makes it.
     """
 
     alter: tuple[str, ...]
@@ -63,12 +63,12 @@ class Mend(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """Why a column cannot be used as it is.
+    """The reason why a column cannot be used as it is.
 
     Attributes:
-        is_: What it is.
-        needed: What it must be.
-        mend: How to make it so, if SQL can.
+        is_: Its present type or collation.
+        needed: The type or collation that it must have.
+        mend: The SQL that changes it, if SQL can.
     """
 
     is_: str
@@ -77,32 +77,32 @@ class Fault(NamedTuple):
 
 
 class ColumnDialect(ABC):
-    """What one kind of database says of its columns."""
+    """The columns of one kind of database."""
 
     branches_table: str = ""
-    """A table of upstream's that tells which branch of a conversation an item belongs to."""
+    """Upstream's table that tells to which branch of a conversation an item belongs."""
 
     @abstractmethod
     def describe_columns(self, relations: Iterable[str]) -> str:
         """Return one query for the columns of ``relations`` that exist.
 
-        It sees all of them with no more rights than those to read and write rows.
+        The query sees all of them with no more rights than to read and write rows.
         """
 
     def found_columns(self, rows: Sequence[Row]) -> list[FoundColumn]:
-        """Return what the rows of `describe_columns` say."""
+        """Return the rows of `describe_columns` as columns."""
         return [FoundColumn(*row) for row in rows]
 
     @abstractmethod
     def check_column(self, column: Column[Any], found: FoundColumn) -> Fault | None:
-        """Return why the values of ``column`` would not come back from ``found`` as they were."""
+        """Return why ``found`` may not hold the values of ``column`` exactly; None if it does."""
 
     @abstractmethod
     def drop_not_null(self, column: Column[Any], found: FoundColumn) -> Mend:
-        """Return what lets ``found`` be NULL."""
+        """Return the SQL that lets ``found`` be NULL."""
 
     def follow_ids(self, tables: Iterable[Table], messages: Table, found: FoundColumn) -> None:
-        """Define the columns that hold ids of ``messages`` as wide as these are."""
+        """Give the columns that hold ids of ``messages`` the width of ``found``."""
         if "big" not in found.type.lower():
             return
         for table in tables:
@@ -125,7 +125,7 @@ def is_unlimited_text(column: Column[Any]) -> bool:
 
 
 def characters(column: Column[Any]) -> int | None:
-    """Return how many characters ``column`` must hold; None if it is no text with a limit."""
+    """Return the number of characters ``column`` must hold; None if it is not a limited text."""
     if not isinstance(column.type, String) or isinstance(column.type, Text):
         return None
     return column.type.length or ID_CHARACTERS
@@ -137,7 +137,7 @@ def is_integer(column: Column[Any]) -> bool:
 
 
 def is_exact_time(column: Column[Any]) -> bool:
-    """Return whether ``column`` holds times of ours, with microseconds."""
+    """Return whether ``column`` holds the store's own times, with microseconds."""
     return isinstance(column.type, UtcDateTime)
 
 

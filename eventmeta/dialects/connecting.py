@@ -1,4 +1,4 @@
-"""What is known of the connections of one kind of database: where they lead, and how they end."""
+"""The connections of one kind of database: their address, and how they are closed."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class ConnectingDialect(ABC):  # noqa: B024
 
     @property
     def translation(self) -> dict[str | None, str | None]:
-        """Where the store's tables are, as SQLAlchemy says it."""
+        """Return the schema of the store's tables, as a ``schema_translate_map`` of SQLAlchemy."""
         return {None: self.schema} if self.schema is not None else {}
 
     def quoted(self, name: str) -> str:
-        """Return ``name`` with its schema, in quotes, for a statement that is written by hand."""
+        """Return ``name`` with its schema, in quotes, for a statement written by hand."""
         quote = self.engine.dialect.identifier_preparer.quote_identifier
         return quote(name) if self.schema is None else f"{quote(self.schema)}.{quote(name)}"
 
     def named(self, name: str) -> str:
-        """Return ``name`` with its schema, in quotes where it needs them."""
+        """Return ``name`` with its schema, in quotes if it needs them."""
         quote = self.engine.dialect.identifier_preparer.quote
         return quote(name) if self.schema is None else f"{quote(self.schema)}.{quote(name)}"
 
     @property
     def address(self) -> str:
-        """Where the database is: ``host:port/database``, or the file. Never the password."""
+        """Return the address: ``host:port/database``, or the file. It never has the password."""
         url = self.engine.url
         if url.get_backend_name() == "sqlite":
             return url.database or "the database in memory"
@@ -52,24 +52,24 @@ class ConnectingDialect(ABC):  # noqa: B024
 
     @property
     def is_shared(self) -> bool:
-        """Whether all of the process, the app included, has one and the same connection."""
+        """Return whether the whole process, the app included, has one and the same connection."""
         return isinstance(self.engine.pool, StaticPool)
 
     @property
     def has_lent_all(self) -> bool:
-        """Whether the pool has lent every connection that it may have."""
+        """Return whether the pool has lent every connection that it may have."""
         return is_exhausted(self.engine)
 
     async def abort(self, connection: AsyncConnection) -> None:
-        """Close a connection of SQLAlchemy's at once; what is open on it is rolled back."""
+        """Close a connection of SQLAlchemy's at once; its open transaction is rolled back."""
         lent = await connection.get_raw_connection()
         self.abort_driver_connection(lent.driver_connection)
         await connection.invalidate()
 
     def abort_driver_connection(self, driver_connection: Any) -> None:
-        """Close the driver's own connection at once, without a word to the server."""
+        """Close the driver's own connection at once, without sending the server anything."""
         abort(driver_connection, shared=self.is_shared)
 
     async def dispose(self) -> None:
-        """Close the pool's connections, also those to a server that does not answer."""
+        """Close the pool's connections, even if the server does not answer."""
         await dispose(self.engine)

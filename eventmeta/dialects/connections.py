@@ -28,11 +28,11 @@ _KEY = "eventmeta"
 _PREPARE = "eventmeta_prepare"
 _CONNECTIONS = "eventmeta_connections"
 _LISTENERS = 2
-"""How many listeners of ours a pool has for "checkout"."""
+"""The number of the store's own listeners for "checkout" on a pool."""
 
 
 class _Opened(NamedTuple):
-    """Where a connection was opened, and what is known of it."""
+    """The process and event loop in which a connection was opened, and the facts about it."""
 
     process: int
     loop: weakref.ref[asyncio.AbstractEventLoop]
@@ -40,24 +40,27 @@ class _Opened(NamedTuple):
 
 
 _inherited: list[Any] = []
-"""Connections of the process that this one was forked from: to close them would break them there.
+"""Connections of the process from which this one was forked.
 
-Even their end as garbage would, for an event loop's list of sockets is shared with that process.
+Closing them here would break them there. Even garbage collection would, because an event loop's
+list of sockets is shared with that process.
 """
 
 
 def configure(engine: AsyncEngine, prepare: Prepare, *, loop_bound: bool) -> None:
-    """Have every connection of the pool of ``engine`` prepared before its next use.
+    """Prepare every connection of the pool of ``engine`` before its next use.
 
-    Also connections that the pool holds already. Engines with other execution options share the
-    pool, which is configured once.
+    This includes connections that the pool holds already. Engines with other execution options
+    share the pool, which is configured once.
 
     Args:
         engine: The engine, the app's own included.
-        prepare: Sets a DBAPI connection up, and returns what `lend` is to know of it. It must not
-            hold the engine, or the engine and its connections would never be garbage.
-        loop_bound: The driver's connections belong to the event loop that opened them. One opened
-            in another loop is replaced, so that one engine serves several loops in turn.
+        prepare: Sets a DBAPI connection up, and returns the facts that `with_driver_connection`
+            passes on. It must not hold the engine, or the engine and its connections would never be
+            garbage.
+        loop_bound: Whether the driver's connections belong to the event loop that opened them. If
+            so, a connection of another loop is replaced, so that one engine serves several loops in
+            turn.
     """
     shared = vars(engine.dialect)
     if _PREPARE in shared:
@@ -93,18 +96,18 @@ def configure(engine: AsyncEngine, prepare: Prepare, *, loop_bound: bool) -> Non
 
 
 def keep_inherited(engine: AsyncEngine) -> None:
-    """Keep an engine of the process that this one was forked from, untouched, for good."""
+    """Keep an engine of the process from which this one was forked, unused and for ever."""
     _inherited.append(engine)
 
 
 def close_with(engine: AsyncEngine) -> None:
-    """Have the connections of ``engine`` closed once it is garbage."""
+    """Close the connections of ``engine`` once the engine is garbage."""
     connections: dict[Any, _Opened] = vars(engine.dialect).setdefault(_CONNECTIONS, {})
     weakref.finalize(engine.sync_engine, _close, connections).atexit = False
 
 
 def _close(connections: dict[Any, _Opened]) -> None:
-    """Close connections that no pool holds any more, in the event loop of each if that is alive."""
+    """Close connections that no pool holds any more, each in its event loop if that still runs."""
     for dbapi, opened in connections.items():
         loop = opened.loop()
         if opened.process != os.getpid():
@@ -112,7 +115,7 @@ def _close(connections: dict[Any, _Opened]) -> None:
         elif loop is None or not loop.is_running():
             abandon(dbapi.driver_connection)
         else:
-            with suppress(RuntimeError):  # it has ended this moment
+            with suppress(RuntimeError):  # the loop has just ended
                 loop.call_soon_threadsafe(terminate, dbapi.driver_connection)
     connections.clear()
 
@@ -124,9 +127,9 @@ def _prepare(dbapi: Any, info: dict[Any, Any], prepare: Prepare) -> _Opened:
 
 
 async def driver_of(connection: AsyncConnection) -> tuple[Any, Any]:
-    """Return the driver's connection behind one of SQLAlchemy's, and what is known of it."""
+    """Return the driver's connection behind one of SQLAlchemy's, and the facts about it."""
     raw = await connection.get_raw_connection()
-    if _KEY not in raw.info:  # it was checked out before the pool was configured
+    if _KEY not in raw.info:  # the connection was checked out before the pool was configured
         prepare = vars(connection.dialect)[_PREPARE]
         await greenlet_spawn(_prepare, raw.dbapi_connection, raw.info, prepare)
     return raw.driver_connection, raw.info[_KEY].facts
@@ -140,15 +143,15 @@ _EVENTS, _DRIVER_EVENTS = (
     )
 )
 _OF_TRANSACTIONS = ("postgresql_readonly", "postgresql_deferrable")
-"""Options of an engine that only SQLAlchemy's own transactions heed."""
+"""Options of an engine that only SQLAlchemy's own transactions obey."""
 
 
 def is_watched(engine: Engine) -> bool:
-    """Return whether the app listens to what ``engine`` executes, or has it logged.
+    """Return whether the app listens to the statements of ``engine``, or has them logged.
 
-    What goes around SQLAlchemy would then go unnoticed.
+    The app would not notice statements that go around SQLAlchemy.
     """
-    inside: Any = engine  # what SQLAlchemy itself looks at before it calls a listener
+    inside: Any = engine  # the attributes that SQLAlchemy reads before it calls a listener
     return bool(
         inside._should_log_info()
         or (inside.dialect._has_events and _has_listeners(engine.dialect.dispatch, _DRIVER_EVENTS))
@@ -162,13 +165,13 @@ def _has_listeners(dispatch: Any, names: Iterable[str]) -> bool:
 
 
 def _is_of_the_app(name: str, listener: Any) -> bool:
-    """Return whether ``listener`` is neither ours nor SQLAlchemy's, which sets isolation levels."""
+    """Return whether ``listener`` is the app's: not ours, nor SQLAlchemy's for isolation levels."""
     package = getattr(listener, "__module__", "").partition(".")[0]
     return not (package == "eventmeta" or (name == "engine_connect" and package == "sqlalchemy"))
 
 
 def is_watched_on(connection: AsyncConnection) -> bool:
-    """Return whether the app listens to what ``connection`` executes, or has it logged."""
+    """Return whether the app listens to the statements of ``connection``, or has them logged."""
     sync: Any = connection.sync_connection
     return bool(sync.__dict__.get("_has_events") or sync._echo or is_watched(sync.engine))
 
@@ -176,7 +179,8 @@ def is_watched_on(connection: AsyncConnection) -> bool:
 def runs_code_of_the_app(engine: Engine) -> bool:
     """Return whether a transaction of ``engine`` calls functions of the app.
 
-    They may depend on whose request it is, as those do that name the user to the database.
+    Such functions may depend on whose request it is, for example if they tell the database the
+    user's name.
     """
     return is_watched(engine) or len(engine.pool.dispatch.checkout) > _LISTENERS
 
@@ -189,7 +193,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class StepAside(Exception):
-    """The app has begun a transaction on a connection as it was checked out."""
+    """The app began a transaction on a connection when it was checked out."""
 
 
 async def with_driver_connection(
@@ -198,24 +202,24 @@ async def with_driver_connection(
     is_lost: Callable[[BaseException], bool],
     has_begun: Callable[[Any], bool],
 ) -> T:
-    """Await ``work`` on the driver's own connection, on which it leaves no transaction open.
+    """Await ``work`` on the driver's own connection, on which it must leave no transaction open.
 
-    ``work`` is given the connection, and what `configure` found out about it.
+    ``work`` is given the connection and the facts that `configure`'s ``prepare`` returned.
 
-    After a failure the connection is reset as the pool does it; after a cancellation, or when
-    ``is_lost`` says that the connection is gone, it is thrown away. But one that is shared, because
-    it is all that holds an in-memory database, is left as it is: what its thread has begun, it
-    carries out or rolls back by itself before the next work. All of it ends soon after the
-    `Deadline` that it is done within.
+    After a failure the connection is reset as the pool does it. After a cancellation, or if
+    ``is_lost`` says that the connection is gone, it is thrown away. But a shared connection is left
+    as it is, because it alone holds an in-memory database: before its next work, its thread
+    completes or rolls back by itself what it has begun. All of this ends soon after the `Deadline`
+    within which it is done.
 
     Raises:
-        StepAside: ``has_begun`` says that there is a transaction already; nothing was done.
+        StepAside: A transaction was open already, by ``has_begun``; nothing was done.
     """
     shared = isinstance(engine.pool, StaticPool)
     lent: PoolProxiedConnection | None = None
 
     def carry_out() -> T:
-        """In one greenlet from end to end: to begin another costs more than what the pool does."""
+        """Do all in one greenlet: beginning another costs more than the pool's own work."""
         nonlocal lent
         lent = connection = engine.sync_engine.raw_connection()
         driver = connection.driver_connection
@@ -223,7 +227,7 @@ async def with_driver_connection(
             raise StepAside
         result = await_only(work(driver, connection.info[_KEY].facts))
         lent = None
-        # Nothing is open: the pool's own reset would cost SQLite a thread hop.
+        # Nothing is open, so the pool need not reset it, which would cost SQLite a thread hop.
         connection._close_special(transaction_reset=True)
         return result
 
@@ -237,11 +241,11 @@ async def with_driver_connection(
 
 
 def _give_back(connection: PoolProxiedConnection, *, lost: bool, shared: bool) -> None:
-    """With nothing left open; quietly, where the pool's own reset prints what goes wrong."""
+    """Give the connection back with nothing open; suppress errors, which the pool would print."""
     if not lost and not shared:
         try:
             connection.rollback()
-        except BaseException:  # cancelled, too, where the event loop is coming to its end
+        except BaseException:  # also a cancellation, if the event loop is about to end
             lost = True
     if lost:
         connection.invalidate()
@@ -249,9 +253,9 @@ def _give_back(connection: PoolProxiedConnection, *, lost: bool, shared: bool) -
 
 
 def connections_to_spare(engine: AsyncEngine, most: int) -> int:
-    """Return how many connections may wait for locks: up to a third of the pool, at ``most``."""
+    """Return how many connections may wait for locks: a third of the pool, but at ``most``."""
     pool = engine.pool
     overflow: int = getattr(pool, "_max_overflow", -1)
     if not isinstance(pool, QueuePool) or pool.size() == 0 or overflow < 0:
-        return most  # it has no bound
+        return most  # the pool has no limit
     return min(most, (pool.size() + overflow) // 3)

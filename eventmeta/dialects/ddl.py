@@ -1,4 +1,4 @@
-"""What a database must be able to do for the tables: the part of the contract that is about DDL."""
+"""The contract of a database for DDL: creating and changing tables."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from eventmeta.tables.tables import Tables
 
 
 class Part(NamedTuple):
-    """Something that a schema has.
+    """A part of the schema.
 
     Attributes:
         kind: ``table``, ``view``, ``column``, ``index``, ``foreign key`` or ``trigger``.
-        relation: The table or view that it is or belongs to.
-        name: Its own name, of a foreign key that of its column; empty for a table or view.
+        relation: The table or view that it is, or belongs to.
+        name: Its own name, for a foreign key that of its column; empty for a table or view.
     """
 
     kind: str
@@ -42,14 +42,20 @@ class DDL(ConnectingDialect, ColumnDialect):
     """The DDL of one kind of database, behind one engine."""
 
     event_id_key: ClassVar[tuple[str, ...]] = ("event_id", "stream_id", "stream_type")
-    """In this order those of a batch, which are ordered by time, come to lie on a page or two."""
+    """The columns of the key of event ids.
+
+    In this order, a batch's ids, which begin with the time, lie on one or two pages.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
         self.branched: set[str] = set()
 
     def event_keys(self, table: str) -> tuple[Constraint | Index, ...]:
-        """The keys of the log. Each unique one contains the stream, so that it can be sharded."""
+        """Return the keys of the log.
+
+        Each unique key contains the stream, so that the log can be sharded.
+        """
         return (
             PrimaryKeyConstraint("stream_id", "stream_type", "version"),
             UniqueConstraint(*self.event_id_key, name=f"uq_{table}_event_id"),
@@ -57,25 +63,25 @@ class DDL(ConnectingDialect, ColumnDialect):
         )
 
     def prepare_tables(self, tables: Iterable[Table]) -> None:
-        """Add to the definitions what only the server can tell, before they are created."""
+        """Complete the definitions with what only the server can tell, before they are created."""
 
     @abstractmethod
     def list_parts(self, relations: Iterable[str]) -> str:
-        """One query for the parts of ``relations`` that exist: a row ``kind, relation, name`` each.
+        """Return a query for the existing parts of ``relations``: rows ``kind, relation, name``.
 
-        It sees all of them with no more rights than those to read and write rows.
+        The query sees all of them with no more rights than to read and write rows.
         """
 
     @abstractmethod
     async def begin_schema_change(self, connection: AsyncConnection) -> None:
-        """Let no other process change the schema until the end of this transaction."""
+        """Keep other processes from changing the schema until the end of this transaction."""
 
     def finish_schema_change(self) -> Sequence[str]:
-        """What gives the way free again, where the end of the transaction does not."""
+        """Return statements that end `begin_schema_change`, if the transaction's end does not."""
         return ()
 
     def add_column(self, column: Column[Any]) -> str:
-        """The DDL that adds ``column``, with its foreign key, to a table that has rows."""
+        """Return the DDL that adds ``column``, with its foreign key, to a table that has rows."""
         references = "".join(
             " REFERENCES " + self._add_foreign_key(key).partition(" REFERENCES ")[2]
             for key in foreign_keys(column)
@@ -84,32 +90,32 @@ class DDL(ConnectingDialect, ColumnDialect):
         return f"ALTER TABLE {table} ADD COLUMN {self.column_definition(column)}{references}"
 
     def column_definition(self, column: Column[Any]) -> str:
-        """``column`` as it stands in ADD COLUMN."""
+        """Return ``column`` as it is written in ADD COLUMN."""
         return self.ddl(CreateColumn(column))
 
     @abstractmethod
     def add_foreign_key(self, key: ForeignKeyConstraint, *, with_column: bool) -> Sequence[str]:
-        """The DDL that adds ``key`` to a table that has rows, without a check of the rows.
+        """Return the DDL that adds ``key`` to a table that has rows, without a check of the rows.
 
         Args:
             key: The foreign key.
-            with_column: Its column has just been added, by `add_column`.
+            with_column: Whether `add_column` has just added its column.
         """
 
     @abstractmethod
     def guards(self, tables: Tables) -> Mapping[Part, Sequence[str]]:
-        """The DDL of triggers and functions, such as what makes the log refuse UPDATE and DELETE.
+        """Return the DDL of triggers and functions, such as those that make the log append-only.
 
-        The part that stands for it exists when all of it does. What exists of it already does no
-        harm to the DDL.
+        The key of each entry is a part that exists when all of its statements have been run. The
+        DDL may be repeated if some of it exists already.
         """
 
     @abstractmethod
     def create_view(self, name: str, definition: str) -> str:
-        """The DDL of a view that is made unless it exists."""
+        """Return the DDL of a view that is created unless it exists."""
 
     def ddl(self, element: Any) -> str:
-        """``element`` of a schema as this database spells it."""
+        """Return ``element`` of a schema as this database spells it."""
         return self._compiled(element).strip()
 
     def _compiled(self, element: Any, **options: Any) -> str:
@@ -120,7 +126,7 @@ class DDL(ConnectingDialect, ColumnDialect):
 
 
 def foreign_keys(column: Column[Any]) -> list[ForeignKeyConstraint]:
-    """The foreign keys of ``column`` alone."""
+    """Return the foreign keys that consist of ``column`` alone."""
     return [
         key.constraint
         for key in column.foreign_keys

@@ -1,4 +1,4 @@
-"""Rows shaped like the log, as projections are given them."""
+"""SQL over rows with the columns of the log, as projections are given them."""
 
 from __future__ import annotations
 
@@ -25,73 +25,82 @@ from projections import EVENT_COLUMNS, METADATA_EVENTS, AnyProjection, AnySelect
 
 
 class EventSQL(ABC):
-    """How a database takes events apart."""
+    """The SQL with which a database reads the data of events."""
 
     @abstractmethod
     def json_text(self, document: ColumnElement[str], name: str) -> ColumnElement[str]:
-        """The scalar called ``name`` in the JSON object ``document``, as text, or NULL."""
+        """Return the scalar called ``name`` in the JSON object ``document``, as text, or NULL."""
 
     def utc_day(self, time: ColumnElement[datetime]) -> ColumnElement[Any]:
-        """The day of ``time``, in UTC."""
+        """Return the day of ``time``, in UTC."""
         return func.date(time)
 
     @abstractmethod
     def time_of_last(
         self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
     ) -> ColumnElement[datetime]:
-        """Of a group, the ``time`` of the row with the greatest ``version`` of those ``among``."""
+        """Aggregate a group to the ``time`` of its row with the greatest ``version``.
+
+        Only rows that meet ``among`` count.
+        """
 
     @abstractmethod
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
-        """``about`` and ``key``, ``value``, ``indexed_value`` of each change in ``events.data``."""
+        """Select ``about``, ``key``, ``value``, ``indexed_value`` of each change in the data."""
 
 
 @dataclass(frozen=True)
 class EventRelation:
-    """Rows shaped like the log, and how this database takes their payload apart."""
+    """Rows with the columns of the log, and the dialect that reads their data."""
 
     rows: FromClause
     dialect: EventSQL
 
     @property
     def c(self) -> ColumnCollection[str, Any]:
-        """The columns of the log."""
+        """Return the columns of the log."""
         return self.rows.c
 
     def of(self, projection: AnyProjection) -> EventRelation:
-        """Only those that ``projection`` asks for."""
+        """Return only the events that ``projection`` asks for."""
         asked = select(*(self.c[name] for name in EVENT_COLUMNS)).where(concerns(projection, self))
         return EventRelation(asked.subquery("asked"), self.dialect)
 
     def changes(self) -> Subquery:
-        """One row per changed key."""
+        """Return one row for each changed key."""
         return self.select_changes().subquery("changes")
 
     def field(self, name: str) -> ColumnElement[str]:
-        """The scalar called ``name`` in the payload, as text."""
+        """Return the scalar called ``name`` in the data, as text."""
         return self.dialect.json_text(self.rows.c.data, name)
 
     def day_of(self, time: ColumnElement[Any]) -> ColumnElement[Any]:
-        """The day of ``time``, in UTC, as a text."""
+        """Return the day of ``time``, in UTC, as a text."""
         return cast(self.dialect.utc_day(time), String(10))
 
     def time_of_last(
         self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
     ) -> ColumnElement[datetime]:
-        """Of each group, the ``time`` of the row of greatest ``version`` of those ``among``."""
+        """Aggregate each group to the ``time`` of its row with the greatest ``version``.
+
+        Only rows that meet ``among`` count.
+        """
         return self.dialect.time_of_last(time, version, among)
 
     def select_changes(self) -> AnySelect:
-        """One row per changed key, as a statement of its own."""
+        """Select one row for each changed key."""
         events = self.rows.c
         about = [events[name] for name in _ABOUT if name in events]
-        # What an app's own event calls "changes" is its own affair.
+        # An app's own event may have "changes" too, with another meaning.
         ours = or_(*(events.type == name for name in sorted(METADATA_EVENTS)))
         return self.dialect.select_changes(self.rows, about).where(ours)
 
 
 def concerns(projection: AnyProjection, events: Any) -> ColumnElement[bool]:
-    """That ``projection`` asks for an event, whose columns ``events.c`` are those of the log."""
+    """Return the condition that ``projection`` asks for an event of ``events``.
+
+    The columns ``events.c`` are those of the log.
+    """
     kinds = (events.c.type == name for name in sorted(projection.event_types))
     return and_(events.c.stream_type == projection.stream_type, or_(*kinds))
 

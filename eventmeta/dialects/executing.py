@@ -1,4 +1,4 @@
-"""Statements run on a connection of SQLAlchemy's, whose events the app may listen to."""
+"""Statements on a connection of SQLAlchemy's, whose events the app may listen to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmeta.dialects.statement import Query, Row
 
 UNBUFFERED = {"stream_results": False, "yield_per": None, "no_parameters": False}
-"""Options of the app's engine that are not for the store's own statements."""
+"""Defaults in place of options of the app's engine that are not for the store's statements."""
 
 
 async def execute_query(connection: AsyncConnection, query: Query) -> Sequence[Row]:
@@ -37,7 +37,7 @@ async def execute(connection: AsyncConnection, statements: Iterable[str]) -> Non
 
 @asynccontextmanager
 async def transaction_by_hand(connection: AsyncConnection, begin: str) -> AsyncGenerator[None]:
-    """Begin a transaction, and end it, where SQLAlchemy leaves that to each statement."""
+    """Begin and end a transaction in SQL, if SQLAlchemy would commit each statement."""
     await execute(connection, (begin,))
     try:
         yield
@@ -51,10 +51,10 @@ async def transaction_by_hand(connection: AsyncConnection, begin: str) -> AsyncG
 async def afterwards(
     connection: AsyncConnection, statements: Iterable[str]
 ) -> AsyncGenerator[None]:
-    """Run ``statements`` after the block, whatever comes of it.
+    """Run ``statements`` after the block, even if it fails.
 
-    If it has failed and the connection does not take them either, that is thrown away, which ends
-    what they would have ended, and the failure of the block is what is told.
+    If the block has failed and the statements fail too, the connection is thrown away, which also
+    ends what they would have ended. The error of the block is raised.
     """
     try:
         yield

@@ -29,10 +29,10 @@ _PREFIXES = "sqlite+aiosqlite://, postgresql+asyncpg:// or mysql+asyncmy://"
 
 
 def read_url(url: object) -> URL:
-    """Return ``url`` as SQLAlchemy has it; no message shows it, for it may hold a password.
+    """Return ``url`` as a URL of SQLAlchemy. No message shows it, as it may hold a password.
 
     Raises:
-        InvalidInput: It is no URL of a database.
+        InvalidInput: ``url`` is not the URL of a database.
     """
     if not isinstance(url, str | URL):
         raise InvalidInput(
@@ -70,7 +70,7 @@ def make_engine(url: str | URL, engine_kwargs: dict[str, Any] | None) -> AsyncEn
 
 
 def check_engine(engine: object) -> None:
-    """Refuse what is no async engine.
+    """Raise unless ``engine`` is an async engine.
 
     Raises:
         UnsupportedEngine: It is something else.
@@ -91,10 +91,10 @@ def check_engine(engine: object) -> None:
 
 
 def _check_driver(name: str) -> None:
-    """Refuse a URL whose database or driver is not supported, with the prefix that is.
+    """Raise if the database or driver is not supported; the message gives the prefix that is.
 
     Raises:
-        UnsupportedEngine: There is no dialect for it.
+        UnsupportedEngine: There is no dialect for the database or driver.
     """
     database, _, driver = name.partition("+")
     database = _OTHER_NAMES.get(database, database)
@@ -113,7 +113,7 @@ def dialect_of(engine: AsyncEngine) -> Dialect:
     """Return the one dialect of ``engine`` and its options, which configures its connections.
 
     Raises:
-        UnsupportedEngine: There is none for its database, driver or options.
+        UnsupportedEngine: There is no dialect for its database, driver or options.
     """
     kept: dict[str | None, Dialect] = vars(engine.sync_engine).setdefault(_ATTRIBUTE, {})
     schema = translated_schema(engine.sync_engine.get_execution_options())

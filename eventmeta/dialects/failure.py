@@ -1,4 +1,4 @@
-"""What the errors of drivers mean, by which it is decided what is done about them."""
+"""The meanings of drivers' errors, which decide how each failure is handled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Failure(enum.Enum):
-    """What a driver's error means."""
+    """The meaning of a driver's error."""
 
     CONFLICT = "in conflict with another writer; the transaction can be repeated"
     HELD = "a row that is needed is locked by a transaction that stays open"
@@ -26,13 +26,13 @@ class Failure(enum.Enum):
 
 
 class Rule(NamedTuple):
-    """What a database says of the rule that forbids a change.
+    """The rule of a database that forbids a change.
 
     Attributes:
-        constraint: The name of the constraint, if the database tells it.
-        table: The table that has the rule, if the database tells it; of a foreign key, the table
+        constraint: The name of the constraint, if the database names it.
+        table: The table that has the rule, if the database names it; for a foreign key, the table
             that refers to the other.
-        refers_to: Of a foreign key, the other table.
+        refers_to: For a foreign key, the other table.
     """
 
     constraint: str | None = None
@@ -41,7 +41,7 @@ class Rule(NamedTuple):
 
 
 class RowHeld(Exception):
-    """A row that was not to be waited for is locked, where the driver's error does not tell."""
+    """A row is locked that was not to be waited for; the driver's error alone does not tell."""
 
 
 OF_THE_STATEMENT = frozenset(
@@ -54,7 +54,7 @@ OF_THE_STATEMENT = frozenset(
         Failure.OTHER,
     }
 )
-"""Failures that come again however often the statement is repeated.
+"""Failures that occur each time the statement is repeated.
 
-All others are of the database's state, and pass with that.
+All other failures depend on the state of the database, and pass with it.
 """

@@ -1,9 +1,9 @@
-"""The times of items and sessions, by which upstream's classes put them in order.
+"""The times of items and sessions, by which upstream's classes order them.
 
-Items are read in the order of ``created_at`` and ``id``. So the time that is written is the clock's
-in UTC, but never before that of any item that the session has: a clock may have gone back, another
-process may have another time zone, and a time from the future stays what it is. The id then tells
-those of one time apart, for it is drawn while the session's row is locked.
+Items are read in the order of ``created_at`` and ``id``. So the time of a new item is that of the
+clock in UTC, but never before the time of any other item of the session: a clock may have gone
+back, another process may have another time zone, and a time in the future stays as it is. Items of
+the same time are ordered by their ids, because ids are drawn while the session's row is locked.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from projections import AnySelect
 
 
 class ItemTimes(ABC):  # noqa: B024
-    """The statements that keep those times in order."""
+    """The statements that keep the times of items in order."""
 
     @property
     def utc_now(self) -> ColumnElement[datetime] | None:
-        """The clock in UTC, as upstream's tables hold it; None where their defaults are that."""
+        """Return the clock in UTC, as upstream's tables hold it; None if it is their default."""
         return None
 
     def time_of_new_item(
         self, messages: Table, items: FromClause
     ) -> ColumnElement[datetime] | None:
-        """The time of each of ``items``, not before the last in ``messages``; None: the default."""
+        """Return the time of each of ``items``; None if the default is right.
+
+        It is not before the last time of the session in ``messages``.
+        """
         return None
 
     def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
@@ -46,20 +49,21 @@ class ItemTimes(ABC):  # noqa: B024
     def items_ahead(
         self, messages: Table, sessions: FromClause, *, waits: bool
     ) -> AnySelect | None:
-        """The query for ``id, first`` of the item after which those from ``first`` on must come.
+        """Return a query for items that must come after an earlier item: ``id, first``.
 
-        A row for each of ``sessions`` that has an item before ``first`` with a later time. None
-        where `insert_items` lets none come to be. ``waits`` as for `current`.
+        Those from ``first`` on must come after the item ``id``. There is a row for each of
+        ``sessions`` that has an item before ``first`` with a later time. None if `insert_items`
+        prevents this. ``waits`` as for `current`.
         """
         return None
 
     def move_items(self, messages: Table, moved: FromClause) -> Update | None:
-        """Give each item ``moved.id`` the very time of the item ``moved.at``."""
+        """Give each item ``moved.id`` exactly the time of the item ``moved.at``."""
         return None
 
 
 def last_time(messages: Table, session_id: ColumnElement[str]) -> ColumnElement[datetime]:
-    """Return the latest time of a session's items, from the end of an index; NULL for none."""
+    """Return the latest time of a session's items, from the end of an index; NULL if none."""
     last = messages.alias("last_item")
     return (
         select(last.c.created_at)

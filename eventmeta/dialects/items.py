@@ -1,4 +1,4 @@
-"""How a database takes stored items apart, whatever their texts are."""
+"""SQL that reads the fields of stored items, whatever characters their texts contain."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ UNSPEAKABLE = (
     r"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\[^u])"
     r"|(\\)(u0000|u[dD][89a-fA-F][0-9a-fA-F]{2})"
 )
-"""A JSON escape of what no text can hold: NUL, or one half of a character. (For any database.)
+"""A pattern for a JSON escape of what no text can hold: NUL, or a lone surrogate.
 
-Whole characters and escapes of one letter are found as well, so that the search never begins within
-one; they are the first group, and a bad one is the others.
+It is for any database. Whole characters and escapes of one letter match as well, so that the search
+never begins inside an escape. They match the first group; an escape that no text can hold matches
+the others.
 """
 
 SUSPICIOUS = ("\\u0000", "\\ud", "\\uD")
-"""What a text has in it that may have such an escape."""
+"""Substrings of which a text with such an escape has at least one."""
 
 SPELLED_OUT = r"\1\2\2\3"
-"""What takes its place: the same as plain characters; the rest as it was."""
+"""The replacement: such an escape as plain characters; other matches unchanged."""
 
 _UNSPEAKABLE = re.compile(UNSPEAKABLE)
 
 
 def spell_out(text: str) -> str:
-    """``text``, a JSON document, with what no text can hold spelled out."""
+    """Return ``text``, a JSON document, with escapes that no text can hold as plain characters."""
     return _UNSPEAKABLE.sub(SPELLED_OUT, text)
 
 
 class Structure(NamedTuple):
-    """What keeps the tables of conversations and tool calls within a larger statement.
+    """The statements that keep the tables of items within a larger statement.
 
     Attributes:
         states: `ItemRelations.states` of a relation called ``_touched``.
-        items: What the tables are folded from, made of a relation called ``_new_items``.
+        items: The relation that the tables are folded from, made of a relation ``_new_items``.
         writes: The statement of each table over a relation called ``_turned``.
     """
 
@@ -51,10 +52,10 @@ class Structure(NamedTuple):
 
 
 class ItemSQL(ABC):
-    """What a database is told of items."""
+    """The SQL with which a database reads items."""
 
     def in_main_branch(self, messages: Any) -> list[ColumnElement[bool]]:
-        """Return the condition that an item belongs to the main branch of its conversation.
+        """Return conditions that an item belongs to the main branch of its conversation.
 
         Args:
             messages: The table of items, or an alias of it.
@@ -63,30 +64,30 @@ class ItemSQL(ABC):
 
     @abstractmethod
     def item(self, messages: Table, text: ColumnElement[str]) -> ColumnElement[Any]:
-        """The JSON object in ``text``, in the database's own form; NULL if there is none."""
+        """Return the JSON object in ``text``, in the database's own form; NULL if there is none."""
 
     def is_unreadable(self, text: ColumnElement[str]) -> ColumnElement[bool] | None:
-        """That `item` may fail for ``text`` unless `spell_out` was applied to it.
+        """Return the condition that `item` may fail for ``text`` unless `spell_out` was applied.
 
-        None where `item` applies it by itself.
+        Return None if `item` applies it by itself.
         """
         return None
 
     @abstractmethod
     def item_string(self, item: ColumnElement[Any], name: str) -> ColumnElement[Any]:
-        """The field ``name`` if it holds a string, else NULL."""
+        """Return the field ``name`` if it holds a string, else NULL."""
 
     @abstractmethod
     def item_text(self, item: ColumnElement[Any], name: str) -> ColumnElement[Any]:
-        """The field: a string as it is, others as JSON text, null as NULL."""
+        """Return the field: a string as it is, other values as JSON text, null as NULL."""
 
     @abstractmethod
     def item_json(self, item: ColumnElement[Any], name: str | None) -> ColumnElement[Any]:
-        """The field, or the whole item, as JSON text; null as NULL."""
+        """Return the field, or the whole item, as JSON text; null as NULL."""
 
     @abstractmethod
     def select_item_ids(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
-        """``about`` and ``item_id`` of each of the ``item_ids`` in ``events.data``."""
+        """Select ``about`` and ``item_id`` of each of the ``item_ids`` in ``events.data``."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,13 @@ class MessageRelation:
     dialect: ItemSQL
 
     def string(self, item: ColumnElement[Any], name: str) -> ColumnElement[Any]:
-        """The field ``name`` if it holds a string."""
+        """Return the field ``name`` if it holds a string."""
         return self.dialect.item_string(item, name)
 
     def text(self, item: ColumnElement[Any], name: str) -> ColumnElement[Any]:
-        """The field as text."""
+        """Return the field as text."""
         return self.dialect.item_text(item, name)
 
     def json(self, item: ColumnElement[Any], name: str | None = None) -> ColumnElement[Any]:
-        """The field, or the whole item, as JSON text."""
+        """Return the field, or the whole item, as JSON text."""
         return self.dialect.item_json(item, name)

@@ -1,4 +1,4 @@
-"""What a database must be able to do for the projector: clocks, swaps, and folding in bulk."""
+"""The contract of a database for the projector: clocks, swaps, and folding in bulk."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ TRANSACTION_WORDS = (
 
 @dataclass(frozen=True)
 class Swap:
-    """A table that takes the place of another.
+    """A table that replaces another.
 
     Attributes:
         live: The table that readers know.
-        shadow: What takes its place.
-        retired: What the old one is called afterwards, where it is not dropped at once.
+        shadow: The table that replaces it.
+        retired: The name of the old table afterwards, if it is not dropped at once.
     """
 
     live: Table
@@ -51,65 +51,69 @@ class ProjectorSQL(ConnectingDialect, ABC):
     """Projections on one kind of database, behind one engine."""
 
     events_per_fill: ClassVar[int] = 200_000
-    """About how many events one transaction folds into a shadow table."""
+    """The approximate number of events that one transaction folds into a shadow table."""
 
     breather: ClassVar[float] = 0.0
-    """Seconds of a pause after such a transaction, for those who wait for the whole database."""
+    """Seconds of a pause after such a transaction, for writers that wait for the whole database."""
 
     exports_at_once: ClassVar[int] = 1
-    """How many parts of the log are exported at the same time, each over a connection."""
+    """The number of parts of the log that are exported at the same time, each over a connection."""
 
     indexes_first: ClassVar[bool] = False
-    """Whether a shadow table gets its indexes before its rows, for making them would block."""
+    """Whether a shadow table gets its indexes before its rows, because later they would block."""
 
     ending: ClassVar[re.Pattern[str]] = begins_with(TRANSACTION_WORDS)
-    """Matches the statements that end the transaction that they are part of."""
+    """A pattern of the statements that end their own transaction."""
 
     def ends_transaction(self, statement: str) -> bool:
-        """Return whether ``statement`` would end the transaction that it is part of."""
+        """Return whether ``statement`` would end its own transaction."""
         return self.ending.match(statement) is not None
 
     def explain_lost_savepoint(self, error: Exception) -> Exception:
-        """Return what it means that a savepoint can be neither released nor rolled back to."""
+        """Return the error that explains why a savepoint is lost.
+
+        A lost savepoint can be neither released nor rolled back to.
+        """
         return error
 
     @property
     def is_within(self) -> bool:
-        """Whether a projection calls this in a transaction that readers wait for."""
+        """Return whether a projection calls this in a transaction that readers wait for."""
         return False
 
     @abstractmethod
     def now_ms(self) -> ColumnElement[int]:
-        """The clock of the database, which all processes share: milliseconds since 1970."""
+        """Return the clock of the database, which all processes share: milliseconds since 1970."""
 
     @abstractmethod
     def transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """A transaction of SQLAlchemy's, which nobody else in this process takes part in.
+        """Begin a transaction of SQLAlchemy's, which no other task of this process takes part in.
 
-        Each of its statements sees what is committed by then.
+        Each of its statements sees everything that is committed by then.
         """
 
     @asynccontextmanager
     async def savepoint(self, connection: AsyncConnection) -> AsyncGenerator[None]:
-        """A part of a transaction that has begun; if it fails, it has changed nothing."""
+        """Begin a savepoint in an open transaction; if the block fails, it has changed nothing."""
         async with connection.begin_nested():
             yield
 
     @abstractmethod
     async def fold(self, program: Program[T]) -> T:
-        """Run a program that folds the log, as a transaction in which that locks nothing."""
+        """Run a program that folds the log, as a transaction in which folding locks nothing."""
 
     def oldest_append(self, tables: Tables) -> Executable | None:
-        """``position, milliseconds``: a bound below the oldest append that is open, and its age.
+        """Return a query for a bound below the oldest open append, and that append's age.
 
-        The age is NULL where the role may not know it. None where the database does not tell.
+        Its columns are ``position, milliseconds``. The age is NULL if the role may not know it.
+        Return None if the database does not tell.
         """
         return None
 
     # --- Hints ----------------------------------------------------------------------------------
 
     async def hint(self, tables: Tables) -> None:
-        """Tell other processes that there are new events, where the database can."""
+        """Tell other processes that there are new events, if the database can."""
 
     @asynccontextmanager
     async def hints(self, tables: Tables, give: Callable[[], None]) -> AsyncGenerator[None]:
@@ -117,37 +121,37 @@ class ProjectorSQL(ConnectingDialect, ABC):
         yield
 
     def measure(self, table: Table) -> Sequence[str]:
-        """Let the planner know how many rows there are, where it learns that by and by only."""
+        """Return statements that count a table for the planner, if it learns too slowly."""
         return ()
 
     # --- Exporting ------------------------------------------------------------------------------
 
     async def export(self, query: Query) -> bytes | None:
-        """The rows of ``query`` as CSV, quoted with U+0001; None if there is no quick way."""
+        """Return the rows of ``query`` as CSV, quoted with U+0001; None if it has no quick way."""
         return None
 
     def size(self, column: ColumnElement[str]) -> ColumnElement[int]:
-        """About how many bytes a text takes."""
+        """Return about how many bytes a text takes."""
         return func.octet_length(column)
 
     def plain(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """``column`` of the log without what a driver makes of it: a time is in UTC."""
+        """Return ``column`` of the log without the driver's conversion: a time is in UTC."""
         return type_coerce(column, NullType())
 
     # --- Swapping -------------------------------------------------------------------------------
 
     def shadow_indexes(self, live: Table) -> Program[dict[str, str]]:
-        """What the indexes of a table are called while it is to take the place of ``live``."""
+        """Return the names of a table's indexes until the table replaces ``live``."""
         yield from ()
         return {str(index.name): str(index.name) for index in live.indexes}
 
     @abstractmethod
     def block_appends(self, tables: Tables) -> Sequence[str]:
-        """Let nobody append until the end of the transaction, and wait for those who do."""
+        """Block appends until the end of the transaction, after waiting for those in progress."""
 
     @abstractmethod
     def rename(self, swaps: Sequence[Swap]) -> Sequence[str]:
-        """Put the shadow tables in the place of the live ones."""
+        """Return statements that replace the live tables by the shadow tables."""
 
     async def swap(
         self,
@@ -158,14 +162,14 @@ class ProjectorSQL(ConnectingDialect, ABC):
         *,
         exclusive: bool,
     ) -> T:
-        """Bring shadow tables up to date, and put them in the place of the live ones, at once.
+        """Bring shadow tables up to date, and replace the live tables by them, in one step.
 
         Args:
             tables: The store's tables.
-            swaps: What takes the place of what; nothing if ``finish`` does it all.
+            swaps: The tables to replace; none if ``finish`` does everything.
             finish: Brings the shadow tables up to date.
-            conclude: Says so in the checkpoints.
-            exclusive: Nobody may append meanwhile.
+            conclude: Records the swap in the checkpoints.
+            exclusive: Whether appends are blocked meanwhile.
         """
         async with self.transaction() as connection:
             if exclusive:

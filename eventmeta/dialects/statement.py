@@ -1,4 +1,4 @@
-"""Statements compiled once, for the driver to run as they are."""
+"""Statements compiled once, which the driver runs as they are."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ T = TypeVar("T")
 Row = Sequence[Any]
 Convert = Callable[[Any], Any]
 Translation = Mapping[str | None, str | None]
-"""The schema that takes the place of another, as in SQLAlchemy's ``schema_translate_map``."""
+"""The schemas that replace others, as in SQLAlchemy's ``schema_translate_map``."""
 
 
 def translated_schema(options: Mapping[str, Any]) -> str | None:
-    """Return the schema that execution options give to tables that name none."""
+    """Return the schema that execution options give to tables without one."""
     translation: Translation = options.get("schema_translate_map") or {}
     return translation.get(None)
 
@@ -83,7 +83,7 @@ class Statement:
         )
 
     def __call__(self, **values: Any) -> Query:
-        """This statement with its parameters; names that it does not have are ignored."""
+        """Return this statement with its parameters; names that it does not have are ignored."""
         return Query(self, tuple([self._value(name, values) for name in self._names]))
 
     def _value(self, name: str, values: Mapping[str, Any]) -> Any:
@@ -92,7 +92,7 @@ class Statement:
         return encode(value) if encode else value
 
     def decode(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Rows as the driver gave them, with the types of the statement's columns.
+        """Return rows from the driver with the types of the statement's columns.
 
         Raises:
             CorruptEvent: A value of an event cannot be read.
@@ -122,9 +122,9 @@ class Query(NamedTuple):
 
     Attributes:
         statement: The statement.
-        values: Of its parameters, or those of each row.
-        each: It is to be run for each row, and yields nothing.
-        affects: How many rows it must change or yield, where that is known.
+        values: The values of its parameters, or those of each row.
+        each: Whether the statement is run for each row, and yields nothing.
+        affects: The number of rows that it must change or yield, if that is known.
     """
 
     statement: Statement
@@ -137,7 +137,7 @@ class Query(NamedTuple):
         return self._replace(affects=rows)
 
     def check_affected(self, rows: int) -> None:
-        """Raise `UnexpectedRowCount` unless the statement has changed as many rows as it must."""
+        """Raise `UnexpectedRowCount` unless the statement changed as many rows as it must."""
         if self.affects is not None and rows != self.affects:
             raise UnexpectedRowCount(self.statement.sql[:120], self.affects, rows)
 
@@ -147,14 +147,15 @@ PutRows = Callable[[Sequence[Row]], Query]
 
 
 Program = Generator[Query, Sequence[Row], T]
-"""A transaction without its I/O: yields queries, is sent their rows, returns its result.
+"""A transaction without its I/O: a generator.
 
-The dialect runs it: inside one thread hop on SQLite, with ``await`` elsewhere.
+It yields queries, is sent their rows, and returns the result. The dialect runs it: inside one
+thread hop on SQLite, with ``await`` elsewhere.
 """
 
 
 async def run(program: Program[T], execute: Callable[[Query], Awaitable[Sequence[Row]]]) -> T:
-    """Run ``program``, each query by ``execute``."""
+    """Run ``program``, and each of its queries by ``execute``."""
     try:
         query = next(program)
         while True:
@@ -165,7 +166,7 @@ async def run(program: Program[T], execute: Callable[[Query], Awaitable[Sequence
 
 
 def run_in_thread(program: Program[T], execute: Callable[[Query], Sequence[Row]]) -> T:
-    """Run ``program`` where there is nothing to await."""
+    """Run ``program`` with an ``execute`` that is not awaited."""
     try:
         query = next(program)
         while True:
@@ -176,12 +177,12 @@ def run_in_thread(program: Program[T], execute: Callable[[Query], Sequence[Row]]
 
 
 def only(query: Query) -> Program[Sequence[Row]]:
-    """Run one query; its rows."""
+    """Run one query, and return its rows."""
     return (yield query)
 
 
 def steps(statements: Sequence[Statement], **values: Any) -> Program[Sequence[Row]]:
-    """Run ``statements`` in order; the rows of the last."""
+    """Run ``statements`` in order, and return the rows of the last."""
     rows: Sequence[Row] = ()
     for statement in statements:
         rows = yield statement(**values)
@@ -189,5 +190,5 @@ def steps(statements: Sequence[Statement], **values: Any) -> Program[Sequence[Ro
 
 
 def recordset(rows: Sequence[dict[str, Any]]) -> str:
-    """``rows`` as the one parameter that a statement over a record set takes."""
+    """Return ``rows`` as the one parameter that a statement over a record set takes."""
     return orjson.dumps(rows).decode()

@@ -1,4 +1,4 @@
-"""Owning the heads of streams, and how long a write waits for one that another transaction owns."""
+"""Locking the heads of streams, and how long a write waits for one that is locked."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from eventmeta.tables.tables import Tables
 from projections import AnySelect
 
 LOCK_TIMEOUT_MS = 5_000
-"""How long a write waits for a lock that another transaction holds, at each attempt."""
+"""Milliseconds that a write waits for a lock of another transaction, at each attempt."""
 
 SHORT_WAIT_MS = 50
-"""The same of a write that others share: longer than the writers to one session wait in turn."""
+"""Milliseconds that a write in a shared batch waits: more than a session's writers need."""
 
 
 class StreamSQL(ABC):
-    """How a transaction gets to own what it writes to."""
+    """The SQL with which a transaction locks the streams that it writes to."""
 
     def current(self, query: AnySelect, *, waits: bool = True) -> AnySelect:
-        """``query``, reading what is committed now even where the transaction began earlier.
+        """Return ``query`` reading what is committed now, even if the transaction is older.
 
         Args:
             query: The query.
@@ -30,45 +30,45 @@ class StreamSQL(ABC):
         return query
 
     def locked(self, query: AnySelect, *, waits: bool, key_share: bool = False) -> AnySelect:
-        """Lock the rows of ``query``; ``waits`` as for `current`, where nothing else limits it."""
+        """Lock the rows of ``query``; ``waits`` as for `current`, unless a timeout limits it."""
         return query.with_for_update(key_share=key_share)
 
     @abstractmethod
     def lock_streams(self, tables: Tables, keys: FromClause, *, waits: bool) -> Executable:
-        """Own the heads named by ``keys`` until the transaction ends, those within reach only.
+        """Lock the heads named by ``keys`` that the principal can see, until the transaction ends.
 
-        Whose a session is, is looked up first without a lock, so that nobody locks what is
-        another's. Heads that do not exist are not made.
+        The owner is looked up first without a lock, so that nobody locks a stream of another user.
+        Heads that do not exist are not made.
 
         Args:
             tables: The store's tables.
-            keys: ``stream_id, stream_type``, on behalf of which ``user_id`` (NULL for the
-                administrator), whether that user ``claims`` what nobody owns (0 or 1), and
-                whether the row of the session or user is written as well (``locks_row``). In
-                the order of the key; a stream may come for several users.
-            waits: Whether it waits for a head that is held by an open transaction. Otherwise it
-                passes over it, and over rows to be written that are.
+            keys: ``stream_id, stream_type``; ``user_id``: on whose behalf (NULL for the
+                administrator); ``claims``: whether that user claims streams that nobody owns (0 or
+                1); ``locks_row``: whether the row of the session or user is written as well. In the
+                order of the key; a stream may come for several users.
+            waits: Whether it waits for a head that an open transaction holds. If False, it skips
+                such heads, and such rows to be written.
 
         Returns:
             A query for ``stream_id, stream_type``; ``exists``: whether there is a row of the
             session or user; ``seen_version, seen_user_id`` of the head as looked up, NULL without
-            one; ``version, recorded_at, user_id`` of the head that is owned, else NULL;
-            ``held``: whether something within reach was passed over; ``now``, by the database's
-            clock, NULL where that is the client's.
+            one; ``version, recorded_at, user_id`` of the head that is locked, else NULL;
+            ``held``: whether something that the principal can see was skipped; ``now``, by the
+            database's clock, NULL if the client's clock counts.
         """
 
     def add_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
-        """Make heads for ``keys``, and own them, until the transaction ends.
+        """Make heads for ``keys``, and lock them, until the transaction ends.
 
         The last statement yields ``stream_id, stream_type, version, recorded_at, user_id, now``;
-        the version is not 0 where another transaction was faster. No statement at all where a
-        transaction owns what is missing.
+        the version is not 0 if another transaction was faster. There is no statement at all if a
+        transaction locks missing heads already.
         """
         return ()
 
 
 def seen_streams(tables: Tables, keys: FromClause) -> AnySelect:
-    """What is there of ``keys``, without a lock: the head, the row, and whether it is in reach."""
+    """Look ``keys`` up without a lock: the head, the row, and what the principal may lock."""
     heads, sessions, users = tables.streams.alias("seen"), tables.sessions, tables.users.table
     claimant = case((keys.c.claims == literal_column("1"), keys.c.user_id))
     owner = func.coalesce(heads.c.user_id, claimant)

@@ -1,4 +1,4 @@
-"""Closing connections at once, without a word to the server, which may not answer."""
+"""Closing connections at once, without sending the server anything, as it may not answer."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from eventmeta.core.deadline import Deadline
 from eventmeta.core.settle import run_to_completion
 
 CLOSE_SECONDS = 1.0
-"""How long the server may take to answer the farewell of connections that are closed."""
+"""Seconds that the server may take to answer when connections are closed."""
 
 _DEADLINE = "eventmeta_deadline"
 _OPEN = "eventmeta_open"
 
 
 def watch(engine: AsyncEngine) -> None:
-    """Have the connections of ``engine`` closed when the `Deadline` of their user is over.
+    """Close the connections of ``engine`` when the `Deadline` of their user is reached.
 
-    Also those that the pool holds already. To be called once per engine.
+    This includes connections that the pool holds already. It is called once per engine.
     """
     shared = isinstance(engine.pool, StaticPool)
     connections: set[Any] = set()
@@ -39,7 +39,7 @@ def watch(engine: AsyncEngine) -> None:
             return
 
         def close() -> None:
-            """Close it, unless it was given back, and maybe lent to someone else."""
+            """Close the connection, unless it was given back, and may be lent to another user."""
             if entry.in_use and lent_within[_DEADLINE] is deadline:
                 abort(dbapi.driver_connection, shared=shared)
 
@@ -56,13 +56,13 @@ def watch(engine: AsyncEngine) -> None:
 def is_exhausted(engine: AsyncEngine) -> bool:
     """Return whether the pool has lent every connection that it may have."""
     pool = engine.pool
-    # What is missing to the number that it may have is told as a negative overflow.
+    # The pool counts connections that it has not opened yet as a negative overflow.
     most = getattr(pool, "_max_overflow", -1)
     return isinstance(pool, QueuePool) and 0 <= most <= pool.overflow() and not pool.checkedin()
 
 
 async def dispose(engine: AsyncEngine) -> None:
-    """Close the pool's connections; at once, if the server does not answer for a while."""
+    """Close the pool's connections; at once if the server does not answer in time."""
     connections = tuple(vars(engine.dialect).get(_OPEN, ()))
     disposing = asyncio.ensure_future(engine.dispose())
     await run_to_completion(asyncio.wait([disposing], timeout=CLOSE_SECONDS))
@@ -79,7 +79,7 @@ def abort(driver_connection: Any, *, shared: bool) -> None:
 
     Args:
         driver_connection: The connection of asyncpg, asyncmy or aiosqlite.
-        shared: Others may use the same connection now. Nothing is done then.
+        shared: Whether others may use the same connection now. If so, nothing is done.
     """
     embedded = getattr(driver_connection, "_connection", None)  # of aiosqlite
     if isinstance(embedded, sqlite3.Connection):
@@ -98,7 +98,7 @@ def abandon(driver_connection: Any) -> None:
     """Close the socket of a connection whose event loop is gone."""
     transport = _transport_of(driver_connection)
     terminate(driver_connection)
-    # What the loop would have done soon after: tell the protocol, and close the socket.
+    # Do what the loop would have done soon after: tell the protocol, and close the socket.
     if transport is not None and getattr(transport, "_sock", None) is not None:
         with suppress(RuntimeError):
             transport._call_connection_lost(None)
@@ -111,9 +111,9 @@ def _transport_of(driver_connection: Any) -> Any:
 
 
 def terminate(driver_connection: Any) -> None:
-    """Have a connection closed by its driver, which does not wait for that."""
+    """Close a connection by its driver, without waiting for the end."""
     for name in ("terminate", "stop", "close"):  # of asyncpg, aiosqlite, asyncmy
         if hasattr(driver_connection, name):
-            with suppress(RuntimeError):  # the loop is closed, and the transport cannot say bye
+            with suppress(RuntimeError):  # the loop is closed, and the transport cannot say goodbye
                 getattr(driver_connection, name)()
             return

@@ -1,4 +1,4 @@
-"""What the tables of a store are called."""
+"""The names of a store's tables, and the options that set them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from eventmeta.core.errors import InvalidIdentifier
 from eventmeta.core.validation import MAX_TABLE_NAME, check_flag, check_table_name
 
 RESERVED_ENDINGS = ("_building", "_retired")
-"""What the tables are called that take the place of others, and those that had it."""
+"""The endings of tables that will replace others, and of tables that were replaced."""
 
 
 class TableOptions(TypedDict, total=False):
-    """Keyword arguments of sessions and stores: what their tables are called.
+    """Keyword arguments of sessions and stores for the names of their tables.
 
-    The names that are left out follow the first two, so that two pairs of sessions and messages in
+    Names that are left out follow from the first two, so that two pairs of sessions and messages in
     one database share nothing: ``app_sessions`` and ``app_messages`` go with ``app_events``,
-    ``app_users`` and so on. A pair of other names goes with names that begin with that of its
-    sessions and a digest of both.
+    ``app_users`` and so on. If a pair has other names, the names that
+    follow begin with the name of the sessions table and a digest of both.
 
     Attributes:
         sessions_table: Upstream's table of sessions.
@@ -27,16 +27,17 @@ class TableOptions(TypedDict, total=False):
         session_metadata_table: The table of current metadata.
         users_table: The table of users.
         structured_metadata: Whether the next three tables are kept as well. None: as the database
-            does, and not in a new one.
+            has it; a new database does not keep them.
         conversation_table: The table of messages, turn by turn.
         tool_calls_table: The table of tool calls, each with its output.
         usage_table: The table of tokens used.
         events_table: The log.
         streams_table: The heads of the log's streams.
         metadata_changes_view: The view of the log, one row per changed key.
-        checkpoints_table: How far each asynchronous projection and subscription is.
+        checkpoints_table: The position that each asynchronous projection and subscription has
+            reached.
         parked_streams_table: The streams at which a projection has failed.
-        settings_table: The version of the schema, and what is kept.
+        settings_table: The version of the schema, and whether the structured tables are kept.
     """
 
     sessions_table: str
@@ -57,12 +58,13 @@ class TableOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TableNames:
-    """What the tables are called; the first two as upstream calls them.
+    """The names of the tables; the defaults of the first two are upstream's.
 
-    A name that is left empty follows from these two.
+    A name that is left empty follows from the first two.
 
     Raises:
-        InvalidIdentifier: A name is not letters, digits and underscores, or too long.
+        InvalidIdentifier: A name is too long, or has characters other than letters, digits and
+            underscores.
     """
 
     sessions_table: str = "agent_sessions"
@@ -89,7 +91,7 @@ class TableNames:
         return cls(**options)
 
     def __post_init__(self) -> None:
-        """Complete the names, and check each, for they become part of statements."""
+        """Complete the names, and check each, because they become part of statements."""
         pair = check_table_name(self.sessions_table), check_table_name(self.messages_table)
         for name, value in names_beside(*pair).items():
             if not getattr(self, name):
@@ -118,17 +120,17 @@ _BESIDE = {
     "parked_streams_table": "parked_streams",
     "settings_table": "store_settings",
 }
-"""What follows the prefix of a pair, by option."""
+"""The part of each name after the prefix of the pair, by option."""
 
 _MAX_PREFIX = MAX_TABLE_NAME - 1 - max(map(len, _BESIDE.values()))
 
 
 def names_beside(sessions: str, messages: str) -> dict[str, str]:
-    """Return the names of all other tables beside a pair of upstream's, by option."""
+    """Return the names of all other tables beside the two given ones, by option."""
     prefix = sessions.removesuffix("_sessions")
     pair = (f"{prefix}_sessions", f"{prefix}_messages")
     if (sessions, messages) != pair or not 0 < len(prefix) <= _MAX_PREFIX:
-        # Most databases do not tell names apart by their case.
+        # Most databases ignore the case of names.
         digest = hashlib.sha256(f"{sessions}.{messages}".lower().encode()).hexdigest()[:8]
         prefix = f"{sessions[: _MAX_PREFIX - 9]}_{digest}"
     return {option: f"{prefix}_{ending}" for option, ending in _BESIDE.items()}

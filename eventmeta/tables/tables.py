@@ -34,14 +34,14 @@ Keys = tuple[Constraint | Index, ...]
 """Constraints and indexes of a table."""
 
 VERSIONED = "eventmeta_versioned"
-"""Marks the tables that are not altered, but built anew when the projection's version changes."""
+"""The mark of tables that are not altered but rebuilt when the projection's version changes."""
 
 
 @dataclass(frozen=True)
 class Tables:
     """The tables of one store, and its read models.
 
-    The view of metadata changes is not among them: it is made with the tables.
+    The view of metadata changes is not among them: it is created together with the tables.
     """
 
     names: TableNames
@@ -62,13 +62,13 @@ class Tables:
 
     @property
     def built_in(self) -> tuple[Projection, ...]:
-        """The read models of the log that are always there."""
+        """Return the read models of the log that every store has."""
         always = (self.session_metadata, self.users)
         return always if self.usage is None else (*always, self.usage)
 
     @property
     def references(self) -> frozenset[tuple[str, str]]:
-        """Which table of these refers to which by a foreign key."""
+        """Return the pairs of tables of which the first refers to the second by a foreign key."""
         return frozenset(
             (table.name, key.column.table.name)
             for table in self.metadata.tables.values()
@@ -77,12 +77,12 @@ class Tables:
 
     @property
     def projections(self) -> tuple[Projection, ...]:
-        """The read models that every append maintains."""
+        """Return the read models that every append maintains."""
         return (*self.built_in, *self.inline)
 
     @property
     def item_projections(self) -> tuple[ItemProjection, ...]:
-        """The read models of items, which every change of a session's items maintains."""
+        """Return the read models of items, which every change of a session's items maintains."""
         found = (self.tool_calls, self.conversation)
         return tuple(projection for projection in found if projection is not None)
 
@@ -91,8 +91,8 @@ def define_tables(names: TableNames, event_keys: Callable[[str], Keys]) -> Table
     """Return the tables of a store.
 
     Args:
-        names: How they are called.
-        event_keys: Makes the keys of the table of events, as its database wants them.
+        names: The names of the tables.
+        event_keys: Makes the keys of the table of events in the form that its database needs.
     """
     metadata = MetaData()
     structured = bool(names.structured_metadata)
@@ -202,7 +202,11 @@ def _events(metadata: MetaData, names: TableNames, keys: Callable[[str], Keys]) 
 
 
 def _checkpoints(metadata: MetaData, names: TableNames) -> Table:
-    """``stream_id``, ``until``: while it is filled, up to which stream, with events up to where."""
+    """Return the table of checkpoints.
+
+    During a fill, ``stream_id`` is the last stream that is filled, and ``until`` is the last
+    position.
+    """
     return Table(
         names.checkpoints_table,
         metadata,
@@ -219,7 +223,7 @@ def _checkpoints(metadata: MetaData, names: TableNames) -> Table:
 
 
 def _parked_streams(metadata: MetaData, names: TableNames) -> Table:
-    """``position``: of the first event of the stream that is not applied."""
+    """Return the table; ``position`` is that of the stream's first event not applied."""
     return Table(
         names.parked_streams_table,
         metadata,
@@ -236,7 +240,10 @@ def _parked_streams(metadata: MetaData, names: TableNames) -> Table:
 
 
 def _settings(metadata: MetaData, names: TableNames) -> Table:
-    """``schema_version``, and ``structured_metadata``: ``true`` or ``false``."""
+    """Return the table of settings.
+
+    It holds ``schema_version``, and ``structured_metadata``: ``true`` or ``false``.
+    """
     return Table(
         names.settings_table,
         metadata,

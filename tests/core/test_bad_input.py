@@ -376,7 +376,7 @@ async def test_context_that_is_not_json_is_refused(refusing: MetadataSession) ->
         (True, "give a version"),
         ("2026-01-01", "give a version"),
         (1.0, "an aware datetime"),
-        (2**63, "no point in history"),
+        (2**63, "not a point in history"),
     ],
 )
 async def test_a_bad_point_in_history_is_refused(

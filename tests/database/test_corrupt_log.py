@@ -112,7 +112,7 @@ async def test_a_fold_names_what_is_no_json(
     [
         ("context = '{'", "context that cannot be read"),
         ("context = '7'", "context that cannot be read"),
-        ("stream_type = 'order'", "no known kind of stream"),
+        ("stream_type = 'order'", "unknown type of stream"),
     ],
 )
 async def test_whatever_else_is_bad_is_named(

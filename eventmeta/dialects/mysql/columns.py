@@ -1,4 +1,4 @@
-"""Columns of MySQL and MariaDB, which cut and convert what does not fit, if they are so set."""
+"""Columns of MySQL and MariaDB, which may cut or convert values that do not fit."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ _VARYING = re.compile(r"varchar\((\d+)\)")
 
 
 class MySQLColumns(MySQLSchema):
-    """What MySQL says of its columns."""
+    """The columns of MySQL and MariaDB."""
 
     def describe_columns(self, relations: Iterable[str]) -> str:
-        """Each view of the information schema by itself: joined, they are read for every row."""
+        """Return one query that reads each view of the information schema by itself.
+
+        If the views were joined, the server would read them again for every row.
+        """
         here = self.named_here(relations)
         return f"""WITH made AS (
   SELECT table_name, CASE WHEN RIGHT(table_type, 4) = 'VIEW' THEN 'view'
@@ -70,7 +73,7 @@ FROM made JOIN held USING (table_name) LEFT JOIN used USING (table_name, column_
         collation = found.collation or ""
         if kind == "longtext" and collation.startswith("utf8mb4_"):
             return None
-        # utf8mb3 is a part of utf8mb4; of other character sets it is not known what they hold.
+        # Every utf8mb3 text is a utf8mb4 text; what other character sets hold is not known.
         unicode = collation.startswith(("utf8mb4_", "utf8mb3_", "utf8_"))
         widens = unicode and (kind == "longtext" or bool(_TEXTS.fullmatch(kind)))
         mend = Mend((self._modify(column),), widens=widens)
@@ -104,7 +107,10 @@ FROM made JOIN held USING (table_name) LEFT JOIN used USING (table_name, column_
         return Mend((self._modify(column),))
 
     def follow_ids(self, tables: Iterable[Table], messages: Table, found: FoundColumn) -> None:
-        """The types on both sides of a foreign key must be the same, sign included."""
+        """Give the columns that hold ids the type of ``found``, sign included.
+
+        MySQL requires the same type on both sides of a foreign key.
+        """
         unsigned = "unsigned" in found.type.lower()
         if not unsigned:
             super().follow_ids(tables, messages, found)

@@ -1,4 +1,4 @@
-"""The schema on MySQL and MariaDB, where each statement of DDL commits by itself."""
+"""DDL on MySQL and MariaDB, each statement of which commits by itself."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from eventmeta.tables.tables import Tables
 _SCHEMA_LOCK = "eventmeta_schema"
 _DDL = Settings.of(
     {
-        "sql_notes": "0",  # the driver would print a line for all that exists already
-        "lock_wait_timeout": "5",  # who waits for a table's lock makes all others wait, too
+        "sql_notes": "0",  # else the driver prints a line for each thing that exists
+        "lock_wait_timeout": "5",  # while DDL waits for a lock, later queries queue behind it
         "foreign_key_checks": "@@foreign_key_checks",
     }
 )
@@ -28,21 +28,24 @@ class MySQLSchema(DDL):
     """The DDL of MySQL and MariaDB."""
 
     event_id_key: ClassVar[tuple[str, ...]] = ("stream_id", "stream_type", "event_id")
-    """By stream, for whoever looks for an id that is not there locks the gap where it would be."""
+    """The columns of the key of event ids, by stream.
+
+    A search for an id that does not exist locks the gap where the id would be.
+    """
 
     @property
     def collation(self) -> str:
-        """Binary and without padding, so that no two different texts are equal."""
+        """Return a collation that is binary and does not pad, so that no two texts are equal."""
         return "utf8mb4_nopad_bin" if self.is_mariadb else "utf8mb4_0900_bin"
 
     @property
     def is_mariadb(self) -> bool:
-        """Which of the two it is; known from the first connection on."""
+        """Return whether this is MariaDB; known from the first connection on."""
         return bool(getattr(self.engine.dialect, "is_mariadb", False))
 
     @property
     def database(self) -> str:
-        """The database of the store's tables, as an expression."""
+        """Return the database of the store's tables, as an expression."""
         if self.schema is None:
             return "DATABASE()"
         return "'" + self.schema.replace("\\", "\\\\").replace("'", "''") + "'"
@@ -65,14 +68,14 @@ class MySQLSchema(DDL):
         )
 
     def column_type(self, kind: TypeEngine[Any]) -> str:
-        """``kind`` as this database spells it, with the collation that tells all texts apart."""
+        """Return ``kind`` as this database spells it, with the store's collation."""
         compiled = kind.compile(self.engine.dialect)
         if isinstance(kind.dialect_impl(self.engine.dialect), String):
             return f"{compiled} CHARACTER SET utf8mb4 COLLATE {self.collation}"
         return compiled
 
     def list_parts(self, relations: Iterable[str]) -> str:
-        """Triggers are left out, as the information schema hides them from most users."""
+        """Return the query without triggers, which the information schema hides from most users."""
         here = self.named_here(relations)
         table, column, index = (
             f"CONVERT({name} USING utf8mb4)" for name in ("table_name", "column_name", "index_name")
@@ -85,7 +88,7 @@ UNION ALL SELECT 'foreign key', {table}, {column} FROM information_schema.key_co
 WHERE referenced_table_name IS NOT NULL AND {here}"""
 
     async def begin_schema_change(self, connection: AsyncConnection) -> None:
-        """A named lock stands in for the transaction's."""
+        """Take a named lock, because DDL would commit a transaction and release its locks."""
         locked = await connection.exec_driver_sql(f"SELECT GET_LOCK('{_SCHEMA_LOCK}', 60)")
         if locked.scalar() != 1:
             raise DatabaseBusy("another process has been creating tables for 60 s")
@@ -104,16 +107,16 @@ WHERE referenced_table_name IS NOT NULL AND {here}"""
             table.dialect_options["mysql"]["collate"] = self.collation
 
     def add_column(self, column: Column[Any]) -> str:
-        """Without its foreign key, which MySQL would ignore there."""
+        """Return the DDL without the foreign key, which MySQL would ignore in ADD COLUMN."""
         return super().add_column(column).partition(" REFERENCES ")[0]
 
     def column_definition(self, column: Column[Any]) -> str:
-        """With the collation of our tables, for upstream's may have another."""
+        """Return the definition with the store's collation; upstream's tables may have another."""
         plain = column.type.compile(self.engine.dialect)
         return super().column_definition(column).replace(plain, self.column_type(column.type), 1)
 
     def add_foreign_key(self, key: ForeignKeyConstraint, *, with_column: bool) -> Sequence[str]:
-        """With a check, the whole table would be copied while all writers wait."""
+        """Return the DDL without a check, which would copy the table while all writers wait."""
         return (
             "SET foreign_key_checks = 0",
             self._add_foreign_key(key),
@@ -121,7 +124,10 @@ WHERE referenced_table_name IS NOT NULL AND {here}"""
         )
 
     def guards(self, tables: Tables) -> Mapping[Part, Sequence[str]]:
-        """Triggers, and a table, made last. TRUNCATE fires none, but a foreign key forbids it."""
+        """Return the triggers, and a table, made last.
+
+        TRUNCATE fires no trigger, but a foreign key from that table forbids it.
+        """
         name = tables.events.name
         key = "(stream_id, stream_type, version)"
         refuse = f"SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = '{name} is append-only'"

@@ -1,4 +1,4 @@
-"""MySQL and MariaDB at work, through the cursors of asyncmy."""
+"""The MySQL and MariaDB dialect: it runs statements through the cursors of asyncmy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
 
 
 class MySQL(MySQLStatements):
-    """InnoDB. Positions come from a counter row, locked from the draw to the commit."""
+    """The dialect of InnoDB. A counter row, locked from draw to commit, gives out the positions."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
@@ -54,7 +54,7 @@ class MySQL(MySQLStatements):
         async def work(connection: Any, facts: Facts) -> list[Sequence[Row]]:
             async with _set_up(connection, facts, facts.reading):
                 rows = [await _execute(connection, facts, query) for query in queries]
-                await connection.rollback()  # the server has begun a transaction unless told not to
+                await connection.rollback()  # unless in autocommit mode, the server began one
             return rows
 
         try:
@@ -66,7 +66,7 @@ class MySQL(MySQLStatements):
         return await self._transact(program)
 
     async def fold(self, program: Program[T]) -> T:
-        """INSERT from the SELECT of another table would lock what it reads, and its gaps."""
+        """Run at READ COMMITTED: else INSERT from a SELECT locks the rows and gaps it reads."""
         return await self._transact(program, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
     async def _transact(self, program: Program[T], *before: str) -> T:
@@ -74,15 +74,15 @@ class MySQL(MySQLStatements):
             return await self._through(program)
 
         async def work(connection: Any, facts: Facts) -> T:
-            # The settings go into the message that begins, and into the one that ends. Both say so
-            # in SQL, because the engine may be in autocommit mode.
+            # The settings travel in the message that begins the transaction, and in the one that
+            # ends it. Both begin and end it in SQL, because the engine may be in autocommit mode.
             await _say(connection, facts.writing.set_up, *before, "START TRANSACTION")
             own, connection._encoding = connection._encoding, _ENCODING
             try:
                 result = await run(program, partial(_execute, connection, facts))
                 await _say(connection, _COMMIT, facts.writing.put_back)
             except Exception:
-                with suppress(Exception):  # it may be lost
+                with suppress(Exception):  # the connection may be lost
                     await _say(connection, "ROLLBACK", facts.writing.put_back)
                 raise
             finally:
@@ -106,7 +106,7 @@ class MySQL(MySQLStatements):
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
-        """Told to the server, for the engine may be in autocommit mode."""
+        """Begin a transaction in SQL, because the engine may be in autocommit mode."""
         async with self.own_engine.connect() as connection:
             driver, facts = await driver_of(connection)
             try:
@@ -136,8 +136,8 @@ class MySQL(MySQLStatements):
         try:
             yield
         except BaseException as error:
-            # The victim of a deadlock has lost its whole transaction, savepoints included. To
-            # go on in it must fail, or the caller would commit only what comes later.
+            # The victim of a deadlock has lost its whole transaction, savepoints included. Going on
+            # in it must fail, or the caller would commit only what comes later.
             whole = self.diagnose(error)[1] == _DEADLOCK and connection.get_transaction()
             if whole or savepoint.is_active:
                 await (whole or savepoint).rollback()
@@ -163,7 +163,7 @@ class MySQL(MySQLStatements):
         return _FAILURES.get(number or 0, Failure.OTHER), number
 
     def rule_of(self, error: BaseException) -> Rule:
-        """By its text, for there is nothing else."""
+        """Return the rule that the text of ``error`` names; there is no other source."""
         told = _FOREIGN_KEY.search(str(error))
         if told:
             return Rule(told["constraint"], told["table"], told["other"])
@@ -188,9 +188,9 @@ _LOCK_WAIT = 1205
 _LOST = 2013
 _FAILURES = {
     _DEADLOCK: Failure.CONFLICT,
-    _LOCK_WAIT: Failure.CONFLICT,  # in vain: mostly for the counter, which all wait for
+    _LOCK_WAIT: Failure.CONFLICT,  # timed out: mostly for the counter, which all wait for
     1020: Failure.CONFLICT,  # record has changed since last read
-    1412: Failure.CONFLICT,  # so has the table: a new one has taken its place
+    1412: Failure.CONFLICT,  # a new table has taken the place of this one
     1615: Failure.CONFLICT,  # a statement has to be prepared again
     3572: Failure.HELD,  # NOWAIT
     1062: Failure.DUPLICATE,
@@ -200,14 +200,14 @@ _FAILURES = {
     1644: Failure.REFUSED,  # SIGNAL
     **dict.fromkeys((1142, 1143, 1227, 1370), Failure.FORBIDDEN),
     1146: Failure.TABLE_MISSING,
-    1054: Failure.TABLE_MISSING,  # a column of it, which a newer version has added
+    1054: Failure.TABLE_MISSING,  # a column, which a newer version has added
     1317: Failure.CANCELLED,
     1969: Failure.CANCELLED,
     3024: Failure.CANCELLED,
     1040: Failure.NO_CONNECTION_LEFT,
-    1203: Failure.NO_CONNECTION_LEFT,  # of the user
-    1226: Failure.NO_CONNECTION_LEFT,  # of the account
-    1044: Failure.NOT_LET_IN,  # not to this database
+    1203: Failure.NO_CONNECTION_LEFT,  # for the user
+    1226: Failure.NO_CONNECTION_LEFT,  # for the account
+    1044: Failure.NOT_LET_IN,  # no access to this database
     1045: Failure.NOT_LET_IN,  # the user, or the password
     1049: Failure.NOT_LET_IN,  # no such database
     1053: Failure.DISCONNECTED,  # server shutdown
@@ -220,7 +220,7 @@ _FAILURES = {
     **dict.fromkeys((5, 1037, 1038, 1041, 1135, 1206), Failure.RESOURCE),  # memory
     **dict.fromkeys((1290, 1792, 1836), Failure.RESOURCE),  # read-only
     **dict.fromkeys((1034, 1194, 1195, 1712), Failure.RESOURCE),  # damaged
-    **dict.fromkeys((1129, 1130, 1698), Failure.NOT_LET_IN),  # the host, the way to authenticate
+    **dict.fromkeys((1129, 1130, 1698), Failure.NOT_LET_IN),  # the host, or the authentication
     1047: Failure.RESOURCE,  # a node of a cluster that is not ready
 }
 
@@ -232,9 +232,9 @@ def _number(error: BaseException | None) -> int | None:
 
 @asynccontextmanager
 async def _set_up(connection: Any, facts: Facts, settings: Settings | None) -> AsyncGenerator[None]:
-    """Have the session of the driver's connection as the store needs it, for the block.
+    """Give the session of the driver's connection the settings that the store needs, for the block.
 
-    A connection on which a statement was cancelled is to be thrown away.
+    If a statement on the connection is cancelled, it must be thrown away.
     """
     if settings is None or facts.is_set_up:
         yield
@@ -244,7 +244,7 @@ async def _set_up(connection: Any, facts: Facts, settings: Settings | None) -> A
     try:
         yield
     except Exception:
-        with suppress(Exception):  # it may be lost
+        with suppress(Exception):  # the connection may be lost
             await connection.query(settings.put_back)
         raise
     else:
@@ -254,7 +254,7 @@ async def _set_up(connection: Any, facts: Facts, settings: Settings | None) -> A
 
 
 async def _say(connection: Any, *statements: str) -> None:
-    """Send ``statements`` as one message, and wait until all of them are carried out."""
+    """Send ``statements`` as one message, and wait until all of them are done."""
     await connection.query("; ".join(statements))
     for _ in statements[1:]:
         await connection.next_result()
@@ -279,12 +279,12 @@ async def _execute(connection: Any, facts: Facts, query: Query) -> Sequence[Row]
 
 
 def _is_held(error: BaseException | None, query: Query) -> bool:
-    """Return whether a row is held; MariaDB says so as if it had waited."""
+    """Return whether a row is locked; MariaDB reports NOWAIT as if it had waited."""
     return _number(error) == _LOCK_WAIT and query.statement.sql.endswith(" NOWAIT")
 
 
 def _check_packet(query: Query, facts: Facts) -> None:
-    """Refuse here what the server would answer by dropping the connection."""
+    """Raise if the statement is too long; the server would drop the connection instead."""
     texts = [value for value in query.values if isinstance(value, str)]
     if 8 * sum(map(len, texts)) < facts.max_packet:
         return

@@ -1,4 +1,4 @@
-"""The order of items on MySQL and MariaDB, whose defaults for times no value could match."""
+"""The order of items on MySQL and MariaDB, whose default times cannot be computed exactly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from projections import AnySelect
 
 
 def read_current(query: AnySelect, *, waits: bool) -> AnySelect:
-    """Return ``query``, reading what is committed now; a plain SELECT would read the snapshot."""
+    """Return ``query`` reading what is committed now; a plain SELECT would read the snapshot."""
     return query.with_for_update(read=True, nowait=not waits)
 
 
@@ -20,7 +20,10 @@ class MySQLItemTimes(ItemTimes, MySQLSchema):
     """The statements that keep items in order on MySQL and MariaDB."""
 
     def insert_items(self, messages: Table, items: FromClause) -> Sequence[Executable]:
-        """MySQL has no RETURNING. No one else can add to these sessions, whose rows are locked."""
+        """Insert ``items``, and select their ids, because MySQL has no RETURNING.
+
+        No one else can add items to these sessions, whose rows are locked.
+        """
         if self.is_mariadb:
             return super().insert_items(messages, items)
         source = select(items.c.session_id, items.c.message_data).order_by(items.c.n)
@@ -33,11 +36,13 @@ class MySQLItemTimes(ItemTimes, MySQLSchema):
         )
 
     def items_ahead(self, messages: Table, sessions: FromClause, *, waits: bool) -> AnySelect:
-        """Items get the default, for no other value is exact in the hour that comes twice.
+        """Return a query for items that are out of order, because items get the default time.
 
-        A plain SELECT would read the snapshot of the first one, which may be of a time before the
-        session was owned. Of each session this locks the last items only; read by the INSERT, rows
-        and gaps of other sessions would be locked, too.
+        No other value is exact in the hour that comes twice.
+
+        A plain SELECT would read the snapshot of the first one, which may be older than the lock on
+        the session. This query locks only the last items of each session. If the INSERT read them,
+        it would lock rows and gaps of other sessions too.
         """
         new, last, earlier = (messages.alias(name) for name in ("new", "last_item", "earlier"))
         last_before = (
@@ -49,7 +54,7 @@ class MySQLItemTimes(ItemTimes, MySQLSchema):
         before = read_current(last_before, waits=waits).scalar_subquery()
         ends = select(sessions.c.first, before.label("id")).subquery("ends")
         moments = [func.unix_timestamp(item.c.created_at) for item in (last, new)]
-        # A TIMESTAMP is compared as a moment; a later DATETIME may be none.
+        # A TIMESTAMP is compared as a moment; a later DATETIME may not be a moment.
         is_later = func.coalesce(moments[0] > moments[1], last.c.created_at > new.c.created_at)
         found = (
             select(ends.c.id, ends.c.first)

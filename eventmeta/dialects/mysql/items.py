@@ -1,4 +1,4 @@
-"""Items on MySQL and MariaDB, which nest JSON to a depth of 100 and 32."""
+"""SQL over items on MySQL and MariaDB, which nest JSON at most 100 and 32 levels deep."""
 
 from __future__ import annotations
 
@@ -25,20 +25,23 @@ from projections import AnySelect
 from projections.types import LongText
 
 _UNREADABLE = UNSPEAKABLE.replace(")|", ")(*SKIP)(*FAIL)|")
-"""What only a bad escape matches: a whole one is skipped, so that one search is enough."""
+"""A pattern that matches only bad escapes: it skips whole characters, so one search is enough."""
 
 
 class MySQLItems(ItemSQL, MySQLSchema):
-    """What MySQL is told of items."""
+    """The SQL with which MySQL and MariaDB read items."""
 
     def item(self, messages: Table, text: ColumnElement[str]) -> ColumnElement[Any]:
         is_object = func.json_type(text) == "OBJECT"
         return case((func.json_valid(text) == 1, case((is_object, text))))
 
     def is_unreadable(self, text: ColumnElement[str]) -> ColumnElement[bool]:
-        """Search once. To replace what is found takes MariaDB a time that grows with its square.
+        """Return the condition of one search for a bad escape.
 
-        MySQL's expressions have no verbs, so there it is what *may* be so.
+        Replacing escapes instead would take MariaDB a time that grows with the square of their
+        number.
+
+        MySQL's expressions cannot skip, so there the condition finds texts that *may* have one.
         """
         if self.is_mariadb:
             return text.regexp_match(literal(_UNREADABLE))

@@ -17,46 +17,47 @@ from eventmeta.dialects.statement import T
 from eventmeta.tables.tables import Tables
 
 _PATIENCE = Settings.of({"lock_wait_timeout": "1"})
-"""Seconds that a swap waits for readers, and they behind it, before it tries again."""
+"""Seconds that a swap waits for readers before it tries again; later readers queue behind it."""
 
 _COMMITTING_WORDS = (
     r"(?:CREATE(?:\s+OR\s+REPLACE)?|DROP)(?!\s+(?:OR\s+REPLACE\s+)?TEMPORARY\b)"
     r"|ALTER|RENAME|TRUNCATE|GRANT|REVOKE|LOCK|UNLOCK|ANALYZE|OPTIMIZE|REPAIR|FLUSH|RESET|INSTALL"
     r"|UNINSTALL|CACHE|LOAD\s+INDEX|CHECK\s+TABLE|XA|SET\s+(?:@@)?(?:SESSION[\s.]+)?AUTOCOMMIT"
 )
-"""Those of DDL and administration, which commit before they begin."""
+"""Statements of DDL and administration, which commit before they begin."""
 
 
 @asynccontextmanager
 async def begun(connection: AsyncConnection) -> AsyncGenerator[None]:
-    """A transaction that the server is told of, for the engine may be in autocommit mode.
+    """Begin a transaction in SQL, because the engine may be in autocommit mode.
 
-    So is the level: where a connection that is lost cannot set it, SQLAlchemy never gives it back.
+    The isolation level is set in SQL too: if a lost connection cannot set it, SQLAlchemy never
+    gives the connection back.
     """
     async with connection.begin():
         driver: Any = (await connection.get_raw_connection()).driver_connection
-        if not driver.get_transaction_status():  # as a listener of the app's may have begun it
+        if not driver.get_transaction_status():  # a listener of the app's may have begun it
             level = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
             await execute(connection, (level, "START TRANSACTION"))
         yield
 
 
 class MySQLProjecting(ProjectorSQL):
-    """What MySQL is told for the projector."""
+    """The SQL of MySQL and MariaDB for the projector."""
 
     ending: ClassVar[re.Pattern[str]] = begins_with(f"{TRANSACTION_WORDS}|{_COMMITTING_WORDS}")
 
     def now_ms(self) -> ColumnElement[int]:
-        """In UTC, for the session's zone may have an hour twice a year."""
+        """Return the clock in UTC, as the session's time zone may have an hour twice a year."""
         since = "timestampdiff(MICROSECOND, '1970-01-01', utc_timestamp(6))"
         return literal_column(f"CAST({since} DIV 1000 AS SIGNED)", BigInteger())
 
     def block_appends(self, tables: Tables) -> Sequence[str]:
-        """Every append begins with the heads. To be said on a connection that does nothing else."""
+        """Lock the heads, with which every append begins. The connection must do nothing else."""
         return (f"LOCK TABLES {self.quoted(tables.streams.name)} WRITE",)
 
     def rename(self, swaps: Sequence[Swap]) -> Sequence[str]:
-        """All of them or none."""
+        """Rename all of the tables, or none."""
         renamed = ", ".join(
             f"{self.quoted(old)} TO {self.quoted(new)}"
             for each in swaps
@@ -73,11 +74,11 @@ class MySQLProjecting(ProjectorSQL):
         *,
         exclusive: bool,
     ) -> T:
-        """In three transactions, while another connection keeps the writers out.
+        """Swap in three transactions, while another connection blocks appends.
 
-        If it is broken off between two of them, the tables themselves tell how far it had come.
+        If it ends between two of them, the tables themselves show how far it had come.
         """
-        # Both before anyone is kept out, for the pool may let one wait.
+        # Take both connections before appends are blocked, because the pool may make one wait.
         async with (
             self.own_engine.connect() as guard,
             self.own_engine.connect() as connection,

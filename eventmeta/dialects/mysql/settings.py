@@ -1,4 +1,4 @@
-"""What the session of a MySQL connection is to be like for the store, and is again afterwards."""
+"""Settings of the session of a MySQL connection: set for the store, and put back afterwards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 LOCK_TIMEOUT = "innodb_lock_wait_timeout"
 _STRICT = {"STRICT_TRANS_TABLES", "STRICT_ALL_TABLES"}
 _SPELLING = {"ANSI_QUOTES", "NO_BACKSLASH_ESCAPES"}
-"""What SQLAlchemy and the driver know of, and spell their statements for."""
+"""Modes that SQLAlchemy and the driver know, and for which they spell their statements."""
 
 _HARMLESS = {
     *_STRICT,
@@ -38,7 +38,7 @@ _NEEDED = {
 class Settings(NamedTuple):
     """A statement that sets the session up for the store, and one that puts it back.
 
-    What a setting was is kept in a user variable meanwhile, so it may have changed since.
+    The old values are kept in user variables meanwhile, so the app may change them in between.
     """
 
     set_up: str
@@ -46,7 +46,7 @@ class Settings(NamedTuple):
 
     @classmethod
     def of(cls, values: Mapping[str, str]) -> Settings:
-        """Return what sets the session variables ``values``; their values are SQL."""
+        """Return the settings for the session variables ``values``; their values are SQL."""
         kept = ", ".join(f"@eventmeta_{name} = @@{name}" for name in values)
         wanted = ", ".join(f"SESSION {name} = {value}" for name, value in values.items())
         back = ", ".join(f"SESSION {name} = @eventmeta_{name}" for name in values)
@@ -55,13 +55,13 @@ class Settings(NamedTuple):
 
 @dataclass
 class Facts:
-    """What a connection was found to be like as it was prepared.
+    """The facts found out about a connection when it was prepared.
 
     Attributes:
         max_packet: The longest statement that the server takes, in bytes.
-        reading: For reads; None where an ordinary session will do.
-        writing: For transactions that write.
-        is_set_up: The session is as a transaction that writes needs it.
+        reading: The settings for reads; None if an ordinary session is good enough.
+        writing: The settings for transactions that write.
+        is_set_up: Whether the session has the settings for transactions that write.
     """
 
     max_packet: int
@@ -71,7 +71,7 @@ class Facts:
 
 
 def find_out(dbapi_connection: Any, *, is_mariadb: bool, lock_timeout: int) -> Facts:
-    """Return what is special about the session of a connection."""
+    """Return the facts about the session of a connection."""
     names = ["max_allowed_packet", "sql_mode", *_NEEDED, _ISOLATION[not is_mariadb]]
     cursor = dbapi_connection.cursor()
     cursor.execute("SELECT " + ", ".join(f"CAST(@@{name} AS CHAR)" for name in names))

@@ -1,4 +1,4 @@
-"""MySQL and MariaDB as SQL: JSON tables, a counter row, and no comparison of texts but by bytes."""
+"""SQL of MySQL and MariaDB: JSON tables, a counter row, and texts that are compared as bytes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _COUNTER = "$log"
 
 
 class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting, Dialect):
-    """What MySQL is told."""
+    """The SQL of MySQL and MariaDB."""
 
     counts_upserts: ClassVar[bool] = False
 
@@ -56,7 +56,10 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting,
         name: str,
         each: Mapping[str, tuple[TypeEngine[Any], str]] | None = None,
     ) -> FromClause:
-        """A row for each place that ``path`` names, or for each that those of ``each`` do there."""
+        """Return a row for each place that ``path`` names in the JSON ``document``.
+
+        With ``each``, there is a row for each place that the paths in ``each`` name inside those.
+        """
         definitions = [
             f"`{field}` {self.column_type(kind)} PATH '{where}'"
             for field, (kind, where) in fields.items()
@@ -93,10 +96,10 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting,
     def time_of_last(
         self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
     ) -> ColumnElement[datetime]:
-        """As the end of a text that begins with the version."""
+        """Aggregate texts of version and time, and return the time at the end of the greatest."""
         text = func.concat(func.lpad(version, literal_column("19"), literal_column("'0'")), time)
         last = func.max(case((among, text)))
-        # DATETIME(6), which SQLAlchemy's CAST cannot say.
+        # TIMESTAMP() makes a DATETIME(6), which SQLAlchemy's CAST cannot spell.
         text_of_time = func.substr(last, literal_column("20"))
         return func.timestamp(text_of_time, type_=UtcDateTime())
 
@@ -139,7 +142,10 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting,
         *also: ColumnElement[Any],
         index: str | None = None,
     ) -> AnySelect:
-        """Of a table that it has not counted, the planner takes any index, and reads a session."""
+        """Select by ``index``, which is forced.
+
+        The planner takes any index of a table without statistics, and would read a whole session.
+        """
         found = super().group_read(wanted, columns, on, *also, index=index)
         if index is None:
             return found
@@ -152,9 +158,9 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting,
         return query.with_for_update(nowait=not waits)
 
     def lock_streams(self, tables: Tables, keys: FromClause, *, waits: bool) -> Executable:
-        """By primary keys that exist: looking for one that is missing would lock its gap.
+        """Lock the heads by primary keys that exist; a search for a missing key would lock its gap.
 
-        What a derived table looks up is not locked; the limit keeps it one.
+        Rows that a derived table reads are not locked. The limit keeps the server from merging it.
         """
         seen = seen_streams(tables, keys).limit(literal_column("18446744073709551615"))
         wanted = seen.subquery("wanted")
@@ -191,15 +197,15 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting,
         ).select_from(rows)
         for table in owned:
             query = query.with_hint(table, "FORCE INDEX (PRIMARY)")
-        # Of a small table the planner would read, and so lock, every row.
+        # STRAIGHT_JOIN: of a small table, the planner would read, and so lock, every row.
         return query.prefix_with("STRAIGHT_JOIN").with_for_update(
             of=None if self.is_mariadb else owned, skip_locked=not waits
         )
 
     def add_streams(self, streams: Table, keys: FromClause) -> Sequence[Executable]:
-        """Insert first: locking rows that do not exist yet would deadlock on their gaps.
+        """Insert the heads first: locking rows that do not exist yet would deadlock on their gaps.
 
-        MariaDB gives the rows back; MySQL has no RETURNING.
+        MariaDB returns the rows; MySQL has no RETURNING.
         """
         missing = select(
             keys.c.stream_id,
@@ -230,7 +236,7 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting,
                     streams.c.stream_type == keys.c.stream_type,
                 ),
             )
-            # Of a small table the planner would read, and so lock, every row.
+            # STRAIGHT_JOIN: of a small table, the planner would read, and so lock, every row.
             .prefix_with("STRAIGHT_JOIN")
             .with_hint(streams, "FORCE INDEX (PRIMARY)")
             .with_for_update(of=streams)
@@ -238,7 +244,7 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting,
         return (own, heads)
 
     def allocate(self, tables: Tables, numbers: FromClause) -> Sequence[Executable]:
-        """The counter's row lock makes the order of positions the order of commits."""
+        """Draw from the counter; its row lock makes positions follow the order of commits."""
         streams = tables.streams
         last = func.last_insert_id
         drawn = select(
@@ -257,7 +263,7 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting,
         return (draw, select(last(type_=BigInteger) - count + numbers.c.n).order_by(numbers.c.n))
 
     def horizon(self, tables: Tables) -> Sequence[Executable]:
-        """Whoever draws a position holds the counter's row until its events are visible."""
+        """Return the counter: its row is locked from the draw until the events are visible."""
         streams = tables.streams
         counter = select(func.coalesce(func.max(streams.c.version), 0)).where(
             streams.c.stream_id == "", streams.c.stream_type == _COUNTER

@@ -1,8 +1,8 @@
-"""Statements that mean the same whatever codecs the app has registered on a connection.
+"""Statements that mean the same with any codecs that the app has registered on a connection.
 
-asyncpg chooses a codec by the type of a parameter or column, and forgets the one that it had before
-another was registered. So where there are any, all values travel as texts, of which the server
-makes their types.
+asyncpg chooses a codec by the type of a parameter or column. Once another codec is registered, it
+forgets the one before. So if there are any, all values travel as texts, and the server converts
+them to their types.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from eventmeta.dialects.statement import Query, Row, Statement
 
 
 class Facts(NamedTuple):
-    """What a connection was found to be like as it was prepared.
+    """The facts found out about a connection when it was prepared.
 
     Attributes:
-        has_codecs: The app has registered codecs of its own.
-        has_text_codec: One of them is for texts.
-        reads_committed: A statement by itself sees what is committed when it begins, and may write.
+        has_codecs: Whether the app has registered codecs of its own.
+        has_text_codec: Whether one of them is for texts.
+        reads_committed: Whether a statement by itself sees what is committed when it begins, and
+            may write.
     """
 
     has_codecs: bool
@@ -53,7 +54,7 @@ _ISOLATION = "convert_to(current_setting('default_transaction_isolation'), 'UTF8
 _TEXT = "SELECT $1::text, $2::varchar, convert_to($1::text || $2::varchar, 'UTF8')"
 _READ_COMMITTED = b"read committed"
 _PROBE = ", ".join(f"${n}::{name}" for n, name in enumerate(_SAMPLES, 1))
-# A codec may undo what it does itself, so the server says what has arrived.
+# A codec may undo its own change, so the server reports what has arrived.
 _ARRIVED = """$1::text = 'text' AND $2::varchar = 'text' AND json_typeof($3::json) = 'object'
 AND jsonb_typeof($4::jsonb) = 'object' AND $5::int4 = 4 AND $6::int8 = 8 AND $7::bool
 AND $8::uuid = '00000000-0000-0000-0000-000000000001'
@@ -62,9 +63,9 @@ AND $10::timestamptz = '2001-02-03 04:05:06.000007+00' AND $11::date = '2001-02-
 
 
 def find_out(dbapi_connection: Any) -> Facts:
-    """Prepare a connection, and return what is special about it."""
+    """Prepare a connection, and return the facts about it."""
     connection = dbapi_connection.driver_connection
-    # Keep long statements prepared, too, if any are: asyncpg leaves out those over 15 kB.
+    # Long statements are kept prepared too, if any are: by default asyncpg skips those over 15 kB.
     connection._config = connection._config._replace(max_cacheable_statement_size=0)
     return await_only(_find_out(connection))
 
@@ -97,19 +98,19 @@ _proofs: WeakKeyDictionary[Statement, Statement] = WeakKeyDictionary()
 _TIMES = ("date", "timestamp", "timestamptz")
 _PARAMETER = re.compile(r"\$(\d+)")
 _LAST_SELECT = "\nSELECT "
-"""What begins the last part of a statement whose first parts write."""
+"""The text that begins the last part of a statement whose first parts write."""
 
 
 async def codec_proof(connection: Any, facts: Facts, query: Query) -> Query:
-    """Return a query that does the same as ``query`` whatever codecs there are.
+    """Return a query that does the same as ``query``, whichever codecs are registered.
 
     Raises:
-        UnsupportedEngine: There is one for texts.
+        UnsupportedEngine: A codec for texts is registered.
     """
     if facts.has_text_codec:
         raise UnsupportedEngine(
             "a codec for text or varchar is registered on the connections of the engine, and the "
-            "store would not know what it makes of texts: give the store an engine without it"
+            "store cannot know how it changes texts: give the store an engine without it"
         )
     proof = _proofs.get(query.statement)
     if proof is None:
@@ -163,7 +164,7 @@ def _spelled(sql: str, parameters: Sequence[str], columns: Sequence[str]) -> str
 
 
 def _read(name: str, kind: str) -> str:
-    # JSON spells a time in one way, whatever the style of dates.
+    # JSON spells a time in one way, whatever the setting DateStyle.
     return f"to_json({name}) #>> '{{}}'" if kind in _TIMES else f"CAST({name} AS text)"
 
 
@@ -178,7 +179,7 @@ def _as_text(value: Any) -> str:
 
 
 def _element(value: object) -> str:
-    """One of an array of texts, in quotes."""
+    """Return an element of an array of texts, in quotes."""
     escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

@@ -26,7 +26,7 @@ _TIME = re.compile(r"timestamp(\(\d\))? without time zone")
 
 
 class PostgreSQLColumns(PostgreSQLSchema):
-    """What PostgreSQL says of its columns."""
+    """The columns of PostgreSQL."""
 
     def describe_columns(self, relations: Iterable[str]) -> str:
         names = ", ".join(f"'{name}'" for name in relations)
@@ -69,7 +69,7 @@ LEFT JOIN pg_collation ON pg_collation.oid = attcollation"""
         return Fault(found.type, needed, mend)
 
     def _retyped(self, column: Column[Any], found: FoundColumn, how: str) -> Mend:
-        """Without the foreign key meanwhile, for which both sides must fit."""
+        """Return the change of type. It drops the foreign key meanwhile: both sides must fit."""
         alter = (self._alter(column, how),)
         if not found.foreign_key:
             return Mend(alter)

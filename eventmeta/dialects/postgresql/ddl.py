@@ -1,4 +1,4 @@
-"""The schema on PostgreSQL: a sequence, triggers, and no lock that is held for long."""
+"""DDL on PostgreSQL: a sequence, triggers, and no lock that is held for long."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PostgreSQLSchema(DDL):
     """The DDL of PostgreSQL."""
 
     def list_parts(self, relations: Iterable[str]) -> str:
-        """From the catalog itself: the information schema shows each user only what is theirs."""
+        """Return a query of the catalog; the information schema shows users only what is theirs."""
         names = ", ".join(f"'{name}'" for name in relations)
         return f"""WITH wanted AS MATERIALIZED (
   SELECT relation, to_regclass({self.within_schema}quote_ident(relation)) AS oid
@@ -42,23 +42,23 @@ JOIN pg_proc ON pronamespace = relnamespace AND starts_with(proname::text, relat
 
     @property
     def within_schema(self) -> str:
-        """What comes before the name of a table in an expression for a regclass."""
+        """Return the text before the name of a table in an expression for a regclass."""
         if self.schema is None:
             return ""
         quote = self.engine.dialect.identifier_preparer.quote_identifier
         return f"{in_text(f'{quote(self.schema)}.')} || "
 
     async def begin_schema_change(self, connection: AsyncConnection) -> None:
-        # Whoever waits for a lock on a table makes all others wait behind him.
+        # While DDL waits for a table lock, later queries on that table queue behind it.
         await connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
         await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})")
 
     def add_foreign_key(self, key: ForeignKeyConstraint, *, with_column: bool) -> Sequence[str]:
-        """A check would keep all writers out while it reads the whole table."""
+        """Return the DDL without a check, which would block writers while it reads the table."""
         return () if with_column else (f"{self._add_foreign_key(key)} NOT VALID",)
 
     def guards(self, tables: Tables) -> Mapping[Part, Sequence[str]]:
-        """All or nothing, and nothing if it is there: DDL would wait for every reader."""
+        """Return DDL that does nothing if all exists: other DDL would wait for every reader."""
         name = tables.events.name
         log, sequence = self.quoted(name), self.quoted(sequence_name(name))
         refuse = f"{self.quoted(f'{name}_refuse')}()"
@@ -94,10 +94,11 @@ END $do$"""
 
 
 def _order_of_items(tables: Tables, quoted: Quoted) -> Mapping[Part, Sequence[str]]:
-    """A trigger for items that others add at the default time of the column.
+    """Return a trigger for items that other writers add at the default time of the column.
 
-    The default is when their transaction began, in the time zone of their connection, whatever
-    has been added since and elsewhere. A time that is given, as by a restore, stays as it is.
+    The default is the time at which their transaction began, in the time zone of their connection,
+    even if other items were added since then. A time that is given, as by a restore, is not
+    changed.
     """
     name = tables.messages.name
     trigger = f"{name}_in_order"

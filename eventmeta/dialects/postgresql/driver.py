@@ -1,4 +1,4 @@
-"""PostgreSQL at work, through asyncpg: a batch of plain appends is one statement."""
+"""The PostgreSQL dialect, through asyncpg: a batch of unconditional appends is one statement."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ from eventmeta.tables.tables import Tables
 
 
 class PostgreSQL(PostgreSQLStatements):
-    """Positions come from a sequence, so they are visible out of order: see `horizon`."""
+    """The dialect of PostgreSQL.
+
+    Positions come from a sequence, so they become visible out of order: see `horizon`.
+    """
 
     def __init__(self, engine: AsyncEngine) -> None:
         super().__init__(engine)
@@ -53,9 +56,10 @@ class PostgreSQL(PostgreSQLStatements):
             return await self._read_through(queries)
 
     async def scan(self, query: Query) -> Sequence[Row]:
-        """By several processes of the server, where it lets a query have them.
+        """Return the rows, read by several processes of the server if it allows that.
 
-        Its estimates, a hundred changes an event, speak against that, and for compiling the query.
+        The server's estimates, a hundred changes an event, would forbid that, and would make it
+        compile the query.
         """
         async with self.transaction() as connection:
             await execute(connection, _IN_PARALLEL)
@@ -91,7 +95,7 @@ class PostgreSQL(PostgreSQLStatements):
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
-        """Yield one that reads what is committed, unless a listener of the app's has begun it."""
+        """Begin a transaction at READ COMMITTED, unless a listener of the app's has begun one."""
         async with self.own_engine.connect() as connection:
             driver, _ = await driver_of(connection)
             if not _has_begun(driver):
@@ -121,10 +125,10 @@ class PostgreSQL(PostgreSQLStatements):
             raise
 
     async def export(self, query: Query) -> bytes | None:
-        """By COPY, which makes no objects of the rows."""
+        """Return the rows by COPY, which makes no objects of the rows."""
         parts: list[bytes] = []
 
-        async def take(part: bytes) -> None:  # for a file, asyncpg would hop to a thread each time
+        async def take(part: bytes) -> None:  # for a file, asyncpg hops to a thread each time
             parts.append(part)
 
         if self.is_watched:
@@ -144,13 +148,13 @@ class PostgreSQL(PostgreSQLStatements):
     # --- Hints ----------------------------------------------------------------------------------
 
     async def hint(self, tables: Tables) -> None:
-        """In a transaction of its own: within an append, all appends would commit one by one."""
+        """Notify in its own transaction: within an append, all appends would commit in turn."""
         notify = Statement("SELECT pg_notify($1, '')", ("channel",))
         await self.read([notify(channel=tables.events.name)])
 
     @asynccontextmanager
     async def hints(self, tables: Tables, give: Callable[[], None]) -> AsyncGenerator[None]:
-        """On a connection of its own, which ends with it: the engine may be disposed meanwhile."""
+        """Listen on a connection of its own, closed at the end: the engine may be disposed."""
 
         def received(*_: object) -> None:
             give()
@@ -177,17 +181,17 @@ class PostgreSQL(PostgreSQLStatements):
                 return Failure.NO_CONNECTION_LEFT, None
             if isinstance(error, TimeoutError) and error.errno is None:  # not that of a socket
                 return Failure.TIMED_OUT, None
-            # InternalClientError: the server's farewell came between two of our messages.
+            # InternalClientError: the server closed the connection between two of our messages.
             lost = isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
-            lost = lost or getattr(error, "connection_invalidated", False)  # SQLAlchemy found out
+            lost = lost or getattr(error, "connection_invalidated", False)  # SQLAlchemy noticed it
             return (Failure.DISCONNECTED if lost else Failure.OTHER), None
         if code == _NOT_SUPPORTED and "cached" in str(error):
-            return Failure.CONFLICT, code  # a plan that was made before a change of the tables
+            return Failure.CONFLICT, code  # a plan from before a change of the tables
         return _FAILURES.get(code, _FAILURES.get(code[:2], Failure.OTHER)), code
 
     def rule_of(self, error: BaseException) -> Rule:
         cause = getattr(error, "orig", None) or error
-        told: Any = getattr(cause, "__cause__", None) or cause  # SQLAlchemy's adapter tells less
+        told: Any = getattr(cause, "__cause__", None) or cause  # SQLAlchemy's adapter has less
         missing_in = _MISSING_IN.search(getattr(told, "detail", None) or "")
         return Rule(
             getattr(told, "constraint_name", None),
@@ -209,7 +213,7 @@ _FAILURES = {
     "P0": Failure.REFUSED,  # raised by a trigger
     "42501": Failure.FORBIDDEN,  # a missing right, or a policy for rows
     "42P01": Failure.TABLE_MISSING,
-    "42703": Failure.TABLE_MISSING,  # a column of it, which a newer version has added
+    "42703": Failure.TABLE_MISSING,  # a column, which a newer version has added
     "57014": Failure.CANCELLED,
     "08": Failure.DISCONNECTED,
     "57P01": Failure.DISCONNECTED,
@@ -217,11 +221,11 @@ _FAILURES = {
     "57P03": Failure.DISCONNECTED,
     "57P04": Failure.DISCONNECTED,  # the database was dropped
     "57P05": Failure.DISCONNECTED,  # idle for too long
-    "25P03": Failure.DISCONNECTED,  # so was its transaction
+    "25P03": Failure.DISCONNECTED,  # its transaction was idle for too long
     "28": Failure.NOT_LET_IN,  # the user, or the password
     "3D": Failure.NOT_LET_IN,  # no such database
     "53300": Failure.NO_CONNECTION_LEFT,
-    "53400": Failure.NO_CONNECTION_LEFT,  # a limit of the role, or of a pooler between
+    "53400": Failure.NO_CONNECTION_LEFT,  # a limit of the role, or of a pooler in between
     "53": Failure.RESOURCE,
     "58": Failure.RESOURCE,  # of the operating system
     "25006": Failure.RESOURCE,  # read-only
@@ -254,7 +258,7 @@ async def _execute(connection: Any, facts: Facts, query: Query) -> Sequence[Row]
 
 
 def _check_complete(error: Exception, query: Query) -> None:
-    """Raise `UnexpectedRowCount` if that is how the statement has undone itself."""
+    """Raise `UnexpectedRowCount` if the statement has undone itself for that reason."""
     if counts := INCOMPLETE.search(str(getattr(error, "orig", None) or error)):
         actual, expected = map(int, counts.groups())
         raise UnexpectedRowCount(query.statement.sql[:120], expected, actual) from None

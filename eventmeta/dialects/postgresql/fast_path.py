@@ -12,36 +12,39 @@ from projections import NOBODY, Projection
 from projections.types import UtcDateTime
 
 INCOMPLETE = re.compile(r"rows inserted: (\d+) of (\d+)")
-"""The text in the error by which the statement undoes itself."""
+"""A pattern for the text of the error with which the statement undoes itself."""
 
 
 Quoted = Callable[[str], str]
-"""Gives a name its schema and its quotes."""
+"""A function that gives a name its schema and its quotes."""
 
 
 def sequence_name(log: str) -> str:
-    """The sequence that positions are drawn from."""
+    """Return the name of the sequence from which positions are drawn."""
     return f"{log}_position_seq"
 
 
 def in_text(quoted_name: str) -> str:
-    """Return a name in quotes as a text, such as a regclass is made of."""
+    """Return a name in quotes as a text, from which a regclass is made."""
     return "'" + quoted_name.replace("'", "''") + "'"
 
 
 def namespace(log: str, quoted: Quoted) -> str:
-    """15 bits that tell the locks of this log from those of others in the database."""
+    """Return 15 bits that tell the locks of this log from those of other logs in the database."""
     return f"{in_text(quoted(log))}::regclass::oid::bigint & 32767"
 
 
 def last_position(log: str, quoted: Quoted) -> str:
-    """The last position drawn: of a new sequence, `last_value` is the one that comes next."""
+    """Return a query for the last position drawn.
+
+    If none was drawn from a sequence yet, its `last_value` is the first to come.
+    """
     sequence = quoted(sequence_name(log))
     return f"SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM {sequence}"
 
 
 def fence_key(log: str, quoted: Quoted, last_value: str | None = None) -> str:
-    """The advisory lock that announces a bound: 16 bits of namespace, 48 of position."""
+    """Return the key of the lock that announces a bound: 16 bits of namespace, 48 of position."""
     last_value = last_value or f"({last_position(log, quoted)})"
     return f"({namespace(log, quoted)}) << 48 | {last_value}"
 
@@ -56,22 +59,23 @@ def append_in_one_statement(
     structure: Sequence[str] = (),
     folded: Projection | None = None,
 ) -> str:
-    """Heads, events, session rows, items and read models of a whole batch.
+    """Return the statement for heads, events, session rows, items and read models of a batch.
 
-    Parameters: ``$1`` the events and, ``with_items``, ``$2`` the items, as JSON record sets; then
-    the columns of the ``folded`` rows, a JSON array of texts each, without those that hold times.
-    Returns ``stream_id, position, version, recorded_at, data`` of each event, in their order.
+    Parameters: ``$1`` is the events and, ``with_items``, ``$2`` the items, as JSON record sets;
+    then come the columns of the ``folded`` rows, a JSON array of texts each, without those that
+    hold times. The statement returns ``stream_id, position, version, recorded_at, data`` of each
+    event, in their order.
 
-    Unless all sessions written to on behalf of a ``user_id`` are that user's in the snapshot,
-    nothing is done at all: what is left out here is done later, and may not be overtaken by what
-    was submitted after it. A session that has been handed over meanwhile, as its locked row says,
-    is left out; there is nothing left to do for it. All that follows is driven by the heads.
+    If a session written to on behalf of a ``user_id`` is not that user's in the snapshot, nothing
+    is done at all: anything left out here is done later, and must not be overtaken by later
+    commands. A session that has been handed over meanwhile, as its locked row shows, is left out;
+    there is nothing left to do for it. All that follows depends on the heads.
 
-    The order of evaluation is forced by what each part reads: ``fence`` counts the heads, so it
-    runs when all of them are owned; positions are drawn from rows joined with ``fence``, so after
-    the bound is announced; item ids from rows joined with ``created``, so while the session's row
-    is locked, which upstream's writers lock as well. Heads are taken in the order of their key, so
-    that two batches cannot deadlock.
+    The order of evaluation is forced by what each part reads. ``fence`` counts the heads, so it
+    runs when all of them are locked. Positions are drawn from rows joined with ``fence``, so they
+    are drawn after the bound is announced. Item ids come from rows joined with ``created``, so they
+    are drawn while the session's row is locked, which upstream's writers lock as well. Heads are
+    locked in the order of their key, so that two batches cannot deadlock.
     """
     log = tables.events.name
     last_value = last_position(log, quoted)
@@ -105,7 +109,7 @@ def append_in_one_statement(
 
 
 def _checked(with_items: bool) -> str:
-    """Return the position, or an error like `INCOMPLETE` where a row was not inserted."""
+    """Return the position, or an error like `INCOMPLETE` if a row was not inserted."""
     pairs = [("_appended", "_numbered"), *([("_added", "_items")] if with_items else [])]
     checks = ""
     for done, given in pairs:
@@ -146,13 +150,15 @@ def _heads(heads: str, *, for_users: bool) -> str:
 
 _TIME_OF_NEXT = f"""greatest(CASE WHEN head.recorded_at <= clock_timestamp() + interval
       '{MAX_AHEAD.total_seconds():g} s' THEN head.recorded_at END, clock_timestamp())"""
-"""`eventmeta.clocks.time_of_next` in SQL; what is NULL is not the greatest."""
+"""`eventmeta.core.clocks.time_of_next` in SQL; a NULL is not the greatest."""
 
 
 def _items(messages: str) -> list[str]:
-    """Items get ids in the order of ``n``, and a time that is not before any of their session.
+    """Return the parts that give items ids in the order of ``n``, and times in order.
 
-    It is not before that of the session's row either, which was set when this was locked.
+    The time of an item is not before that of any other item of its session.
+
+    It is also not before the time of the session's row, which was set when the row was locked.
     """
     sequence = f"pg_get_serial_sequence({in_text(messages)}, 'id')"
     return [
@@ -173,7 +179,8 @@ def _items(messages: str) -> list[str]:
   SELECT id, session_id, message_data, created_at FROM _items
   RETURNING id
 )""",
-        # One object, for of a join the planner expects so little that it would try all pairs.
+        # This is one object, because for a join the planner expects so few rows that it would try
+        # all pairs.
         """_item_ids AS MATERIALIZED (
   SELECT jsonb_object_agg(event, ids) AS by_event FROM (
     SELECT event, string_agg(CAST(id AS text), ',' ORDER BY id) AS ids FROM _items GROUP BY event

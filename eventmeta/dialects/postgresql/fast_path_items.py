@@ -11,15 +11,15 @@ from eventmeta.tables.tables import Tables
 def structure_parts(
     tables: Tables, quoted: Quoted, states: str, items: str, writes: Sequence[str]
 ) -> list[str]:
-    """What follows the items that are added.
+    """Return the parts of the statement that keep the tables of items.
 
     ``states`` and ``items`` read the statement's snapshot, which may be older than the locks that
-    it waited for. So the heads as they were when locked are compared with the snapshot's: if
-    they differ, or the tables are not what they should be, the statement fails as in a conflict. It
-    is then repeated step by step, which sees everything and mends what it must.
+    it waited for. So the heads as they were when locked are compared with the snapshot's. If they
+    differ, or the tables are not as they should be, the statement fails as in a conflict. Then the
+    batch is repeated in several statements, which see everything and correct the tables.
 
-    A stream type is said not to be that of users, for of an equality the planner expects so few
-    rows that it would go through all sessions for each item.
+    The condition is that the stream type is not that of users: for an equality, the planner expects
+    so few rows that it would read all sessions for each item.
     """
     return [
         f"""_touched AS MATERIALIZED (
@@ -48,7 +48,7 @@ def structure_parts(
 
 
 def structure_functions(tables: Tables, quoted: Quoted) -> dict[str, str]:
-    """The DDL of the function that fails unless the tables can be gone on with."""
+    """Return the DDL of the function that fails unless the tables can be continued."""
     name = f"{tables.messages.name}_follows"
     return {
         name: f"""CREATE OR REPLACE FUNCTION {quoted(name)}(follows boolean)

@@ -1,4 +1,4 @@
-"""Items on PostgreSQL, where one bad text would fail the statement."""
+"""SQL over items on PostgreSQL, where one bad text would fail the statement."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from projections import AnySelect
 
 
 class PostgreSQLItems(ItemSQL, ConnectingDialect):
-    """What PostgreSQL is told of items."""
+    """The SQL with which PostgreSQL reads items."""
 
     def item(self, messages: Table, text: ColumnElement[str]) -> ColumnElement[Any]:
         schema = (
@@ -70,10 +70,10 @@ def _item_function(messages: Table) -> str:
 
 
 def item_functions(tables: Tables, quoted: Quoted) -> dict[str, str]:
-    """The functions that the statements over items call: the DDL of each by its name.
+    """Return the DDL of the functions that statements over items call, by name.
 
-    A text that PostgreSQL refuses as JSON, or whose strings it cannot hold, is looked at again with
-    those strings spelled out; whatever is wrong with it then, it is no item.
+    If PostgreSQL refuses a text as JSON, or cannot hold its strings, the function reads it again
+    with bad escapes as plain characters. If that fails too, the text is not an item.
     """
     if tables.conversation is None:
         return {}

@@ -24,15 +24,15 @@ from eventmeta.tables.tables import Tables
 from projections.types import UtcDateTime
 
 _PATIENCE = "500ms"
-"""How long a swap waits for readers, and they behind it, before it tries again.
+"""The time that a swap waits for readers before it tries again; later readers queue behind it.
 
-Well below ``deadlock_timeout``: a transaction of the app's that has read the table, and appends
-while the swap waits for it to end, goes on; it is not picked as the victim of a deadlock.
+It is well below ``deadlock_timeout``. So a transaction of the app's that has read the table, and
+appends while the swap waits for its end, can go on; it is not chosen as the victim of a deadlock.
 """
 
 
 class PostgreSQLProjecting(ProjectorSQL):
-    """What PostgreSQL is told for the projector."""
+    """The SQL of PostgreSQL for the projector."""
 
     exports_at_once: ClassVar[int] = 2
 
@@ -41,7 +41,7 @@ class PostgreSQLProjecting(ProjectorSQL):
         return literal_column(f"CAST(floor({seconds} * 1000) AS bigint)", BigInteger())
 
     def oldest_append(self, tables: Tables) -> Executable | None:
-        """The lowest bound that is announced, and since when its transaction is open."""
+        """Return a query for the lowest announced bound, and the age of its transaction."""
         query = text(
             "SELECT (classid::bigint & 65535) << 32 | objid::bigint, "
             "CAST(extract(epoch FROM clock_timestamp() - xact_start) * 1000 AS bigint) "
@@ -59,18 +59,18 @@ class PostgreSQLProjecting(ProjectorSQL):
         return super().plain(column)
 
     def measure(self, table: Table) -> Sequence[str]:
-        """Else it takes a log that has just grown, or a table just made, for a small one."""
+        """Return ANALYZE; without it, the planner takes a new or quickly grown table for small."""
         return (f"ANALYZE {self.quoted(table.name)}",)
 
     def block_appends(self, tables: Tables) -> Sequence[str]:
-        """Every append begins with the heads, so nobody is in its midst."""
+        """Lock the heads, with which every append begins, so that none is in progress."""
         return (
             f"SET LOCAL lock_timeout = '{_PATIENCE}'",
             f"LOCK TABLE {self.quoted(tables.streams.name)} IN SHARE ROW EXCLUSIVE MODE",
         )
 
     def rename(self, swaps: Sequence[Swap]) -> Sequence[str]:
-        """With the names of their indexes, their owners, and the rights of others."""
+        """Rename the tables with their indexes; keep their owners and the privileges of others."""
         return [statement for each in swaps for statement in self._rename(each)]
 
     def _rename(self, swap: Swap) -> Sequence[str]:
@@ -89,7 +89,7 @@ class PostgreSQLProjecting(ProjectorSQL):
         )
 
     def shadow_indexes(self, live: Table) -> Program[dict[str, str]]:
-        """Names of their own, until they are renamed with the table."""
+        """Return other names for the indexes, until they are renamed with the table."""
         yield from ()
         return {str(index.name): _shadow_index(str(index.name)) for index in live.indexes}
 
@@ -100,7 +100,7 @@ def _shadow_index(name: str) -> str:
 
 
 def _own_alike(live: str, shadow: str) -> str:
-    """The same owner, and the same rights of others to the table and its columns."""
+    """Return DDL that copies the owner, and the privileges for the table and its columns."""
     old, new = in_text(live), in_text(shadow)
     renamed = shadow.replace("%", "%%").replace("'", "''")
     return f"""DO $do$ DECLARE found record; BEGIN

@@ -1,4 +1,4 @@
-"""PostgreSQL as SQL: JSON record sets, a sequence, and the fence that its readers wait for."""
+"""SQL of PostgreSQL: JSON record sets, a sequence, and the fence that its readers wait for."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ from projections.types import UtcDateTime
 class PostgreSQLStatements(
     PostgreSQLColumns, PostgreSQLItems, PostgreSQLSchema, PostgreSQLProjecting, Dialect
 ):
-    """What PostgreSQL is told."""
+    """The SQL of PostgreSQL."""
 
     # --- Pieces of SQL --------------------------------------------------------------------------
 
@@ -92,7 +92,7 @@ class PostgreSQLStatements(
         return type_coerce(times, ARRAY(UtcDateTime()))[literal_column("1")]
 
     def select_changes(self, events: FromClause, about: Iterable[ColumnElement[Any]]) -> AnySelect:
-        # jsonb, whose parts are taken out without parsing them again. All that matters is text.
+        # jsonb, because its parts are read without parsing them again. All that matters is text.
         pair = func.jsonb_array_elements(
             cast(events.c.data, JSONB).op("->")(literal_column("'changes'"))
         ).table_valued("value", name="change", joins_implicitly=True)
@@ -130,7 +130,10 @@ class PostgreSQLStatements(
         *also: ColumnElement[Any],
         index: str | None = None,
     ) -> AnySelect:
-        """Row by row: of a record set, the planner expects enough rows to scan a whole table."""
+        """Select row by row: for a record set, the planner would scan a whole table.
+
+        It expects a record set to have many rows.
+        """
         found = select(*columns).where(on).offset(0).lateral("found")
         return select(*also, *found.c).select_from(wanted.join(found, true()))
 
@@ -152,8 +155,8 @@ class PostgreSQLStatements(
         )
 
     def lock_streams(self, tables: Tables, keys: FromClause, *, waits: bool) -> Executable:
-        """One by one in the order of their keys, and only those rows that are to be locked."""
-        # The limit applies from the first row on, for the rest of the transaction.
+        """Lock the heads one by one in the order of their keys, and no rows but those needed."""
+        # The timeout applies from the first row on, for the rest of the transaction.
         limit = str(LOCK_TIMEOUT_MS if waits else SHORT_WAIT_MS)
         limited = func.set_config("lock_timeout", limit, true()).is_not(None)
         seen = seen_streams(tables, keys).where(limited).offset(0).subquery("wanted")
@@ -224,11 +227,11 @@ class PostgreSQLStatements(
 
     @property
     def utc_now(self) -> ColumnElement[datetime]:
-        """Upstream's defaults are in the time zone of each connection."""
+        """Return the clock in UTC; upstream's defaults are in the time zone of each connection."""
         return func.timezone(literal_column("'UTC'"), func.clock_timestamp())
 
     def time_of_new_item(self, messages: Table, items: FromClause) -> ColumnElement[datetime]:
-        """At the time of their event, for CURRENT_TIMESTAMP is when the transaction began."""
+        """Return the time of the event; CURRENT_TIMESTAMP is that of the transaction's start."""
         at = func.timezone(literal_column("'UTC'"), items.c.recorded_at)
         return func.greatest(at, last_time(messages, items.c.session_id))
 
@@ -259,15 +262,16 @@ class PostgreSQLStatements(
         )
 
     def horizon(self, tables: Tables) -> Sequence[Executable]:
-        """min(S, L): S the last position drawn, L the lowest bound that is still announced.
+        """Return min(S, L): S is the last position drawn, L the lowest bound still announced.
 
-        An append locks a bound below its positions before it draws them, and PostgreSQL frees the
-        lock only after the commit is visible. So of an event at p ≤ min(S, L): p was drawn before S
-        was read, hence its bound b < p was locked before L was read; were it still locked, then
-        L ≤ b < p. It must be two statements: in one, both would share a snapshot taken before
-        either is evaluated.
+        An append locks a bound below its positions before it draws them, and PostgreSQL releases
+        the lock only after the commit is visible. So take an event at p ≤ min(S, L): p was drawn
+        before S was read, hence its bound b < p was locked before L was read; if it were still
+        locked, then L ≤ b < p. There must be two statements: in one, both would share a snapshot
+        taken before either is evaluated.
 
-        A standby shows no locks of its primary, and a sequence that runs ahead, so S is NULL there.
+        A standby does not show the locks of its primary, and its sequence runs ahead, so S is NULL
+        there.
         """
         log = tables.events.name
         last = text(

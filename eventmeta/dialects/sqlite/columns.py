@@ -1,4 +1,4 @@
-"""Columns of SQLite, which holds any value in any of them, but may convert it."""
+"""Columns of SQLite, each of which holds any value, but may convert it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from eventmeta.dialects.statement import Row
 
 
 class SQLiteColumns(DDL):
-    """What SQLite says of its columns."""
+    """The columns of SQLite."""
 
     branches_table = "message_structure"
 
     def describe_columns(self, relations: Iterable[str]) -> str:
-        """The table's own SQL comes along, which alone tells some of it."""
+        """Return the query with the SQL of each table, the only source of some facts."""
         names = ", ".join(f"'{name.lower()}'" for name in relations)
         return f"""SELECT made.name, made.type, "column".name, "column".type,
   "column"."notnull" = 0, "column".dflt_value IS NOT NULL, "column".hidden IN (2, 3),
@@ -66,7 +66,7 @@ FROM pragma_foreign_key_list('{self.branches_table}') WHERE lower("from") = 'mes
         return self._rebuild(column)
 
     def _rebuild(self, column: Column[Any]) -> Mend:
-        """SQLite changes no column: the rows move to a table that is as it must be."""
+        """Return SQL that moves the rows to a new table, because SQLite changes no column."""
         table = column.table
         quote = self.engine.dialect.identifier_preparer.quote
         name, new = quote(table.name), quote(f"{table.name}_mended")
@@ -121,7 +121,7 @@ def _found(
 
 
 def _affinity(declared: str) -> str:
-    """By the rules of SQLite, in their order."""
+    """Return the affinity of a declared type, by the rules of SQLite in their order."""
     kind = declared.upper()
     if "INT" in kind:
         return "INTEGER"

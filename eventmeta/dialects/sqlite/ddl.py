@@ -1,4 +1,4 @@
-"""The schema on SQLite: triggers, and a row id for the position."""
+"""DDL on SQLite: triggers, and a row id for the position."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ class SQLiteSchema(DDL):
     """The DDL of SQLite."""
 
     def event_keys(self, table: str) -> tuple[Constraint | Index, ...]:
-        """``position`` is the row id, for AUTOINCREMENT and a feed in the order of storage."""
+        """Return the keys; ``position`` is the row id.
+
+        So AUTOINCREMENT draws it, and the feed is in the order of storage.
+        """
         return (
             PrimaryKeyConstraint("position"),
             UniqueConstraint("stream_id", "stream_type", "version", name=f"uq_{table}_version"),
@@ -30,7 +33,7 @@ class SQLiteSchema(DDL):
         )
 
     def list_parts(self, relations: Iterable[str]) -> str:
-        """Foreign keys are left out, for SQLite takes them with their column only."""
+        """Return the query without foreign keys: SQLite adds a foreign key only with its column."""
         names = ", ".join(f"'{name.lower()}'" for name in relations)
         size = len(REBUILT)
         return f"""SELECT type AS kind, name AS relation, '' AS name FROM sqlite_master
@@ -43,14 +46,17 @@ UNION ALL SELECT type, tbl_name, CASE WHEN type = 'index' AND substr(name, -{siz
 WHERE type IN ('index', 'trigger') AND lower(tbl_name) IN ({names})"""
 
     async def begin_schema_change(self, connection: AsyncConnection) -> None:
-        """BEGIN IMMEDIATE has done it."""
+        """Keep other processes out. BEGIN IMMEDIATE has done it."""
 
     def add_foreign_key(self, key: ForeignKeyConstraint, *, with_column: bool) -> Sequence[str]:
-        """SQLite adds none to a column that exists."""
+        """Return nothing: SQLite adds no foreign key to a column that exists."""
         return ()
 
     def guards(self, tables: Tables) -> Mapping[Part, Sequence[str]]:
-        """A trigger per attack. ``INSERT OR REPLACE`` deletes without firing a delete trigger."""
+        """Return a trigger for each way to change the log.
+
+        ``INSERT OR REPLACE`` deletes without firing a delete trigger.
+        """
         name = tables.events.name
         log = f'"{name}"'
         stream = "stream_id = NEW.stream_id AND stream_type = NEW.stream_type"
@@ -76,7 +82,7 @@ WHERE type IN ('index', 'trigger') AND lower(tbl_name) IN ({names})"""
         return {**refusals, **_cascades(tables), **self._branch_index(tables)}
 
     def _branch_index(self, tables: Tables) -> Mapping[Part, Sequence[str]]:
-        """Where upstream's table of branches exists, its rows are looked up by item."""
+        """Return an index of upstream's table of branches, if it exists, for look-ups by item."""
         if tables.messages.name not in self.branched:
             return {}
         table = self.branches_table
@@ -89,7 +95,10 @@ WHERE type IN ('index', 'trigger') AND lower(tbl_name) IN ({names})"""
 
 
 def _cascades(tables: Tables) -> Mapping[Part, Sequence[str]]:
-    """A trigger per table of items: what SQLite's foreign keys do, which others may not turn on."""
+    """Return a trigger for each table of items that deletes rows with their items.
+
+    Foreign keys would do that, but other writers may not turn them on.
+    """
     messages = tables.messages.name
     kept = [projection.table.name for projection in tables.item_projections]
     return {

@@ -1,4 +1,4 @@
-"""SQLite at work, through aiosqlite: a transaction is one hop to the connection's thread."""
+"""The SQLite dialect, through aiosqlite: a transaction is one hop to the connection's thread."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from eventmeta.dialects.sqlite.thread import run_in_connection_thread
 from eventmeta.dialects.statement import Program, Query, Row, T, run, run_in_thread
 
 WATCH = "eventmeta_watch"
-"""The savepoint at the begin of a transaction, which is gone if someone else has ended it."""
+"""The savepoint at the start of a transaction; it is gone if other code has ended that."""
 
 
 class SharedConnectionBusy(sqlite3.OperationalError):
-    """Someone else has a transaction open on the one connection of an in-memory database."""
+    """Other code has a transaction open on the one connection of an in-memory database."""
 
     sqlite_errorcode = sqlite3.SQLITE_BUSY
 
 
 class SQLite(SQLiteStatements):
-    """The embedded database: one writer at a time, so positions are in commit order."""
+    """The dialect of SQLite: there is one writer at a time, so positions are in commit order."""
 
     locks_whole_database: ClassVar[bool] = True
 
@@ -73,7 +73,7 @@ class SQLite(SQLiteStatements):
         return await self._in_thread(work)
 
     async def _read_through(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        """Not as `transaction`, which would keep writers out."""
+        """Run ``queries`` in a deferred transaction; `transaction` would block writers."""
         async with self.own_engine.begin() as connection:
             return [await self.execute_on(connection, query) for query in queries]
 
@@ -103,9 +103,10 @@ class SQLite(SQLiteStatements):
 
     @asynccontextmanager
     async def _turn(self) -> AsyncGenerator[None]:
-        """Keep the other writers of this event loop waiting.
+        """Make the other writers of this event loop wait until the end of the block.
 
-        Whoever waits for SQLite's own lock looks again after up to 0.1 s, and may come too late.
+        A writer that waits for SQLite's own lock looks again only after up to 0.1 s, and may come
+        too late.
         """
         async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
             yield
@@ -130,7 +131,7 @@ class SQLite(SQLiteStatements):
                 return await run(program, partial(self.execute_on, connection))
 
         if not connection.in_transaction():
-            await connection.begin()  # SQLAlchemy must know that there is something to commit
+            await connection.begin()  # so that SQLAlchemy knows there is something to commit
         driver, _ = await driver_of(connection)
         try:
             return await run_to_completion(
@@ -177,7 +178,7 @@ class SQLite(SQLiteStatements):
                 )
 
     async def first_connection(self) -> None:
-        """Not through the engine: it would reset a connection that the app shares with us."""
+        """Connect without the engine, which would reset a connection shared with the app."""
         with suppress(StepAside):
             await self._in_thread(lambda connection, facts: None)
 
@@ -197,13 +198,13 @@ class SQLite(SQLiteStatements):
         if code is None:
             busy = isinstance(error, PoolTimeout)
             return (Failure.NO_CONNECTION_LEFT if busy else Failure.OTHER), None
-        # SQLite has no code of its own for a missing table or column.
+        # SQLite has no code for a missing table or column.
         if code == sqlite3.SQLITE_ERROR and _MISSING.search(str(error)):
             return Failure.TABLE_MISSING, code
         return _FAILURES.get(code, _FAILURES.get(code & 0xFF, Failure.OTHER)), code
 
     def rule_of(self, error: BaseException) -> Rule:
-        """By its text, for there is nothing else."""
+        """Return the rule that the text of ``error`` names; there is no other source."""
         _, _, told = str(getattr(error, "orig", None) or error).partition(" constraint failed: ")
         table, dot, _ = told.partition(".")
         return Rule(None, table) if dot else Rule(told or None)
@@ -233,9 +234,9 @@ _FAILURES = {
 
 
 async def _end_if_undone(connection: AsyncConnection) -> bool:
-    """Have SQLAlchemy know if SQLite has undone the transaction, as when the disk is full.
+    """Tell SQLAlchemy if SQLite has undone the transaction, for example when the disk is full.
 
-    To go on in it must fail, or the caller would commit only what comes later.
+    Going on in the transaction must fail, or the caller would commit only what comes later.
     """
     lent = await connection.get_raw_connection()
     whole = connection.get_transaction()
@@ -257,19 +258,19 @@ def _begin(connection: sqlite3.Connection) -> None:
 
 
 def _own(connection: sqlite3.Connection) -> None:
-    """Begin a transaction that may write, or make one of it that has begun and has not read yet."""
+    """Begin a transaction that may write, or upgrade one that has begun and has read nothing."""
     if not connection.in_transaction:
         connection.execute("BEGIN IMMEDIATE")
         return
     try:
         connection.execute("UPDATE sqlite_sequence SET seq = seq WHERE 0")
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # which a table that is missing is
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # a missing table
             raise
 
 
 def begin_watched(connection: sqlite3.Connection) -> None:
-    """Begin a transaction in which it is noticed if someone else ends it.
+    """Begin a transaction, and notice if other code ends it.
 
     A listener of the app's may have begun it already.
     """
@@ -278,7 +279,7 @@ def begin_watched(connection: sqlite3.Connection) -> None:
 
 
 def end_watched(connection: sqlite3.Connection) -> None:
-    """Make sure that all since `begin_watched` is still there to be committed."""
+    """Raise unless everything since `begin_watched` is still there to be committed."""
     try:
         connection.execute(f"RELEASE {WATCH}")
     except sqlite3.OperationalError as error:

@@ -1,4 +1,4 @@
-"""Items on SQLite, whose JSON functions end a text at NUL and return halves of characters."""
+"""SQL over items on SQLite, whose JSON functions end a text at NUL and return lone surrogates."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ from projections import AnySelect
 from projections.types import LongText
 
 SPELL_OUT = "eventmeta_spell_out"
-"""The function that every connection of the engine has, made of `spell_out`."""
+"""The SQL name of `spell_out`, which every connection of the engine has as a function."""
 
 
 class SQLiteItems(ItemSQL, SQLiteColumns):
-    """What SQLite is told of items."""
+    """The SQL with which SQLite reads items."""
 
     def in_main_branch(self, messages: Any) -> list[ColumnElement[bool]]:
-        """An item of another branch has a row there, and none of the main one."""
+        """Return the condition that an item has no row of branches, or one of the main branch.
+
+        An item of another branch has a row there, and none of the main branch.
+        """
         if messages.name not in self.branched:
             return []
         row = table(self.branches_table, column("message_id"), column("branch_id"))

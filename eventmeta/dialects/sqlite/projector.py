@@ -1,4 +1,4 @@
-"""Projections on SQLite, whose one writer a long transaction would block."""
+"""Projections on SQLite, where a long transaction would block the one writer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from eventmeta.dialects.statement import Program, Statement
 from eventmeta.tables.tables import Tables
 
 REBUILT = "_rebuilt"
-"""Ends the names of every other generation's indexes, for SQLite cannot rename one."""
+"""The ending of the index names of every other rebuild, because SQLite cannot rename an index."""
 
 
 class SQLiteProjecting(ProjectorSQL):
-    """What SQLite is told for the projector."""
+    """The SQL of SQLite for the projector."""
 
     events_per_fill: ClassVar[int] = 2_000
     breather: ClassVar[float] = 0.01
@@ -30,11 +30,11 @@ class SQLiteProjecting(ProjectorSQL):
         return func.length(column)
 
     def block_appends(self, tables: Tables) -> Sequence[str]:
-        """BEGIN IMMEDIATE does."""
+        """Block appends. BEGIN IMMEDIATE does it."""
         return ()
 
     def rename(self, swaps: Sequence[Swap]) -> Sequence[str]:
-        """In the legacy way, which leaves the app's views and triggers as they are written."""
+        """Rename in the legacy way, which does not rewrite the app's views and triggers."""
         renamed = (
             f'ALTER TABLE "{old}" RENAME TO "{new}"'
             for each in swaps
@@ -50,7 +50,7 @@ class SQLiteProjecting(ProjectorSQL):
         )
 
     def shadow_indexes(self, live: Table) -> Program[dict[str, str]]:
-        """With `REBUILT` at the end, unless those of the live table have it."""
+        """Return names that end with `REBUILT`, unless those of the live table do."""
         used = "SELECT lower(name) FROM sqlite_master WHERE type = 'index'"
         rows = yield Statement(used, ())()
         taken = {name for (name,) in rows}

@@ -1,4 +1,4 @@
-"""What a connection of SQLite is to be like for the store, and is again afterwards."""
+"""Settings of a connection of SQLite: set for the store, and put back afterwards."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from eventmeta.dialects.sqlite.items import SPELL_OUT
 from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
 
 _TO_SAY_SO = 0.1
-"""Seconds in which a caller learns that the file is locked."""
+"""Seconds that remain to tell the caller that the file is locked."""
 
 _FULL = 2
 _NEEDED = {"busy_timeout": LOCK_TIMEOUT_MS, "synchronous": _FULL}
 
 
 class Facts(NamedTuple):
-    """What a connection was found to be like as it was prepared.
+    """The facts found out about a connection when it was prepared.
 
     Attributes:
         set_up: Statements that set it up for a transaction of the store; none for most engines.
-        put_back: Those that make it again what the app had made of it.
+        put_back: Statements that restore the app's settings.
     """
 
     set_up: tuple[str, ...]
@@ -32,11 +32,11 @@ class Facts(NamedTuple):
 
 
 def find_out(dbapi_connection: Any) -> Facts:
-    """Prepare a connection, and return what is special about it."""
+    """Prepare a connection, and return the facts about it."""
     cursor = dbapi_connection.cursor()
-    with suppress(sqlite3.OperationalError):  # a database that may only be read stays as it is
+    with suppress(sqlite3.OperationalError):  # a read-only database stays as it is
         cursor.execute("PRAGMA journal_mode")
-        if cursor.fetchone()[0] == "delete":  # which no one has chosen
+        if cursor.fetchone()[0] == "delete":  # the default, so no one has chosen it
             cursor.execute("PRAGMA journal_mode = WAL")
     found: dict[str, int] = {}
     for name in _NEEDED:
@@ -54,14 +54,14 @@ def find_out(dbapi_connection: Any) -> Facts:
 
 
 def run_pragmas(statements: Sequence[str], connection: sqlite3.Connection) -> None:
-    """Run statements that yield nothing."""
+    """Run statements that yield no rows."""
     for statement in statements:
         connection.execute(statement)
 
 
 @contextmanager
 def set_up(connection: sqlite3.Connection, facts: Facts) -> Generator[None]:
-    """Have the connection as the store needs it, for the block."""
+    """Give the connection the settings that the store needs, for the block."""
     if not facts.set_up:
         yield
         return
@@ -73,7 +73,7 @@ def set_up(connection: sqlite3.Connection, facts: Facts) -> Generator[None]:
 
 
 def patience_ms() -> int:
-    """Return for how many milliseconds to wait for the lock of the file."""
+    """Return the number of milliseconds to wait for the lock of the file."""
     deadline = Deadline.current()
     if deadline is None:
         return LOCK_TIMEOUT_MS
@@ -83,7 +83,7 @@ def patience_ms() -> int:
 
 @contextmanager
 def waiting_no_longer(connection: sqlite3.Connection, milliseconds: int) -> Generator[None]:
-    """Wait for the lock of the file for so long, where that is less than usual."""
+    """Limit the wait for the lock of the file to ``milliseconds`` within the block."""
     if milliseconds == LOCK_TIMEOUT_MS:
         yield
         return

@@ -1,4 +1,4 @@
-"""SQLite in memory: one connection, which the app and the store share."""
+"""The dialect of SQLite in memory: one connection, which the app and the store share."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ from eventmeta.dialects.statement import Query, Row
 from eventmeta.dialects.streams import LOCK_TIMEOUT_MS
 
 _within: ContextVar[object] = ContextVar("eventmeta_within", default=None)
-"""In which transaction of a store's this is called."""
+"""The store's transaction in which the current code runs, if any."""
 
 
 class SharedSQLite(SQLite):
-    """Readers wait for transactions, too: they would see what has not been committed yet.
+    """The dialect of SQLite in memory, where readers wait for transactions too.
 
-    The app's own transactions are its own affair, and whoever gives the connection back to the pool
+    Without the wait they would see changes that are not committed yet.
+
+    The store does not guard the app's own transactions. Giving the connection back to the pool
     rolls back what is open on it.
     """
 
@@ -48,31 +50,31 @@ class SharedSQLite(SQLite):
             return await super().read(queries)
 
     async def _read_through(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
-        """Around SQLAlchemy where a transaction is open, which it would roll back afterwards."""
+        """Read around SQLAlchemy if a transaction is open; SQLAlchemy would roll it back."""
         if await self._in_thread(lambda connection, _: connection.in_transaction):
             return await self._read_at_once(queries)
         return await super()._read_through(queries)
 
     def explain_lost_savepoint(self, error: Exception) -> Exception:
-        """Return a conflict: someone else has ended the transaction."""
+        """Return a conflict: other code has ended the transaction."""
         busy = SharedConnectionBusy("someone else ended the transaction")
         busy.__cause__ = error
         return busy
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
-        """Begin in SQL first: SQLAlchemy's begin would roll back what someone else has open.
+        """Begin in SQL first: SQLAlchemy's begin would roll back a transaction of other code.
 
-        A listener of the app's comes before that, for it may begin the transaction itself.
+        A listener of the app's comes before that, because it may begin the transaction itself.
         """
         options = self.own_engine.sync_engine.get_execution_options()
-        # To set a level of isolation commits what is open.
+        # Setting an isolation level commits what is open.
         listener_first = self.is_watched or "isolation_level" in options
         async with self._turn():
             try:
                 await self._in_thread(_check_free if listener_first else _begin)
             except asyncio.CancelledError:
-                with suppress(Exception):  # the connection may be gone, and the transaction with it
+                with suppress(Exception):  # the connection may be gone, with the transaction
                     await run_to_completion(self._in_thread(_abandon))
                 raise
             async with self.own_engine.begin() as connection:
@@ -93,7 +95,7 @@ class SharedSQLite(SQLite):
 
     @asynccontextmanager
     async def _turn(self) -> AsyncGenerator[None]:
-        """For as long as SQLite itself would wait: a projection may wait for a write of its own."""
+        """Wait no longer than SQLite itself would: a projection may wait for a write of its own."""
         lock = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
         try:
             async with asyncio.timeout(LOCK_TIMEOUT_MS / 1000):
@@ -117,7 +119,7 @@ def _begin(connection: sqlite3.Connection, _: object) -> None:
 
 
 def _abandon(connection: sqlite3.Connection, _: object) -> None:
-    """Roll back what `begin_watched` has begun, if it has, for nobody else will."""
+    """Roll back what `begin_watched` has begun, if anything, because no one else will."""
     with suppress(sqlite3.OperationalError):
         connection.execute(f"RELEASE {WATCH}")
         connection.execute("ROLLBACK")

@@ -1,4 +1,4 @@
-"""SQLite as SQL: JSON record sets, triggers, and row ids for positions."""
+"""SQL of SQLite: JSON record sets, triggers, and row ids for positions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from projections.types import LongText, UtcDateTime
 
 
 class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
-    """What SQLite is told."""
+    """The SQL of SQLite."""
 
     # --- Pieces of SQL --------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
     def time_of_last(
         self, time: ColumnElement[Any], version: ColumnElement[int], among: ColumnElement[bool]
     ) -> ColumnElement[datetime]:
-        """As the end of a text that begins with the version."""
+        """Aggregate texts of version and time, and return the time at the end of the greatest."""
         text = func.printf(literal_column("'%019d'"), version).op("||")(time)
         last = func.max(case((among, text)))
         return func.substr(last, literal_column("20"), type_=UtcDateTime())
@@ -105,7 +105,7 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
         )
 
     def put_rows(self, table: Table, update: Collection[str] | None = None) -> PutRows:
-        """Row by row, which takes SQLite less time than to take a record set apart."""
+        """Insert row by row, which takes SQLite less time than reading a record set."""
         statement = insert(table)
         if update is not None:
             statement = statement.on_conflict_do_update(
@@ -116,12 +116,12 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
         return lambda rows: Query(compiled, rows, each=True, affects=len(rows))
 
     def exact_time(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """A text with or without a fraction, depending on who wrote it: here always with one."""
+        """Return ``column`` with a fraction of a second in every text; not all writers give one."""
         exact = column.op("||")(literal_column("'.000000'"))
         return func.substr(exact, literal_column("1"), literal_column("26"), type_=column.type)
 
     def delete_matching(self, table: Table, keys: Subquery) -> Delete:
-        """SQLite's DELETE joins nothing, but finds a list of keys in the index."""
+        """Delete by a list of keys, which SQLite finds by index: its DELETE has no joins."""
         primary_key = list(table.primary_key)
         listed = select(*(keys.c[column.name] for column in primary_key))
         return delete(table).where(tuple_(*primary_key).in_(listed))
@@ -134,7 +134,7 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
         return update(table).where(tuple_(*primary_key).in_(listed)).values(values)
 
     def lock_streams(self, tables: Tables, keys: FromClause, *, waits: bool) -> Executable:
-        """BEGIN IMMEDIATE owns the whole database already, with all that is missing in it."""
+        """Look up the heads. BEGIN IMMEDIATE has locked the database, missing heads included."""
         streams = tables.streams
         same = (streams.c.stream_id == keys.c.stream_id) & (
             streams.c.stream_type == keys.c.stream_type
@@ -153,9 +153,11 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
         ).select_from(keys.outerjoin(streams, same))
 
     def time_of_new_item(self, messages: Table, items: FromClause) -> ColumnElement[datetime]:
-        """Texts of whole seconds, as upstream's own: a fraction would come after its next item.
+        """Return a time in whole seconds, as upstream's texts have it.
 
-        Compared as texts, of which one with a fraction is the later of two of a second.
+        A text with a fraction would come after upstream's next item in the same second.
+
+        Times are compared as texts: of two in one second, the one with a fraction is the later.
         """
         now: ColumnElement[datetime] = func.current_timestamp(type_=messages.c.created_at.type)
         return func.max(now, func.coalesce(last_time(messages, items.c.session_id), now))
@@ -166,14 +168,17 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
         return (select(last + numbers.c.n).order_by(numbers.c.n),)
 
     def appended(self, tables: Tables, events: FromClause) -> FromClause:
-        """The end of the log, found by row id."""
+        """Return the end of the log, found by row id."""
         log = tables.events
         return self.fenced(select(log).where(log.c.position >= bindparam("first")), log.c.position)
 
     def fenced(self, events: AnySelect, position: ColumnElement[int]) -> FromClause:
-        """Else SQLite would walk the whole log in the order of streams, to spare a sort."""
+        """Return the events in order: SQLite would read the whole log by stream to avoid a sort."""
         return events.order_by(position).offset(0).subquery("events")
 
     def horizon(self, tables: Tables) -> Sequence[Executable]:
-        """One writer, so what is not committed has a higher position than all that is."""
+        """Return the last position.
+
+        With one writer, positions that are not committed are above all that are.
+        """
         return (select(func.coalesce(func.max(tables.events.c.position), 0)),)

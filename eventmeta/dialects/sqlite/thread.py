@@ -1,4 +1,4 @@
-"""Work in the thread of a connection of SQLite's."""
+"""Work in the thread of an SQLite connection."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ async def run_in_connection_thread(
 ) -> T:
     """Run ``work`` in the thread of an aiosqlite connection, on the connection of the stdlib.
 
-    Rows and texts are then as the stdlib makes them, whatever the app has made of that.
+    Rows and texts are then as the stdlib makes them, even if the app has set other factories.
 
-    aiosqlite's public methods are one statement a hop; ``_execute`` is what they are made of. When
-    a cancellation comes through, the thread has nothing left to do, or to tell an event loop that
-    may be closed by then.
+    Each of aiosqlite's public methods is one hop for one statement; ``_execute`` is the method on
+    which they are built. When a cancellation comes through, the thread has nothing left to do, and
+    nothing to tell an event loop that may be closed by then.
     """
     try:
         result: T = await connection._execute(_plainly, work, connection._conn, *args, **kwargs)
         return result
     except asyncio.CancelledError:
-        with suppress(ValueError):  # closed meanwhile
+        with suppress(ValueError):  # the connection was closed meanwhile
             await run_to_completion(connection._execute(_idle))
         raise
 
