@@ -1,4 +1,4 @@
-"""The keyword arguments with which a session is opened."""
+"""The keyword arguments that open a session."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class _CommonOptions(TableOptions, total=False):
 
 
 class UrlOptions(_CommonOptions, total=False):
-    """Keyword arguments of `MetadataSession.from_url` besides those that upstream's has."""
+    """Keyword arguments that `MetadataSession.from_url` takes besides those of upstream's."""
 
     user_id: str | None
 
 
 class HandleOptions(_CommonOptions, total=False):
-    """Keyword arguments of all calls that open sessions of a user: see `MetadataSession`."""
+    """Keyword arguments of the calls that open sessions of a user: see `MetadataSession`."""
 
     session_settings: SessionSettings | dict[str, Any] | None
 
@@ -49,7 +49,7 @@ class CreationOptions(HandleOptions, total=False):
 
 
 class SessionOptions(HandleOptions, UrlOptions, total=False):
-    """Keyword arguments with which a session is opened; each may be left out.
+    """Keyword arguments that open a session; each is optional.
 
-    They are explained at `MetadataSession`.
+    `MetadataSession` explains them.
     """

@@ -1,4 +1,4 @@
-"""On whose behalf a session is used: said when it is opened, or by the run that uses it first."""
+"""The user on whose behalf a session is used: given when it is opened, or by its first run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from agents import RunContextWrapper
 
 UserFrom = Callable[[Any], str]
-"""Finds the id of the user in the context of a run."""
+"""A function that returns the user's id from the context of a run."""
 
 
 class Binding:
-    """The user of a session; once there is one, it stays the same."""
+    """The user to whom a session is bound. Once there is a user, the user stays the same."""
 
     def __init__(self, user_id: str | None, *, claim: bool, user_from: UserFrom | None) -> None:
         self.user_id = None if user_id is None else check_user_id(user_id)
@@ -31,11 +31,14 @@ class Binding:
         self._user_from = user_from
 
     def bind(self, wrapper: RunContextWrapper[Any] | None) -> None:
-        """Take the user from a run.
+        """Bind the session to the user of a run.
+
+        Does nothing without a ``wrapper`` or without ``user_from``.
 
         Raises:
-            UserMismatch: The session is bound to another one.
-            InvalidIdentifier: The run names none.
+            UserMismatch: The session is bound to another user.
+            InvalidIdentifier: The run names no usable user id.
+            InvalidInput: ``wrapper`` is not the wrapper of a run.
         """
         if wrapper is not None and not hasattr(wrapper, "usage"):
             raise InvalidInput(
@@ -49,16 +52,16 @@ class Binding:
             self.user_id = user_id
         elif self.user_id != user_id:
             raise UserMismatch(
-                "this session is bound to another user than that of the run: open a session object "
-                "of its own for each user"
+                "this session is bound to another user than the run: open a separate session "
+                "object for each user"
             )
 
     @property
     def access(self) -> Principal:
-        """What the user reaches; everything, if the session is opened without a user.
+        """Return the principal: the bound user, or the administrator if there is no user.
 
         Raises:
-            UserUnknown: A run must say who it is, and none has yet.
+            UserUnknown: A run must name the user (``user_from``), and no run has done so yet.
         """
         if self.user_id is not None:
             return Principal(self.user_id, self._claim)

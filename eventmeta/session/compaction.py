@@ -1,7 +1,7 @@
-"""What upstream's compaction asks of a session, so that it need not clear and rewrite it.
+"""Compaction: replacing items in one transaction, so that upstream need not clear the session.
 
-`OpenAIResponsesCompactionSession` takes a snapshot of the latest items, lets a model write a
-shorter form of them, and puts that in their place if they are still the same.
+`OpenAIResponsesCompactionSession` takes a snapshot of the latest items and lets a model write a
+shorter form. It replaces the items with the shorter form if they have not changed meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompactionSnapshot:
-    """The latest items, whether they are all there are, and how to replace a tail of them."""
+    """A snapshot of the latest items.
+
+    Attributes:
+        items: The items, in order.
+        complete: Whether the session has no earlier items.
+        replace_suffix: Replaces the items from an index on, and returns whether it did so.
+    """
 
     items: list[TResponseInputItem]
     complete: bool
@@ -33,10 +39,10 @@ class CompactionSnapshot:
 
 
 class SessionCompaction(SessionItems):
-    """Items that can be replaced in one transaction, without touching anything else."""
+    """A session whose items can be replaced in one transaction, without any other change."""
 
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
-        """Replace the whole history."""
+        """Replace all items, and return whether that was done."""
         if self._transforms_items():
             return False
         return await self._replace(None, (), items)
@@ -44,12 +50,15 @@ class SessionCompaction(SessionItems):
     async def _get_compaction_snapshot(
         self, limit: int, *, prune_prefix: Prune | None = None
     ) -> CompactionSnapshot | None:
-        """The latest ``limit`` items; None if a row among them holds no item.
+        """Return a snapshot of the latest ``limit`` items.
+
+        Returns None if one of their rows holds no item, or if a subclass transforms items.
 
         Args:
-            limit: How many.
-            prune_prefix: Tells of an item before the replaced ones that it has expired; a run of
-                those at the very beginning of the history is removed in the same transaction.
+            limit: The maximum number of items.
+            prune_prefix: Returns whether an item before the replaced ones has expired. Expired
+                items at the very beginning of the conversation, up to the first that has not
+                expired, are removed in the same transaction.
         """
         if self._transforms_items():
             return None
@@ -87,7 +96,7 @@ class SessionCompaction(SessionItems):
         return command.replaced
 
     async def _expired(self, suffix: Sequence[Row], prune: Prune) -> list[int]:
-        """Ids of the expired items from the beginning up to the first that has not expired."""
+        """Return the ids of the expired items, from the beginning up to the first other row."""
         kept = {row[1] for row in suffix}
         expired: list[int] = []
         for text, item_id in reversed(await self._last_rows(NO_LIMIT)):
@@ -102,7 +111,10 @@ class SessionCompaction(SessionItems):
         return expired
 
     def _transforms_items(self) -> bool:
-        """Whether a subclass reads or adds items in its own way, which must not be bypassed."""
+        """Return whether a subclass has its own way to read or add items.
+
+        Compaction must not bypass it.
+        """
         mine = type(self)
         own = (mine.get_items, mine.add_items)
         return own != (SessionItems.get_items, SessionItems.add_items)

@@ -1,4 +1,4 @@
-"""The conversation turn by turn, as the structured tables keep it."""
+"""The conversation turn by turn, read from the structured tables."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from projections.items import HANDOFF, UNKNOWN
 
 @dataclass(frozen=True)
 class Turn:
-    """A user message, and what followed it up to the next one.
+    """A user message and the items that follow it, up to the next user message.
 
     Attributes:
-        turn: Its number; the first user message of the session begins turn 1.
+        turn: The number of the turn; the first user message of the session begins turn 1.
         user_message_id: The row id of the user message.
-        content: What the user said: a text, or a list of parts.
-        created_at: When, as ``agent_messages`` has it: in UTC, without a zone, and not before any
-            earlier item of the session.
-        run_ids: The runs that took part, in order, as far as they are known.
-        messages: How many messages it has, the user's own included.
-        tool_calls: How many tools were called.
+        content: The content of the user message: a text, or a list of parts.
+        created_at: The time of the user message in ``agent_messages``: in UTC, without a zone, and
+            not before any earlier item of the session.
+        run_ids: The runs that took part, in order. Only runs that are known are listed.
+        messages: The number of messages, the user's own included.
+        tool_calls: The number of tool calls.
     """
 
     turn: int
@@ -44,13 +44,13 @@ class Turn:
 
 
 class SessionConversation(SessionHandle):
-    """The turns of a session. All this takes ``structured_metadata=True``."""
+    """A session that can be read turn by turn. This requires ``structured_metadata=True``."""
 
     async def get_turns(self, limit: int | None = None, after: int | None = None) -> list[Turn]:
-        """The turns of the conversation in order.
+        """Return the turns of the conversation in order.
 
         Args:
-            limit: At most so many; None for all.
+            limit: The maximum number of turns; None for all.
             after: Only turns after this one: the ``turn`` of the last one seen.
 
         Raises:
@@ -66,12 +66,13 @@ class SessionConversation(SessionHandle):
         return [_turn(*of_turn) for _, of_turn in groupby(rows, itemgetter(0))]
 
     async def get_conversation_by_turns(self) -> dict[int, list[dict[str, Any]]]:
-        """What every turn consists of, by its number; 0 is what came before any user message.
+        """Return the items of each turn, by the number of the turn.
 
-        As ``AdvancedSQLiteSession`` has it, for each item in order: ``type`` (``"user"`` and
-        ``"assistant"`` for their messages) and ``tool_name`` (None for outputs, except those of
-        searches for tools). Besides: ``raw_event_id``, the id of its row in ``agent_messages``;
-        ``call_id``, of calls and outputs; ``status``, of calls; and ``run_id``.
+        Number 0 holds the items before the first user message. Each item is a dict, in order, with
+        the keys of ``AdvancedSQLiteSession``: ``type`` (``"user"`` and ``"assistant"`` for their
+        messages) and ``tool_name`` (None for outputs, except those of searches for tools). Further
+        keys are ``raw_event_id``, the id of the item's row in ``agent_messages``; ``call_id`` of
+        calls and outputs; ``status`` of calls; and ``run_id``.
 
         Raises:
             StructuredMetadataOff: The session keeps no structured tables.
@@ -82,7 +83,7 @@ class SessionConversation(SessionHandle):
         return _by_turns(rows)
 
     async def get_tool_usage(self) -> list[tuple[str, int, int]]:
-        """How often each tool was called in each turn: ``(tool_name, usage_count, turn)``.
+        """Return how often each tool was called in each turn: ``(tool_name, usage_count, turn)``.
 
         Raises:
             StructuredMetadataOff: The session keeps no structured tables.
@@ -101,7 +102,7 @@ class SessionConversation(SessionHandle):
 
 
 def _turn(message: Row, *runs: Row) -> Turn:
-    """Return the turn that begins with ``message``, of the ``runs`` that took part."""
+    """Return the turn that begins with ``message``; each of ``runs`` counts one run's items."""
     number, message_id, content, created_at = message[:4]
     return Turn(
         turn=number,
@@ -133,7 +134,7 @@ def _by_turns(rows: Iterable[Row]) -> dict[int, list[dict[str, Any]]]:
 
 
 def _upstream_type(kind: str, role: str | None, *, completes: bool) -> str:
-    """What ``AdvancedSQLiteSession`` calls it."""
+    """Return the type that ``AdvancedSQLiteSession`` gives to an item."""
     if role in ("user", "assistant"):
         return role
     name = {HANDOFF: "function_call", UNKNOWN: "other"}.get(kind, kind)

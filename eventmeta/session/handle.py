@@ -1,4 +1,4 @@
-"""Which session, in which database: what every part of a session starts from."""
+"""A session by its id, opened on an engine: the base of all other parts of a session."""
 
 from __future__ import annotations
 
@@ -49,33 +49,35 @@ class SessionHandle(StreamMetadata):
         """Open the session; no I/O is done before the first call.
 
         Args:
-            session_id: Which conversation; at most 255 bytes.
-            engine: An async engine on aiosqlite, asyncpg or asyncmy. It is configured on its next
-                connections: WAL, full durability and foreign keys on SQLite, a binary
-                collation on MySQL.
+            session_id: The id of the conversation; at most 255 bytes.
+            engine: An async engine on aiosqlite, asyncpg or asyncmy. Its next connections are
+                configured: WAL, full durability and foreign keys on SQLite, a binary collation on
+                MySQL.
             create_tables: Create missing tables at the first call.
-            session_settings: Upstream's settings: the default ``limit`` of `get_items`.
+            session_settings: Upstream's settings, which give the default ``limit`` of `get_items`.
             ensure_ascii: Escape non-ASCII text in stored items, as upstream does by default.
-            max_value_bytes: The largest metadata value, in bytes of JSON.
+            max_value_bytes: The maximum size of a metadata value, in bytes of JSON.
             timeout: How many seconds a call waits for the database: see `MetadataStore`.
-            retry_for: How many seconds to look for a server that refuses connections, or has none
-                left.
-            clear_keeps_metadata: What `clear_session` does by default. Say True where a wrapper
-                clears the session only to write it anew, such as a manual compaction by
-                ``OpenAIResponsesCompactionSession`` around an ``EncryptedSession``.
-            user_id: On whose behalf: only what is within this user's reach is read and written, and
-                a session of someone else is as if it were not there. Everything is if None.
-            claim: A session that never had an owner is within reach, and becomes the user's with
-                the first write. If False, only sessions that the user owns are.
-            user_from: Finds the user in the context of the run that uses the session first, which
-                is bound to that user from then on: ``lambda context: context.user_id``.
+            retry_for: For how many seconds to try again if the server refuses connections or has
+                none left.
+            clear_keeps_metadata: Whether `clear_session` keeps the metadata by default. Pass True
+                if a wrapper clears the session only to write it again, such as a manual compaction
+                by ``OpenAIResponsesCompactionSession`` around an ``EncryptedSession``.
+            user_id: The user on whose behalf the session is used. Only what this user may see is
+                read and written; a session of another user behaves as if it did not exist. If
+                None, everything is visible.
+            claim: Let the user also see a session that never had an owner; the first write makes
+                it the user's. If False, the user sees only sessions that the user owns.
+            user_from: A function that returns the user's id from the context of a run, such as
+                ``lambda context: context.user_id``. The first run that uses the session binds it
+                to that user.
             **table_names: See `TableOptions`.
 
         Raises:
             InvalidIdentifier: The session id, the user id or a table name cannot be used.
-            InvalidInput: ``timeout`` or ``retry_for`` is no number of seconds.
-            UnknownOption: There is no such option.
-            UnsupportedEngine: There is no dialect for the engine.
+            InvalidInput: ``timeout`` or ``retry_for`` is not a number of seconds.
+            UnknownOption: An option does not exist.
+            UnsupportedEngine: No dialect supports the engine.
         """
         self.session_id = check_session_id(session_id)
         if table_names.keys() - TableOptions.__annotations__.keys():
@@ -112,20 +114,20 @@ class SessionHandle(StreamMetadata):
     ) -> Self:
         """Open the session in the database at ``url``.
 
-        Sessions of one URL, one thread and the same ``engine_kwargs`` share an engine, except for
-        in-memory databases, of which each session gets its own, as upstream does it.
+        Sessions of one URL, one thread and the same ``engine_kwargs`` share an engine. In-memory
+        databases are not shared: each session gets its own, as with upstream.
 
         Args:
-            session_id: Which conversation.
-            url: Such as ``"postgresql+asyncpg://user:password@host/database"``.
-            engine_kwargs: Passed to ``create_async_engine``.
+            session_id: The id of the conversation.
+            url: A URL such as ``"postgresql+asyncpg://user:password@host/database"``.
+            engine_kwargs: Keyword arguments for ``create_async_engine``.
             session_settings: As for the constructor.
             **kwargs: As for the constructor.
 
         Raises:
             InvalidInput: An argument or an option cannot be used, or the URL cannot be read.
             MissingExtra: The driver is not installed.
-            UnsupportedEngine: There is no dialect for the database or the driver.
+            UnsupportedEngine: No dialect supports the database or the driver.
         """
         check_options(f"{cls.__name__}.from_url()", kwargs, options_of(cls))
         engine = shared_engine(url, engine_kwargs)
@@ -133,22 +135,22 @@ class SessionHandle(StreamMetadata):
 
     @property
     def engine(self) -> AsyncEngine:
-        """The engine, for the app's own statements."""
+        """Return the engine, for the app's own statements."""
         return self._log.database.engine
 
     @property
     def user_id(self) -> str | None:
-        """The user that the session is bound to, if any."""
+        """Return the user to whom the session is bound; None if there is none."""
         return self._binding.user_id
 
     if TYPE_CHECKING:
-        # Upstream's protocol wants an attribute, and will not take a property for one.
+        # Upstream's protocol requires an attribute. A type checker rejects a property there.
         session_settings: SessionSettings | None
     else:
 
         @property
         def session_settings(self) -> SessionSettings | None:
-            """Upstream's settings of this session."""
+            """Return upstream's settings of this session."""
             if self._session_settings is None:
                 self.session_settings = {}
             return self._session_settings
@@ -181,10 +183,10 @@ class SessionHandle(StreamMetadata):
     async def _last_rows(
         self, limit: int, connection: AsyncConnection | None = None
     ) -> list[tuple[str, int]]:
-        """Text and id of the session's last items, the latest first.
+        """Return the text and the id of the session's last items, the latest first.
 
         Args:
-            limit: At most so many.
+            limit: The maximum number of items.
             connection: Read in this transaction of the caller's.
         """
         view = self._view

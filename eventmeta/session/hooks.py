@@ -1,6 +1,6 @@
-"""Hooks that tell the session which model, agent and response the tokens of a run went to.
+"""Hooks that record which model, agent and response used the tokens of a run.
 
-Imports the SDK, so it is imported only when an app asks for it.
+This module imports the Agents SDK, so it is imported only when an app asks for it.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ _logger = logging.getLogger("eventmeta")
 
 
 class UsageHooks(RunHooks[Any]):
-    """Record usage response by response, and at the end of the run whatever its end.
+    """Run hooks that record usage for each response, however the run ends.
 
     ::
 
         async with UsageHooks() as hooks:
             result = await Runner.run(agent, "Hello", session=session, hooks=hooks)
 
-    Without hooks a session records what came to the run's usage since it last looked, as one sum.
-    With them there is one event for each response, with its id, model and agent, and one for what
-    remains. The sums are the same.
+    Without hooks, a session records one sum: the run's usage since the last record. With hooks,
+    there is one event for each response, with its id, model and agent, and one for the remainder.
+    The sums are the same.
 
-    At the end of the block, what the runs have used and did not record with their items is recorded
-    in their sessions: by an error, a guardrail, a limit of turns, a cancellation, or a client that
-    is gone. A cancelled block ends only when that is done. If the database cannot do it, that is
-    logged, and `store_run_usage` may do it later. What a streamed run uses after the end of the
-    block is recorded with each response. Without the block, only what is recorded with the items of
-    a run, or by `store_run_usage`, is known.
+    A run may end without recording all its usage with its items: after an error, a guardrail, a
+    limit of turns, a cancellation, or when a client is gone. The end of the block records the rest
+    in the run's session. A cancelled block ends only when that is done. If the database cannot
+    record it, a warning is logged, and `store_run_usage` may record it later. If a streamed run
+    goes on after the end of the block, its usage is recorded with each response. Without the
+    block, usage is recorded only with the items of a run or by `store_run_usage`.
     """
 
     def __init__(self, inner: RunHooks[Any] | None = None, *, model: str | None = None) -> None:
-        """Make the hooks; one object may serve any number of runs, and one block.
+        """Make the hooks. One object serves any number of runs, but only one block.
 
         Args:
             inner: The app's own hooks, which are called as well.
-            model: The model, where a ``RunConfig`` puts another in the place of the agents' own:
-                hooks are not told of that.
+            model: The name of the model, if a ``RunConfig`` replaces the models of the agents. The
+                SDK does not pass that model to hooks.
         """
         self._inner = inner or RunHooks[Any]()
         self._model = model
@@ -57,7 +57,7 @@ class UsageHooks(RunHooks[Any]):
         self._ended = False
 
     async def __aenter__(self) -> Self:
-        """Begin to note runs.
+        """Begin the block: remember the runs that use these hooks.
 
         Raises:
             InvalidInput: The hooks were used in a block before.
@@ -73,7 +73,7 @@ class UsageHooks(RunHooks[Any]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Record what the runs have used by now."""
+        """Record what the runs have used so far."""
         self._ended = True
         for usage in self._used or ():
             await run_to_completion(_finish(usage))
@@ -85,7 +85,7 @@ class UsageHooks(RunHooks[Any]):
         system_prompt: str | None,
         input_items: list[TResponseInputItem],
     ) -> None:
-        """Know the run from its beginning."""
+        """Attach a ledger to the run's usage before its first request."""
         ledger_of(context.usage)
         if self._used is not None and all(usage is not context.usage for usage in self._used):
             self._used.append(context.usage)
@@ -94,7 +94,7 @@ class UsageHooks(RunHooks[Any]):
     async def on_llm_end(
         self, context: RunContextWrapper[Any], agent: Agent[Any], response: ModelResponse
     ) -> None:
-        """Note what the response has used, for the session to record with its items."""
+        """Enter what the response has used, so that the session records it with its items."""
         share = UsageShare(
             UsageTotals.of(response.usage),
             response_id=usable_name(response.response_id),
@@ -107,36 +107,39 @@ class UsageHooks(RunHooks[Any]):
         await self._inner.on_llm_end(context, agent, response)
 
     async def on_agent_start(self, context: AgentHookContext[Any], agent: Agent[Any]) -> None:
-        """As the app's own hooks say."""
+        """Call the app's own hook."""
         await self._inner.on_agent_start(context, agent)
 
     async def on_agent_end(
         self, context: AgentHookContext[Any], agent: Agent[Any], output: Any
     ) -> None:
-        """As the app's own hooks say."""
+        """Call the app's own hook."""
         await self._inner.on_agent_end(context, agent, output)
 
     async def on_handoff(
         self, context: RunContextWrapper[Any], from_agent: Agent[Any], to_agent: Agent[Any]
     ) -> None:
-        """As the app's own hooks say."""
+        """Call the app's own hook."""
         await self._inner.on_handoff(context, from_agent, to_agent)
 
     async def on_tool_start(
         self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool
     ) -> None:
-        """As the app's own hooks say."""
+        """Call the app's own hook."""
         await self._inner.on_tool_start(context, agent, tool)
 
     async def on_tool_end(
         self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool, result: object
     ) -> None:
-        """As the app's own hooks say."""
+        """Call the app's own hook."""
         await self._inner.on_tool_end(context, agent, tool, result)
 
 
 async def _finish(usage: Usage) -> None:
-    """Record what is left, so that an error neither hides the result of the run nor its own."""
+    """Record the rest of a run's usage; log a failure.
+
+    A failure here must hide neither the result of the run nor the run's own error.
+    """
     ledger = ledger_of(usage)
     if ledger.finish is None:
         return
@@ -147,7 +150,7 @@ async def _finish(usage: Usage) -> None:
 
 
 def _model_of(agent: Agent[Any]) -> str:
-    """The name of the agent's model; of a model without one, its type."""
+    """Return the name of the agent's model, or the type of a model without a name."""
     model = agent.model
     if model is None:
         return get_default_model()

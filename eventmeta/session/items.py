@@ -1,4 +1,4 @@
-"""The conversation of a session: upstream's protocol, with every change in the log."""
+"""The items of a session: upstream's protocol, with every change recorded in the log."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ _ENCODERS = {
 
 
 class SessionItems(SessionUsage):
-    """The items of a session."""
+    """A session with its items."""
 
     @property
     def _has_own_texts(self) -> bool:
-        """Whether a subclass of the app's makes the texts of items."""
+        """Return whether a subclass makes the texts of items itself."""
         return type(self)._serialize_item is not SessionItems._serialize_item
 
     async def _serialize_item(self, item: TResponseInputItem) -> str:
-        """The text that is stored for ``item``; subclasses may override it."""
+        """Return the text that is stored for ``item``; subclasses may override this method."""
         encode = partial(_dump, item, ensure_ascii=self._ensure_ascii)
         return await encoded(item, encode)
 
     async def _deserialize_item(self, item: str) -> TResponseInputItem:
-        """The item of a stored text; subclasses may override it."""
+        """Return the item of a stored text; subclasses may override this method."""
         if len(item) > LARGE_TEXT:
             return cast("TResponseInputItem", await asyncio.to_thread(json.loads, item))
         return cast("TResponseInputItem", json.loads(item))
@@ -62,19 +62,21 @@ class SessionItems(SessionUsage):
         turns: int | None = None,
         wrapper: RunContextWrapper[Any] | None = None,
     ) -> list[TResponseInputItem]:
-        """The items of the conversation in order, or the latest of them.
+        """Return the items of the conversation in order, or only the latest of them.
 
         Args:
-            limit: How many; ``session_settings.limit`` if None, all if that is None too. Rows that
-                hold no item are skipped and do not count.
-            turns: How many turns instead. A turn is a user message and what follows it up to the
-                next. Turns are whole, and no tool call is without its output: where an output came
-                in a later turn than its call, both turns are there or neither, even if that makes
-                one more than were asked for. ``session_settings.limit`` does not apply.
-            wrapper: The run on whose behalf, as the Runner passes it.
+            limit: The maximum number of items, counted from the end. If None,
+                ``session_settings.limit`` applies; if that is None too, all items are returned.
+                Rows that hold no item are skipped and do not count.
+            turns: How many turns to return, counted from the end, instead of ``limit``. A turn is a
+                user message and the items that follow it, up to the next user message. Turns are
+                returned whole, and no tool call is without its output: if an output is in a later
+                turn than its call, either both turns are returned or neither, even if that makes
+                one turn more than ``turns``. ``session_settings.limit`` does not apply.
+            wrapper: The context wrapper of the run, as the Runner passes it.
 
         Raises:
-            InvalidInput: ``limit`` and ``turns`` are both given, or not whole numbers.
+            InvalidInput: ``limit`` and ``turns`` are both given, or one is not a whole number.
         """
         self._bind(wrapper)
         await self._notice(wrapper)
@@ -117,25 +119,26 @@ class SessionItems(SessionUsage):
         wrapper: RunContextWrapper[Any] | None = None,
         **options: Unpack[WriteOptions],
     ) -> Any:
-        """Add items to the end of the conversation, all or none, in this order.
+        """Add items to the end of the conversation in this order, all or none.
 
         Args:
-            items: What to add.
-            wrapper: The run on whose behalf, as the Runner passes it. With ``structured_metadata``,
-                what it has used since the last time is recorded in the same transaction, by an
-                event of its own: both or neither. Within a ``connection`` of the caller's, who
-                might roll it back, it is asked for again by the next call after that.
+            items: The items to add.
+            wrapper: The context wrapper of the run, as the Runner passes it. With
+                ``structured_metadata``, what the run has used since the last record is recorded in
+                the same transaction, by an event of its own: both or neither. If that is inside
+                the caller's ``connection``, the caller might roll back. So the first call after
+                that transaction submits the same event again, which is recorded at most once.
             **options: See `WriteOptions`.
 
         Returns:
-            The ``items_added`` `RecordedEvent` with the ids of their rows; None if there are no
-            items. (Typed as Any, as for upstream's protocol it would have to be None.)
+            The ``items_added`` `RecordedEvent` with the row ids of the items; None if ``items`` is
+            empty. (The type is Any because upstream's protocol would require None.)
 
         Raises:
-            InvalidInput: An item is not JSON or over 16 MiB, there are over 10,000 or 64 MiB, or an
-                option cannot be used; nothing was changed.
+            InvalidInput: An item is not JSON or is over 16 MiB, there are over 10,000 items or
+                64 MiB in all, or an option cannot be used; nothing was changed.
             VersionConflict: The session is not at ``expected_version``; nothing was changed.
-            SessionNotFound: There is no such session within the user's reach.
+            SessionNotFound: The session is not visible to the user.
         """
         self._bind(wrapper)
         fields = self._fields("add_items()", options)
@@ -163,17 +166,17 @@ class SessionItems(SessionUsage):
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None, **options: Unpack[WriteOptions]
     ) -> TResponseInputItem | None:
-        """Remove the latest item and return it; None if there is none.
+        """Remove the latest item and return it; return None if there is none.
 
-        Rows that hold no item are removed on the way.
+        Rows behind that item that hold no item are removed too.
 
         Args:
-            wrapper: The run on whose behalf, as the Runner passes it.
+            wrapper: The context wrapper of the run, as the Runner passes it.
             **options: See `WriteOptions`.
 
         Raises:
-            ItemAlreadyPopped: The ``event_id`` was used before; the content of the item which that
-                attempt removed is not stored any more.
+            ItemAlreadyPopped: An earlier attempt used this ``event_id``. The content of the item
+                that it removed is not stored any more.
         """
         self._bind(wrapper)
         fields = self._fields("pop_item()", options)
@@ -195,16 +198,16 @@ class SessionItems(SessionUsage):
         wrapper: RunContextWrapper[Any] | None = None,
         **options: Unpack[WriteOptions],
     ) -> Any:
-        """Remove all items, and the metadata unless ``keep_metadata``. The history stays.
+        """Remove all items, and the metadata unless ``keep_metadata`` is true. The history stays.
 
         Args:
-            keep_metadata: Whether the metadata stays; if None, as ``clear_keeps_metadata`` says.
-            wrapper: The run on whose behalf, as the Runner passes it.
+            keep_metadata: Whether the metadata stays; if None, ``clear_keeps_metadata`` decides.
+            wrapper: The context wrapper of the run, as the Runner passes it.
             **options: See `WriteOptions`.
 
         Returns:
-            The ``session_cleared`` `RecordedEvent`; None if there was nothing to clear. (Typed as
-            Any, as for `add_items`.)
+            The ``session_cleared`` `RecordedEvent`; None if there was nothing to clear. (The type
+            is Any for the same reason as with `add_items`.)
 
         Raises:
             InvalidInput: An option cannot be used; nothing was changed.
@@ -222,14 +225,14 @@ class SessionItems(SessionUsage):
         return await self._submit(command, options)
 
     async def _texts(self, items: Sequence[TResponseInputItem], *, are_large: bool) -> list[str]:
-        """What is stored for ``items``.
+        """Return the texts that are stored for ``items``.
 
-        Small ones have no pauses, so that the call is not overtaken.
+        Small inputs are encoded without a pause, so that no later call overtakes this one.
 
         Raises:
-            InvalidInput: An item is not JSON, a database would refuse or alter the text, or there
-                are too many.
-            ValueTooLarge: One of them is too long, or all together are.
+            InvalidInput: An item is not JSON, a database would refuse or alter its text, or there
+                are too many items.
+            ValueTooLarge: One item is too large, or all items together are.
         """
         check_number("items", len(items), MAX_ITEMS)
         texts: list[str] = []
@@ -266,7 +269,7 @@ class SessionItems(SessionUsage):
 def _dump(item: TResponseInputItem, *, ensure_ascii: bool) -> str:
     """Return the JSON of ``item``.
 
-    What has many parts is encoded piece by piece: the encoder in C would not let other threads run.
+    A large item is encoded piece by piece, because the encoder in C would block other threads.
     """
     encoder = _ENCODERS[ensure_ascii]
     return "".join(encoder.iterencode(item)) if is_large(item) else encoder.encode(item)

@@ -1,4 +1,4 @@
-"""What is known about a session, and which sessions something is known about."""
+"""The metadata of a session, and finding sessions by their metadata."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from eventmeta.session.handle import SessionHandle
 
 
 class SessionMetadata(SessionHandle):
-    """The metadata of a session."""
+    """A session with its metadata."""
 
     async def find_sessions_by_metadata(
         self,
@@ -29,9 +29,9 @@ class SessionMetadata(SessionHandle):
         after: str | None = None,
         as_of: int | Position | datetime | None = None,
     ) -> list[str]:
-        """Ids of all sessions, not only this one, whose ``key`` equals ``value``.
+        """Return the ids of all sessions, not only this one, whose ``key`` equals ``value``.
 
-        On behalf of a user: only of those that the user owns. See
+        On behalf of a user, only sessions that the user owns are found. See
         `MetadataStore.find_sessions_by_metadata`.
         """
         return await find_sessions(

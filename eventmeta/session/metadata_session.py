@@ -1,4 +1,4 @@
-"""`MetadataSession`: upstream's SQLAlchemySession, and what is known about the session."""
+"""`MetadataSession`: upstream's SQLAlchemySession with metadata, an owner and a history."""
 
 from eventmeta.session.compaction import SessionCompaction
 from eventmeta.session.conversation import SessionConversation
@@ -9,8 +9,8 @@ from eventmeta.session.ownership import SessionOwnership
 class MetadataSession(SessionCompaction, SessionMetadata, SessionOwnership, SessionConversation):
     """A conversation with its metadata and its owner, and the history of both.
 
-    Takes the place of ``agents.extensions.memory.SQLAlchemySession``: same arguments, same tables,
-    same rows. Every write is durable and visible to all processes when its call returns; a call
-    that fails has changed nothing, and a cancelled one raises only when its outcome is settled. All
-    sessions of an engine share one writer, which commits what arrives together in one transaction.
+    It replaces ``agents.extensions.memory.SQLAlchemySession``, with the same arguments, tables and
+    rows. When a write returns, its changes are durable and visible to all processes. A call that
+    fails has changed nothing. A cancelled call raises only when its outcome is certain. All
+    sessions of an engine share one writer; calls that arrive together share a transaction.
     """

@@ -1,4 +1,4 @@
-"""Whose a session is: making it for a user, finding those of a user, handing it over."""
+"""The owner of a session: creating, finding and transferring the sessions of a user."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from eventmeta.tables.names import TableNames, TableOptions
 
 
 class SessionOwnership(SessionHandle):
-    """The owner of a session."""
+    """A session with its owner."""
 
     @classmethod
     async def create_session(
@@ -45,27 +45,27 @@ class SessionOwnership(SessionHandle):
         connection: AsyncConnection | AsyncSession | None = None,
         **options: Unpack[HandleOptions],
     ) -> Self:
-        """Make a session that belongs to ``user_id``, who is created if need be.
+        """Create a session that belongs to ``user_id``; create the user too if needed.
 
         Args:
             user_id: The owner.
             engine: As for the constructor.
-            session_id: The id of the session; if None a new UUIDv7, or one that follows from the
-                ``event_id``.
-            metadata: JSON values by key, which are merged into the session's in the same
+            session_id: The id of the session. If None, the id is derived from ``event_id``, or is a
+                new UUIDv7 if that is None too.
+            metadata: JSON values by key. They are merged into the session's metadata in the same
                 transaction.
-            actor: Who makes it; the ambient actor (`acting_as`) if None.
-            event_id: A UUID under which it is made at most once, with its metadata.
-            connection: Make it inside this transaction of the caller's.
+            actor: Who creates the session; the ambient actor (`acting_as`) if None.
+            event_id: A UUID under which the session is created at most once, with its metadata.
+            connection: Create the session inside this transaction of the caller's.
             **options: As for the constructor.
 
         Returns:
-            The session, whose rows are written.
+            The session. Its rows are written already.
 
         Raises:
             InvalidInput: An argument cannot be used; nothing was changed.
-            SessionNotFound: ``session_id`` is another user's; nothing was changed.
-            EventIdReused: The event id stands for another change; nothing was changed.
+            SessionNotFound: ``session_id`` belongs to another user; nothing was changed.
+            EventIdReused: The event id was used for another change; nothing was changed.
         """
         call = f"{cls.__name__}.create_session()"
         check_options(call, options, options_of(cls) | CreationOptions.__annotations__.keys())
@@ -93,11 +93,13 @@ class SessionOwnership(SessionHandle):
         engine: AsyncEngine,
         **options: Unpack[HandleOptions],
     ) -> Self | None:
-        """The session, if it exists and belongs to ``user_id``; else None, whichever it is.
+        """Return the session if ``user_id`` owns it, else None.
+
+        None does not tell if the session is missing or belongs to another user.
 
         Args:
             user_id: The owner.
-            session_id: Which session.
+            session_id: The id of the session.
             engine: As for the constructor.
             **options: As for the constructor.
         """
@@ -118,12 +120,12 @@ class SessionOwnership(SessionHandle):
         engine: AsyncEngine,
         **options: Unpack[HandleOptions],
     ) -> list[Self]:
-        """The sessions of ``user_id``, in the order of `get_sessions_for_user`.
+        """Return the sessions of ``user_id``, in the order of `get_sessions_for_user`.
 
         Args:
             user_id: The owner.
-            limit: At most so many; None for all.
-            offset: Without so many of the first.
+            limit: The maximum number of sessions; None for all.
+            offset: How many sessions to skip at the beginning.
             engine: As for the constructor.
             **options: As for the constructor.
         """
@@ -143,14 +145,14 @@ class SessionOwnership(SessionHandle):
     async def get_sessions_for_user(
         self, user_id: str, limit: int | None = None, offset: int = 0
     ) -> list[str]:
-        """Ids of the sessions of ``user_id``, the latest change first, then the greatest id.
+        """Return the ids of a user's sessions, the latest change first, then the greatest id.
 
-        A session that is bound to one user finds none of another.
+        If this session is bound to another user than ``user_id``, the list is empty.
 
         Args:
             user_id: The owner.
-            limit: At most so many; None for all.
-            offset: Without so many of the first.
+            limit: The maximum number of ids; None for all.
+            offset: How many ids to skip at the beginning.
 
         Raises:
             InvalidInput: An argument cannot be used.
@@ -164,25 +166,25 @@ class SessionOwnership(SessionHandle):
     async def transfer(
         self, to_user: str, *, with_history: bool = False, **options: Unpack[WriteOptions]
     ) -> RecordedEvent | None:
-        """Hand the session over to ``to_user``, who is created if need be.
+        """Hand the session over to ``to_user``, who is created if needed.
 
-        The new owner gets its items and its metadata as they are. What the log has of it before
-        this, such as values that were deleted and what runs have used, is out of the new owner's
-        reach, and so is any ``as_of`` before this. A handle that is bound to the user who had it
-        reaches it no more.
+        The new owner gets the items and the metadata as they are now. The history before the
+        transfer stays hidden from the new owner: deleted values, what runs have used, and any
+        ``as_of`` before the transfer. A handle that is bound to the previous owner does not see
+        the session any more.
 
         Args:
-            to_user: Whose it is to be.
-            with_history: Hand over the past as well, as far as it is within reach here: all of it
-                if this handle is bound to no user.
+            to_user: The new owner.
+            with_history: Hand over the history as well. Only the history that this handle sees is
+                handed over: all of it if the handle is bound to no user.
             **options: See `WriteOptions`.
 
         Returns:
-            The ``user_assigned`` event; None if the session is this user's already.
+            The ``user_assigned`` event; None if the session belongs to this user already.
 
         Raises:
             InvalidInput: An argument cannot be used; nothing was changed.
-            SessionNotFound: There is no such session, or it is not one's own to hand over.
+            SessionNotFound: The session does not exist, or the user of this handle does not own it.
         """
         check_flag("with_history", with_history)
         command = TransferSession(
@@ -195,5 +197,5 @@ class SessionOwnership(SessionHandle):
 
 
 def _of_user(user_id: str, options: HandleOptions) -> SessionOptions:
-    """``options`` for the session of a user; it is no longer there to be claimed."""
+    """Return ``options`` for a session that ``user_id`` owns: it need not be claimed."""
     return cast("SessionOptions", {"claim": False, **options, "user_id": check_user_id(user_id)})

@@ -1,4 +1,4 @@
-"""Which run a usage belongs to: the SDK's trace, and a run that came back from JSON."""
+"""Finding the run that a ``Usage`` belongs to if a run was restored from JSON; the SDK's trace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_NAME = 255
 
 
 def current_trace() -> tuple[str | None, str | None]:
-    """The ids of the current trace and span of the SDK, where it traces."""
+    """Return the ids of the SDK's current trace and span; None for each that does not exist."""
     agents = sys.modules.get("agents")
     if agents is None:
         return None, None
@@ -36,7 +36,10 @@ def current_trace() -> tuple[str | None, str | None]:
 
 
 def usable_name(value: object) -> str | None:
-    """``value``, if it is a name that every database can keep, as far as they do."""
+    """Return ``value`` if every database can keep it as a name, cut to the length that they keep.
+
+    Otherwise returns None.
+    """
     if not isinstance(value, str) or value in ("", "no-op"):
         return None
     return None if text_problem(value) else value[:_MAX_NAME]
@@ -48,7 +51,7 @@ async def recorded_usage(
     """Return the data of the session's latest events about usage, the last one first.
 
     Args:
-        view: Who asks.
+        view: The scope of the principal that asks.
         stream: The session.
         connection: Read in this transaction of the caller's.
     """
@@ -73,7 +76,7 @@ async def recorded_usage(
 
 
 def resumed_run(usage: Usage, events: Iterable[dict[str, Any]]) -> tuple[str, UsageTotals] | None:
-    """Return the run that ``usage`` goes on with and what is recorded of it, if there is one."""
+    """Return the run that ``usage`` continues and what is recorded of it; None if there is none."""
     entries = [UsageTotals.of_request(entry) for entry in usage.request_usage_entries]
     prefixes = {_tokens(sums) for sums in accumulate(entries, UsageTotals.plus)}
     prefixes.add(_tokens(NOTHING))
@@ -94,5 +97,5 @@ def resumed_run(usage: Usage, events: Iterable[dict[str, Any]]) -> tuple[str, Us
 
 
 def _tokens(totals: UsageTotals) -> UsageTotals:
-    """Without the requests, for those that used no tokens are not listed one by one."""
+    """Return ``totals`` with 0 requests, because requests that used no tokens are not listed."""
     return UsageTotals(**{**asdict(totals), "requests": 0})

@@ -1,4 +1,4 @@
-"""`SQLiteSession`: a `MetadataSession` that is given a file instead of an engine."""
+"""`SQLiteSession`: a `MetadataSession` that takes a file instead of an engine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from eventmeta.session.metadata_session import MetadataSession
 
 
 class SQLiteSession(MetadataSession):
-    """Takes the place of the SDK's ``SQLiteSession``, on the same file.
+    """A session that replaces the SDK's ``SQLiteSession``, on the same file.
 
-    Sessions of one file and one thread share an engine; each in-memory database is one of its own.
+    Sessions of one file and one thread share an engine. Each in-memory session has a database of
+    its own.
     """
 
     def __init__(
@@ -30,9 +31,9 @@ class SQLiteSession(MetadataSession):
         """Open the session; the file and its tables are created at the first call.
 
         Args:
-            session_id: Which conversation.
+            session_id: The id of the conversation.
             db_path: The file of the database; in memory by default.
-            engine: An engine to take instead of the file.
+            engine: An engine to use instead of the file.
             **options: As for `MetadataSession`.
         """
         if engine is None:

@@ -1,4 +1,4 @@
-"""Metadata of a session or a user, now and at any time before."""
+"""The metadata of a session or a user, now and at any earlier time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from eventmeta.queries.scope import Scope
 
 
 class StreamMetadata(ABC):
-    """A session or a user with metadata, whose every change is an event of its own stream."""
+    """A session or a user with metadata. Every change is an event in its own stream."""
 
     _log: EventLog
     _stream: StreamKey
@@ -31,10 +31,10 @@ class StreamMetadata(ABC):
     async def set_metadata(
         self, metadata: Mapping[str, Any], **options: Unpack[WriteOptions]
     ) -> RecordedEvent | None:
-        """Merge ``metadata`` into that of the session or user, which is created if need be.
+        """Merge ``metadata`` into the metadata of the session or user, which is created if needed.
 
         Args:
-            metadata: JSON values by key. ``{}`` does nothing. What is large is encoded in a thread:
+            metadata: JSON values by key. ``{}`` does nothing. A large input is encoded in a thread:
                 do not change it before the call has returned.
             **options: See `WriteOptions`.
 
@@ -43,9 +43,10 @@ class StreamMetadata(ABC):
 
         Raises:
             InvalidInput: A key or value cannot be stored, there are over 10,000 keys or 64 MiB, or
-                all that is known about a user is longer than ``max_value_bytes``; nothing was
+                the whole metadata of a user is longer than ``max_value_bytes``; nothing was
                 changed.
-            VersionConflict: It is not at ``expected_version``; nothing was changed.
+            VersionConflict: The session or user is not at ``expected_version``; nothing was
+                changed.
         """
         fields = self._fields("set_metadata()", options)
         encode = partial(encode_changes, metadata, self._max_value_bytes)
@@ -65,15 +66,17 @@ class StreamMetadata(ABC):
         as_of: int | Position | datetime | None = None,
         default: Any = None,
     ) -> dict[str, Any]:
-        """The metadata, now or as it was; of a session or user that does not exist, none.
+        """Return the metadata, now or at an earlier point.
+
+        A session or user that does not exist has no metadata.
 
         Args:
-            keys: Which; None for all there are, in the order of their names.
+            keys: The keys to return; None for all keys, in the order of their names.
             as_of: A version of the session or user, a `Position` of the log, or an aware datetime.
-            default: Stands for a key that is not there. Pass `MISSING` to tell it from null.
+            default: The value of a key that does not exist. Pass `MISSING` to tell it from null.
 
         Raises:
-            InvalidPoint: ``as_of`` names no point in history, such as a naive datetime.
+            InvalidPoint: ``as_of`` names no point in history; a naive datetime is an example.
         """
         wanted = None if keys is None else check_keys(keys)
         view = self._view
@@ -91,18 +94,20 @@ class StreamMetadata(ABC):
     async def delete_metadata(
         self, keys: Sequence[str] | None = None, **options: Unpack[WriteOptions]
     ) -> RecordedEvent | None:
-        """Remove the given keys, or all.
+        """Remove the given keys, or all keys.
 
         Args:
-            keys: Which; those that are not there are passed over. None for all there are.
+            keys: The keys to remove; keys that do not exist are ignored. None removes all keys.
             **options: See `WriteOptions`.
 
         Returns:
-            The ``metadata_deleted`` event, which names what was there to remove; None if nothing.
+            The ``metadata_deleted`` event, which names the keys that it removed; None if there
+            were none.
 
         Raises:
             InvalidInput: A key or an option cannot be used; nothing was changed.
-            VersionConflict: It is not at ``expected_version``; nothing was changed.
+            VersionConflict: The session or user is not at ``expected_version``; nothing was
+                changed.
         """
         wanted = None if keys is None else check_keys(keys)
         fields = self._fields("delete_metadata()", options)
@@ -111,11 +116,11 @@ class StreamMetadata(ABC):
     async def history(
         self, key: str | None = None, *, limit: int | None = None, after: int | None = None
     ) -> list[past.HistoryEntry]:
-        """The events in order, each with the old and the new value of what it changed.
+        """Return the events in order, each with the old and the new values of what it changed.
 
         Args:
-            key: Only events that changed this key, and only that change of theirs.
-            limit: At most so many.
+            key: Only events that changed this key, each with only the change of this key.
+            limit: The maximum number of events; None for all.
             after: Only events after this version: the ``version`` of the last entry seen.
 
         Raises:
@@ -129,7 +134,7 @@ class StreamMetadata(ABC):
     async def diff(
         self, a: int | Position | datetime, b: int | Position | datetime
     ) -> dict[str, past.ValueChange]:
-        """The keys whose values differ between two versions, positions or times.
+        """Return the keys whose values differ between two versions, positions or times.
 
         Raises:
             InvalidPoint: ``a`` or ``b`` names no point in history.
@@ -139,28 +144,28 @@ class StreamMetadata(ABC):
         await self._connected()
         return await past.diff(view, self._stream, *bounds)
 
-    # --- Of which kind it is --------------------------------------------------------------------
+    # --- What sessions and users do in their own ways -------------------------------------------
 
     @property
     @abstractmethod
     def _view(self) -> Scope:
-        """The log, as far as whoever asks reaches."""
+        """Return the scope in which the principal reads."""
 
     @abstractmethod
     async def _connected(self) -> None:
-        """Make sure of the database before the first call."""
+        """Connect to the database, and check it before the first call."""
 
     @abstractmethod
     def _setting(self, changes: list[Change], fields: dict[str, Any]) -> Command:
-        """The command that merges ``changes``."""
+        """Return the command that merges ``changes``."""
 
     @abstractmethod
     def _deleting(self, keys: Sequence[str] | None, fields: dict[str, Any]) -> Command:
-        """The command that removes ``keys``, or all."""
+        """Return the command that removes ``keys``, or all keys if None."""
 
     @abstractmethod
     async def _current_metadata(self, view: Scope, keys: Sequence[str] | None) -> dict[str, Any]:
-        """The metadata of at least these ``keys``, or all."""
+        """Return the current metadata of at least these ``keys``, or of all keys if None."""
 
     def _fields(self, call: str, options: WriteOptions) -> dict[str, Any]:
         return command_fields(call, options, self._view.access)

@@ -1,7 +1,7 @@
-"""The end of a conversation, cut between turns so that no tool call loses its output.
+"""The last turns of a conversation, cut so that no tool call loses its output.
 
-A turn is a user message and what follows it up to the next one. What comes before any user message
-counts as a turn, too.
+A turn is a user message and the items that follow it, up to the next user message. The items before
+the first user message count as a turn, too.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from projections.items import TOOL_ITEMS
 Item = TypeVar("Item")
 
 _SEARCH = ""
-"""Searches at the model's side have no call id, so that each output is of the last search."""
+"""The id of searches by the model's provider, which have no call id.
+
+Each output therefore belongs to the last search.
+"""
 
 
 def check_turns(turns: object, limit: object) -> int:
-    """``turns``, if it is a whole number and no ``limit`` is given as well.
+    """Return ``turns`` if it is a whole number and no ``limit`` is given.
 
     Raises:
-        InvalidInput: It is not so.
+        InvalidInput: ``turns`` is not a whole number, or both are given.
     """
     if limit is not None:
         raise InvalidInput(f"limit {limit!r} and turns {turns!r} are both given: give one of them")
@@ -33,18 +36,19 @@ def check_turns(turns: object, limit: object) -> int:
 
 
 def last_turns(items: Sequence[Item], count: int, *, complete: bool) -> list[Item] | None:
-    """The items of the last ``count`` turns, and of those that belong to them.
+    """Return the items of the last ``count`` turns, and of the turns that are linked with them.
 
-    A turn is kept or left out as a whole. Where a call is in one turn and its output in another,
-    either both turns are kept or none, wherever they are; so what is kept is as valid as the whole.
+    A turn is kept or left out as a whole. If a call is in one turn and its output in another,
+    either both turns are kept or neither, wherever they are. So the result is valid if the whole
+    conversation is.
 
     Args:
         items: The end of the conversation, in order.
-        count: How many turns.
+        count: The number of turns.
         complete: Whether ``items`` are the whole conversation.
 
     Returns:
-        The items in order; None if it takes earlier ones to tell.
+        The items in order; None if earlier items are needed to decide.
     """
     if count <= 0 or (complete and not items):
         return []
@@ -58,7 +62,7 @@ def last_turns(items: Sequence[Item], count: int, *, complete: bool) -> list[Ite
 
 
 def _add_linked(turns: set[int], links: Iterable[tuple[int, int]]) -> None:
-    """Add to ``turns`` all that are linked with one of them, directly or by way of others."""
+    """Add to ``turns`` all turns that are linked with one of them, directly or through others."""
     linked: dict[int, list[int]] = {}
     for a, b in links:
         linked.setdefault(a, []).append(b)
@@ -72,7 +76,10 @@ def _add_linked(turns: set[int], links: Iterable[tuple[int, int]]) -> None:
 
 
 def is_user_message(item: object) -> bool:
-    """Whether ``item`` begins a turn: by its role, as upstream has it, unless it is of a tool."""
+    """Return whether ``item`` begins a turn.
+
+    The role decides, as with upstream, but an item of a tool never begins a turn.
+    """
     if not isinstance(item, dict):
         return False
     fields = cast("dict[str, Any]", item)
@@ -83,10 +90,11 @@ def is_user_message(item: object) -> bool:
 def _links(
     items: Sequence[object], numbers: Sequence[int], *, complete: bool
 ) -> Iterator[tuple[int, int]]:
-    """The pairs of turns of which one holds a call and the other what refers to it.
+    """Yield the pairs of turns of which one holds a call and the other an item that refers to it.
 
-    An id that was used again means its latest call. A call that is not among ``items`` is in the
-    first turn, whose beginning is missing too, unless there is nothing before ``items``.
+    If several calls used an id, the id means the latest of them. A call that is not among ``items``
+    is assumed to be in the first turn, whose beginning is missing too. If ``items`` are complete,
+    a reference to such a call is ignored.
     """
     turn_of_call: dict[str, int] = {}
     for turn, item in zip(numbers, items, strict=True):
@@ -101,7 +109,10 @@ def _links(
 
 
 def _names(item: dict[str, Any]) -> Iterator[str]:
-    """How later items may refer to ``item``; it is not known of every type whether it is a call."""
+    """Yield the ids by which later items may refer to ``item``.
+
+    For some types it is not known if they are calls, so every item but an output yields its ids.
+    """
     if _is_output(item):
         return
     if item.get("type") == "tool_search_call":
@@ -112,7 +123,7 @@ def _names(item: dict[str, Any]) -> Iterator[str]:
 
 
 def _references(item: dict[str, Any]) -> Iterator[str]:
-    """The calls without which ``item`` makes no sense."""
+    """Yield the ids of the calls without which ``item`` makes no sense."""
     call_id = None
     if _is_output(item):
         call_id = _id(item, "call_id")

@@ -1,4 +1,4 @@
-"""The tokens that a session's runs have used: captured as they are used, and asked for."""
+"""The tokens that a session's runs use: recording them, and returning their sums."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ _logger = logging.getLogger("eventmeta")
 
 
 class SessionUsage(SessionHandle):
-    """What a session's runs have used."""
+    """A session that records the tokens its runs use."""
 
     async def store_run_usage(self, result: RunResultBase | RunErrorDetails) -> None:
-        """Record what a run has used and no earlier call has recorded.
+        """Record what a run has used, except what is recorded already.
 
-        There is no need to call it for a run that kept its items in this session, unless it ended
-        without adding any after its last request, as by an exception (pass its ``run_data``), and
-        was not within ``async with UsageHooks()``. Calling it twice, or after the run was captured,
-        changes nothing.
+        The usage of a run that keeps its items in this session is recorded with the items. Such a
+        run needs this call only if it ended without adding items after its last request, for
+        example by an exception (pass the exception's ``run_data``), and if it was not inside
+        ``async with UsageHooks()``. Usage that is recorded already is not recorded twice.
 
         Args:
-            result: The result of the run, of the same process as the run.
+            result: The result of the run, in the process in which the run took place.
 
         Raises:
-            InvalidInput: ``result`` is no result of a run.
-            StructuredMetadataOff: The table of tokens used is not kept.
-            EventMetaError: It could not be recorded; to call again is safe.
+            InvalidInput: ``result`` is not the result of a run.
+            StructuredMetadataOff: The table of used tokens is not kept.
+            EventMetaError: The usage could not be recorded; it is safe to call again.
         """
         await check_structured(self._log.database, "store_run_usage()")
         wrapper, responses = (
@@ -66,15 +66,17 @@ class SessionUsage(SessionHandle):
         await self._finish(wrapper.usage, responses)
 
     async def get_usage(self, *, turn: int | None = None, run_id: str | None = None) -> UsageTotals:
-        """What the session's runs have used, with those turns and items that are gone by now.
+        """Return what the session's runs have used.
+
+        Usage for turns and items that do not exist any more is included.
 
         Args:
-            turn: Only in this turn of those that are there.
-            run_id: Only by this run.
+            turn: Only usage in this turn, which must still exist.
+            run_id: Only usage by this run.
 
         Raises:
-            InvalidInput: ``turn`` or ``run_id`` cannot be one.
-            StructuredMetadataOff: The table of tokens used is not kept.
+            InvalidInput: ``turn`` is not the number of a turn, or ``run_id`` is not a run's id.
+            StructuredMetadataOff: The table of used tokens is not kept.
         """
         await check_structured(self._log.database, "get_usage()")
         check_turn(turn)
@@ -86,18 +88,19 @@ class SessionUsage(SessionHandle):
     async def get_turn_usage(
         self, user_turn_number: int | None = None
     ) -> list[dict[str, Any]] | dict[str, Any]:
-        """What each turn has used, in the form of ``AdvancedSQLiteSession``.
+        """Return what each turn has used, in the form of ``AdvancedSQLiteSession``.
 
         Args:
-            user_turn_number: Which turn; all that have used anything if None.
+            user_turn_number: The number of one turn; None for all turns that have used tokens.
 
         Returns:
-            For one turn a dict, which is empty if it has used nothing: ``requests``,
-            ``input_tokens``, ``output_tokens``, ``total_tokens``, ``input_tokens_details``,
-            ``output_tokens_details``; for all, a list of these with ``user_turn_number``, in order.
+            For one turn, a dict with ``requests``, ``input_tokens``, ``output_tokens``,
+            ``total_tokens``, ``input_tokens_details`` and ``output_tokens_details``. The dict is
+            empty if the turn has used nothing. For all turns, a list of these dicts in order, each
+            with ``user_turn_number`` besides.
 
         Raises:
-            StructuredMetadataOff: The table of tokens used is not kept.
+            StructuredMetadataOff: The table of used tokens is not kept.
         """
         await check_structured(self._log.database, "get_turn_usage()")
         check_turn(user_turn_number)
@@ -111,11 +114,14 @@ class SessionUsage(SessionHandle):
     # --- Capture --------------------------------------------------------------------------------
 
     async def _notice(self, wrapper: RunContextWrapper[Any] | None) -> UsageLedger | None:
-        """Know a run from its beginning, when it has used nothing yet."""
+        """Return the ledger of a run, attached at the run's first call, before it has used tokens.
+
+        Returns None if there is no run, or if the table of used tokens is not kept.
+        """
         if wrapper is None:
             return None
         if self._log.database.tables.names.structured_metadata is None:
-            await self._connected()  # which tells
+            await self._connected()  # which reads the setting from the database
         if self._log.database.tables.usage is None:
             return None
         ledger = ledger_of(wrapper.usage)
@@ -131,7 +137,7 @@ class SessionUsage(SessionHandle):
         *,
         in_order: bool,
     ) -> RecordedEvent:
-        """Add items and, in the same transaction, record what their run has used by now."""
+        """Add items and, in the same transaction, record what their run has used so far."""
         ledger = await self._notice(wrapper)
         if wrapper is None or ledger is None:
             added = await self._submit(command, options, in_order=in_order)
@@ -157,7 +163,7 @@ class SessionUsage(SessionHandle):
                 connection.sync_connection and connection.sync_connection.get_transaction()
             )
             ledger.put_back(taken, transaction=transaction)
-            if cause.message is not None:  # which is there only if the caller commits
+            if cause.message is not None:  # the message exists only if the caller commits
                 ledger.causes.pop((self._log, self._stream), None)
             return added
         ledger.put_back(taken, recorded=True)
@@ -177,7 +183,7 @@ class SessionUsage(SessionHandle):
         items: Sequence[Any],
         connection: AsyncConnection | None,
     ) -> UsageCause:
-        """Take down what the run has used, and return the user message that is being answered."""
+        """Enter what the run has used, and return the user message that is being answered."""
         said = [n for n, item in enumerate(items) if is_user_message(item)]
         known = ledger.causes.get((self._log, self._stream))
         if said:
@@ -187,7 +193,7 @@ class SessionUsage(SessionHandle):
         else:
             cause = known or self._cause(command.access)
         cause = replace(cause, access=command.access)
-        # Nothing has been used yet to answer what was said last; it was for what came before.
+        # No tokens were used yet to answer a message at the end; they answered the one before.
         unanswered = bool(said) and said[-1] == len(items) - 1
         before = ledger.cause if unanswered else None
         if before is not None and before.stream == cause.stream:
@@ -196,10 +202,10 @@ class SessionUsage(SessionHandle):
         return cause
 
     async def _settle(self, ledger: UsageLedger) -> None:
-        """Record what belongs to other sessions.
+        """Record the usage that belongs to other sessions.
 
-        The items are recorded by now, so a failure here must not make the caller add them again:
-        it is logged, and what is missing is recorded with the next items.
+        The items are recorded already, so a failure here must not make the caller add them again.
+        The failure is logged, and the missing usage is recorded with the next items.
         """
         try:
             await ledger.settle(in_hand=False)
@@ -207,7 +213,7 @@ class SessionUsage(SessionHandle):
             _logger.warning("the usage of run %s is not recorded yet: %s", ledger.run_id, error)
 
     async def _finish(self, usage: Usage, responses: Sequence[ModelResponse] = ()) -> None:
-        """Record what a run has used and is not recorded yet."""
+        """Record the part of a run's usage that is not recorded yet."""
         ledger = ledger_of(usage)
         if ledger.run_id is not None and not ledger.owes(usage):
             return
@@ -232,7 +238,7 @@ class SessionUsage(SessionHandle):
     async def _last_cause(
         self, access: Principal, connection: AsyncConnection | None = None
     ) -> UsageCause:
-        """Return the last user message that is there, as ``connection`` sees it if there is one."""
+        """Return the last user message of the session, read by ``connection`` if that is given."""
         window = 64
         while True:
             rows = await self._last_rows(window, connection)
@@ -245,7 +251,7 @@ class SessionUsage(SessionHandle):
 
 
 def _link(command: AddItems, ledger: UsageLedger) -> None:
-    """Say in the context of ``command`` which run it is part of."""
+    """Add the ids of the run, its trace and its span to the context of ``command``."""
     trace_id, span_id = current_trace()
     about = {"run_id": ledger.run_id, "trace_id": trace_id, "span_id": span_id}
     known = {key: value for key, value in about.items() if value is not None}
@@ -261,7 +267,7 @@ def _says_user(text: str) -> bool:
 
 
 def _unrecorded(responses: Sequence[ModelResponse], reached: UsageTotals) -> list[UsageShare]:
-    """The last of ``responses``, if those before them have used what is recorded."""
+    """Return the last of ``responses`` if those before them sum up to what is recorded."""
     used = [UsageTotals.of(response.usage) for response in responses]
     sums = list(accumulate(used, UsageTotals.plus, initial=NOTHING))
     if reached not in sums:

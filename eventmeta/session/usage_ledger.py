@@ -1,37 +1,35 @@
-"""What runs use, recorded as it is used: each token once.
+"""The ledger of a run's usage, which makes sure that each token is recorded once.
 
-The Runner passes its wrapper to the session, whose ``usage`` is what the run has used so far. The
-session records what has come to it since it last looked. What it has recorded is kept beside the
-numbers themselves, in a `UsageLedger` on the ``Usage`` object.
+The Runner passes its wrapper to the session; ``wrapper.usage`` is what the run has used so far. The
+session records what the run has used since the last record. A `UsageLedger` on the ``Usage`` object
+keeps which part of it is recorded. Within a process, this is exact:
 
-Exact, within a process:
+- One transaction. New usage is recorded in the transaction that adds the items: both or neither.
+- Retries. The event to record is fixed, with its event id, before the first attempt. If an attempt
+  ends with an error, a cancellation or a lost connection, the next call repeats it.
+- A transaction of the caller's. The caller may roll it back, so an event that was recorded in it is
+  submitted again when it has ended.
+- Runs at the same time, also on the same session object. Each has a ``Usage`` of its own.
+- Rewinds, failed attempts, cleared sessions. Used tokens stay recorded.
+- An agent as a tool. It shares the ``Usage`` and the run id of the run that called it. What that
+  run used before is still recorded in that run's own session and turn.
+- ``to_state()``. Each copy of a ``Usage`` has a ledger of its own, which begins with what was
+  recorded or being recorded then. Two runs from one state both count, their common part once.
 
-- Together. What is new is recorded in the transaction that adds the run's items: both or neither.
-- Retries. What is to be recorded is fixed, with its event id, before the first attempt; whatever
-  becomes of that (an error, a cancellation, a lost connection), the next call repeats it.
-- A transaction of the caller's. What was recorded in one is asked for again when that has ended,
-  for the caller may have rolled it back.
-- Runs at the same time, also on the same session object: each has a ``Usage`` of its own.
-- Rewinds, failed attempts, cleared sessions: what was used stays used.
-- An agent as a tool: it shares the ``Usage`` of the run that called it, and so its run id. What
-  that run used before is still recorded in that run's own session and turn.
-- ``to_state()``: each copy of a ``Usage`` has a ledger of its own, which begins with what was
-  recorded or under way at that time. Two runs from one state both count, what they share once.
+If a state came from JSON, its ``Usage`` has numbers but no ledger, so the run has to be found. Each
+event says what its run had reached by then, and a ``Usage`` lists its requests one by one. A run
+matches if its event reached exactly the sum of the first requests of this ``Usage``. Of several,
+one of the same trace comes first, then the one that reached most. No trace is required, because
+tracing may be off. So recorded usage is neither counted again nor lost, with these exceptions:
 
-Found out, where a state came from JSON. Such a ``Usage`` has numbers, but no ledger. Every event
-says what its run had reached by then, and a ``Usage`` lists its requests one by one. The run is
-resumed whose event reached exactly what the first requests of this ``Usage`` sum up to: of those
-the longest, one of the same trace first. A trace is not needed, for tracing may be off. So a run
-that was recorded is neither counted again nor lost, unless
+- Two runs of a session began with requests of exactly the same tokens, and the later one has
+  numbers but no ledger though it is not resumed (such as `store_run_usage` for a run that never
+  used the session). Then the later run's first requests are taken for those of the earlier run.
+- A state was resumed twice, and the second time the session is first called after as many tokens
+  as the first time. (The Runner calls it before the first request, to save the tool's output.)
+- More than `resumed_runs._REMEMBERED` events lie between. Then the usage before counts again.
 
-- two runs of a session began with requests of exactly the same tokens, and the later one comes
-  with numbers but without a ledger, and is no resumed one (such as `store_run_usage` for a run that
-  never saw the session): the later one's first requests are then taken for the earlier one's;
-- a state was resumed twice, and the second time the session is first called after as many tokens
-  as the first time. (The Runner calls it before the first request: it saves the tool's output.)
-- more than `resumed_runs._REMEMBERED` events came between: what was used until then counts again.
-
-A wrapper that an app hands to several runs is one run.
+A wrapper that an app passes to several runs counts as one run.
 """
 
 from __future__ import annotations
@@ -61,14 +59,14 @@ _ATTRIBUTE = "_eventmeta_ledger"
 
 @dataclass(frozen=True)
 class UsageCause:
-    """The user message that caused a use of tokens, and where that is recorded.
+    """The user message that caused a use of tokens, and the session that records the usage.
 
     Attributes:
-        log: Where.
-        stream: In which session.
-        access: On whose behalf.
-        user_message_id: The message, if it is known.
-        message: The same, if it is added only now.
+        log: The event log.
+        stream: The stream of the session.
+        access: The principal on whose behalf the usage is recorded.
+        user_message_id: The row id of the message, if it is known.
+        message: The message, if it is only being added now.
     """
 
     log: EventLog
@@ -80,7 +78,7 @@ class UsageCause:
 
 @dataclass(frozen=True)
 class UsageShare:
-    """A part of what was used, and what is known of it."""
+    """A part of a run's usage, with the response, model and agent if they are known."""
 
     totals: UsageTotals
     response_id: str | None = None
@@ -90,15 +88,15 @@ class UsageShare:
 
 @dataclass(eq=False)
 class Entry:
-    """An event to record. It keeps its id until it is recorded.
+    """A usage event to record. The event keeps its id until it is recorded.
 
     Attributes:
-        log: Where.
-        command: What.
-        tried: An attempt was made, whose outcome may be unknown.
-        in_hand: A call is adding items with it.
-        transaction: The caller's transaction in which it was recorded, if it was in one.
-        recorded: It is recorded for good.
+        log: The event log.
+        command: The command that records the event.
+        tried: Whether an attempt was made; its outcome may be unknown.
+        in_hand: Whether a call is recording the event together with items.
+        transaction: The caller's transaction in which the event was recorded, if it was in one.
+        recorded: Whether the event is recorded for good.
     """
 
     log: EventLog
@@ -110,24 +108,24 @@ class Entry:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is yet to be recorded, and not in a transaction that is still open."""
+        """Return whether the event is not recorded, not even in a transaction still open."""
         within = self.transaction is not None and self.transaction.is_active
         return not self.recorded and not within
 
     def try_now(self) -> RecordUsage:
-        """Return the command for an attempt."""
+        """Return the command for an attempt, and note that the attempt is made."""
         self.command.may_be_recorded = self.tried
         self.tried = True
         return self.command
 
     def goes_with(self, command: AddItems, log: EventLog) -> bool:
-        """Return whether it can be recorded with ``command``: in its session, for its user."""
+        """Return whether ``command`` can record the event: same session, same principal."""
         own = self.command
         same = own.stream == command.stream and own.access == command.access
         return same and self.log is log and self.is_due and not self.in_hand
 
     def attribute_to(self, user_message_id: int | None, message: Message | None) -> None:
-        """Name another message than its own, if that may have gone with a transaction.
+        """Attribute the event to another message if a rollback may have removed its own.
 
         If the transaction was committed after all, the event that it recorded stays as it is.
         """
@@ -140,15 +138,15 @@ class Entry:
 
 @dataclass(eq=False)
 class UsageLedger:
-    """What is recorded of one ``Usage``.
+    """The account of one ``Usage``: which part of it is recorded.
 
     Attributes:
-        run_id: The run; None until it is known whether it is a resumed one.
+        run_id: The id of the run; None until it is known if the run is a resumed one.
         reached: The sums that are recorded, or about to be.
-        shares: The responses of which hooks told, until they are entered.
+        shares: The responses that hooks have reported, until they are entered.
         cause: The user message that is being answered.
-        causes: The last one in each session.
-        finish: Records what is left, in the session that the run uses; None until it uses one.
+        causes: The last such message in each session.
+        finish: Records the rest in the session that the run uses; None until it uses one.
     """
 
     run_id: str | None
@@ -162,33 +160,33 @@ class UsageLedger:
     _entries: list[Entry] = field(default_factory=list[Entry])
 
     def __deepcopy__(self, memo: Any) -> UsageLedger:
-        """As `Usage` is copied for a state: from now on both go their own ways."""
+        """Copy the ledger with its `Usage`, for a state; from then on both change separately."""
         return replace(
             self, shares=[*self.shares], causes={**self.causes}, _entries=[*self._entries]
         )
 
     def __reduce__(self) -> Any:
-        """It does not leave the process: a pickled ``Usage`` is like one from JSON."""
+        """Leave the ledger out of a pickle: a pickled ``Usage`` is like one from JSON."""
         return _nothing, ()
 
     async def identify(
         self, usage: Usage, cause: UsageCause, connection: AsyncConnection | None = None
     ) -> None:
-        """Learn which run this is, if that is not known yet."""
+        """Find out which run this is, if that is not known yet."""
         if self.run_id is not None:
             return
         view = Scope(cause.log.database, cause.access)
         events = await recorded_usage(view, cause.stream, connection)
-        if self.run_id is None:  # nobody else did meanwhile
+        if self.run_id is None:  # no other task found it meanwhile
             run_id, self.reached = resumed_run(usage, events) or (new_event_id(), NOTHING)
             self.run_id = run_id
 
     def owes(self, usage: Usage) -> bool:
-        """Return whether anything of ``usage`` may not be recorded yet."""
+        """Return whether a part of ``usage`` may not be recorded yet."""
         return any(entry.is_due for entry in self._entries) or UsageTotals.of(usage) != self.reached
 
     def enter(self, usage: Usage, cause: UsageCause) -> None:
-        """Take down what was used since the last time, because of ``cause``."""
+        """Enter what was used since the last time, with ``cause`` as its cause."""
         rest = UsageTotals.of(usage).less(self.reached)
         for share in _divided(rest, self.shares):
             reached = self.reached.plus(share.totals)
@@ -197,11 +195,11 @@ class UsageLedger:
         self.shares.clear()
 
     def begin(self, cause: UsageCause) -> None:
-        """From now on this is answered."""
+        """Set the user message that the run answers from now on."""
         self.cause = self.causes[cause.log, cause.stream] = cause
 
     def take(self, command: AddItems, cause: UsageCause) -> list[Entry]:
-        """Make what can be recorded with ``command`` its companions; `put_back` has to follow."""
+        """Let ``command`` record the entries that it can; return them. `put_back` must follow."""
         taken = [entry for entry in self._entries if entry.goes_with(command, cause.log)]
         for entry in taken:
             entry.in_hand = True
@@ -212,7 +210,7 @@ class UsageLedger:
     def put_back(
         self, taken: Sequence[Entry], *, recorded: bool = False, transaction: Any = None
     ) -> None:
-        """Take down what has become of the entries of `take`.
+        """Note the outcome of the entries that `take` returned.
 
         Args:
             taken: The entries.
@@ -225,15 +223,15 @@ class UsageLedger:
         self._entries = [entry for entry in self._entries if not entry.recorded]
 
     async def settle(self, *, in_hand: bool = True) -> None:
-        """Record all that was entered.
+        """Record all entries.
 
         Args:
-            in_hand: Also what other calls are recording with their items.
+            in_hand: Include the entries that other calls are recording with their items.
 
         Raises:
-            AppendRejected: Part of it has no place any more: its session belongs to someone else by
-                now. The rest is recorded.
-            EventMetaError: It could not be. The next call will try it again.
+            AppendRejected: An entry cannot be recorded any more, because its session belongs to
+                another user by now. The rest is recorded.
+            EventMetaError: An entry could not be recorded. The next call tries it again.
         """
         rejected: AppendRejected | None = None
         for entry in list(self._entries):
@@ -273,7 +271,7 @@ class UsageLedger:
 
 
 def ledger_of(usage: Usage) -> UsageLedger:
-    """The ledger of ``usage``; a new one if it has none."""
+    """Return the ledger of ``usage``; attach a new one if it has none."""
     ledger: UsageLedger | None = vars(usage).get(_ATTRIBUTE)
     if ledger is None:
         ledger = UsageLedger(None if UsageTotals.of(usage) else new_event_id())
@@ -286,7 +284,7 @@ def _nothing() -> None:
 
 
 def _divided(rest: UsageTotals, shares: Iterable[UsageShare]) -> Iterator[UsageShare]:
-    """``rest`` by responses as far as they are known, and what is left of it."""
+    """Yield the shares of known responses that ``rest`` covers, then what is left of it."""
     for share in shares:
         if share.totals and rest.covers(share.totals):
             rest = rest.less(share.totals)
