@@ -1,4 +1,4 @@
-"""A progress bar for rebuilds, exports and backfills, where there is a terminal."""
+"""A progress bar for rebuilds, exports and backfills, shown only in a terminal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Progress = RebuildProgress | ExportProgress | Backfill
 
 @contextmanager
 def progress_bar(console: Any = None) -> Generator[Callable[[Progress], None]]:
-    """A bar for ``progress=``.
+    """Show a progress bar; yield the function to pass as ``progress=``.
 
     ``with progress_bar() as bar: await store.rebuild("metadata", progress=bar)``
 
     Args:
-        console: A ``rich.console.Console``; standard error if None. Where that is no terminal,
+        console: A ``rich.console.Console``; standard error if None. If it is not a terminal,
             nothing is shown.
 
     Raises:

@@ -1,4 +1,4 @@
 """Whether a store is as it should be.
 
-verify  comparing read models with the log and the items
+verify  comparing the read models with the log and the items
 """

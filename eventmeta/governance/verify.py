@@ -1,4 +1,4 @@
-"""Checking that the read models say what the log and the items say."""
+"""Comparing the read models with the log and the items."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from eventmeta.store.metadata_store import MetadataStore
 async def verify_projection(store: MetadataStore) -> list[Difference]:
     """Compare each read model, and the owner of every session, with the fold of the log or items.
 
-    Asynchronous projections are compared with the log up to their checkpoint; what Python applies
-    cannot be.
+    Asynchronous projections are compared with the log up to their checkpoint. Projections in plain
+    Python cannot be compared.
 
     Returns:
-        The rows on which they disagree, which is none unless someone wrote to a table by hand, or
-        upstream's own class to a session whose conversation is kept turn by turn.
+        The rows that differ. There are none unless someone wrote to a table by hand, or upstream's
+        own class wrote to a session whose conversation is kept turn by turn.
     """
     log = store.log
     await log.database.opening.connect(create=False)
@@ -49,7 +49,7 @@ async def verify_projection(store: MetadataStore) -> list[Difference]:
 
 
 def _asynchronous(log: EventLog) -> Iterator[Comparison]:
-    """Without what parked streams have not told them yet."""
+    """Yield a comparison for each asynchronous projection, without the events that are parked."""
     checkpoints, events = log.database.tables.checkpoints.c, log.database.tables.events.c
     for projection in log.registry.asynchronous:
         target = live_target(projection, log.database.tables, log.database.dialect)

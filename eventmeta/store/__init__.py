@@ -3,8 +3,8 @@
 metadata_store  `MetadataStore`
 user_store      `UserStore`: the store as one user sees it
 handle          what both have in common
-log             following and replaying the log
-projections     registering, catching up, rebuilding
+log             following, replaying and exporting the log
+projections     registering projections, catching up, rebuilding
 user            `User`: metadata of a user
-backfill        filling the tables of conversations for older items
+backfill        filling the tables of conversations from older items
 """

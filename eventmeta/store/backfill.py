@@ -1,4 +1,4 @@
-"""Tables of conversations and tool calls for the items that were there before them."""
+"""Filling the tables of conversations and tool calls from older items."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from projections.types import SessionId
 
 @dataclass(frozen=True)
 class Backfill:
-    """How far a backfill has come.
+    """The progress of a backfill.
 
     Attributes:
-        sessions: How many sessions are done.
-        last_session_id: The last of them, from which another call can go on; None if there is none.
+        sessions: The number of sessions that are done.
+        last_session_id: The last of them, after which another call can continue; None if there is
+            none.
     """
 
     sessions: int = 0
@@ -42,24 +43,25 @@ async def backfill_conversations(
     batch_size: int = 100,
     progress: Callable[[Backfill], Any] | None = None,
 ) -> Backfill:
-    """Fill the tables of conversations and tool calls from items that are older than they are.
+    """Fill the tables of conversations and tool calls from items that are older than the tables.
 
-    Also mends them where upstream's class has written to sessions since. Safe beside writers; rows
-    that are as they should be are left alone, so that a second call changes nothing. Each batch is
-    a transaction, so after a crash one can start again, or go on.
+    This also corrects the rows of sessions to which upstream's class has written since. Writers may
+    run at the same time. Correct rows are not touched, so a second call changes nothing. Each batch
+    is a transaction, so after a crash you can start again, or continue.
 
     Args:
-        store: A store with ``structured_metadata=True``, whose tables are created. In a database
-            that did not keep them, `MetadataStore.create_tables` turns that on first.
-        after: Go on after this session, the ``last_session_id`` of an earlier call.
-        batch_size: How many sessions are locked and done at a time.
-        progress: Called after each batch.
+        store: A store with ``structured_metadata=True`` whose tables exist. In a database that did
+            not keep them, `MetadataStore.create_tables` turns that on first.
+        after: Continue after this session: the ``last_session_id`` of an earlier call.
+        batch_size: How many sessions are locked and filled in one transaction.
+        progress: Called with a `Backfill` after each batch.
 
     Returns:
-        How far it came, which is the end.
+        The progress at the end.
 
     Raises:
-        InvalidInput: ``after`` is no session id, or ``batch_size`` no number from 1 on.
+        InvalidInput: ``after`` is not a session id, or ``batch_size`` is not a whole number of at
+            least 1.
         StructuredMetadataOff: The store does not keep the tables.
     """
     check_positive("batch_size", batch_size)
@@ -93,7 +95,7 @@ def _page(tables: Tables) -> AnySelect:
 def _rebuild(
     sql: AppendStatements, structure: ItemStatements, session_ids: Sequence[str]
 ) -> Program[None]:
-    """Own the sessions, against our writers and upstream's, and bring their rows in line."""
+    """Lock the sessions against our writers and upstream's, and correct their rows."""
     streams = recordset([StreamKey(session_id)._asdict() for session_id in sorted(session_ids)])
     yield from steps(sql.lock_streams, streams=streams)
     yield sql.commands.lock_sessions(first=session_ids[0], last=session_ids[-1])

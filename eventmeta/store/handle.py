@@ -1,4 +1,4 @@
-"""What every handle on a store can do, as far as whoever uses it reaches."""
+"""What `MetadataStore` and `UserStore` have in common."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class StoreHandle:
         self._closed = False
 
     def _opening(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a session of this store is opened with: ``options``, and what they lack."""
+        """Return the arguments for a session: ``options``, completed with those of the store."""
         self._check_open()
         return {
             "engine": self._log.database.engine,
@@ -64,18 +64,18 @@ class StoreHandle:
         after: str | None = None,
         as_of: int | Position | datetime | None = None,
     ) -> list[str]:
-        """Ids of the sessions whose ``key`` equals ``value`` as JSON: 1 equals 1.0, but not true.
+        """Return the ids of the sessions whose ``key`` equals ``value`` as JSON.
 
-        On behalf of a user: only of those that the user owns.
+        1 equals 1.0, but not true. On behalf of a user, only sessions that the user owns are found.
 
         Args:
             key: The metadata key.
             value: Any JSON value.
-            limit: At most so many; None for all.
+            limit: The maximum number of ids; None for all.
             after: A cursor: only ids that come after this one in the database's order. Pass the
-                last id of a page to get the next.
-            as_of: Those of which that was so at a position of the log, or at an aware datetime.
-                This goes through the log; the present is read from an index.
+                last id of a page to get the next page.
+            as_of: A position of the log, or an aware datetime, at which ``key`` had this value.
+                The search then reads the log. Without ``as_of`` it reads an index of the present.
 
         Raises:
             InvalidInput: An argument cannot be used, or ``as_of`` names no point in history.
@@ -90,23 +90,24 @@ class StoreHandle:
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> list[GroupedUsage]:
-        """What runs have used, summed up by the database.
+        """Return what runs have used, summed up by the database.
 
-        On behalf of a user: only in the sessions that the user owns.
+        On behalf of a user, only usage in sessions that the user owns is counted.
 
         Args:
             group_by: ``"user"``, ``"agent"``, ``"model"``, ``"day"`` (in UTC) or ``"session"``; one
-                sum of all if None. The user is the one whom the session's handle was bound to, else
-                the session's owner. Agent and model are known where `UsageHooks` are installed.
-            since: Only what was recorded from this time on.
-            until: Only what was recorded before this time.
+                sum of all usage if None. The user is the one to whom the session's handle was
+                bound, or else the session's owner. Agent and model are known only for runs with
+                `UsageHooks`.
+            since: Only usage that was recorded at this time or later.
+            until: Only usage that was recorded before this time.
 
         Returns:
-            A `GroupedUsage` per group, in the order of their keys.
+            One `GroupedUsage` for each group, in the order of the groups' keys.
 
         Raises:
             InvalidInput: ``group_by`` is not known, or a time is naive.
-            StructuredMetadataOff: The table of tokens used is not kept.
+            StructuredMetadataOff: The table of used tokens is not kept.
         """
         group = check_group(group_by)
         times = check_time("since", since), check_time("until", until)
@@ -122,19 +123,20 @@ class StoreHandle:
         expected_version: int | None = None,
         connection: AsyncConnection | AsyncSession | None = None,
     ) -> RecordedEvent:
-        """Record an event of the app's own in the stream of a session.
+        """Record one of the app's own events in the stream of a session.
 
         Args:
-            stream_id: The session's id. The session itself need not exist, except for a user, who
-                must own it.
-            event: What happened; its type must not be one of the built-in ones.
+            stream_id: The id of the session. The session itself need not exist. On behalf of a
+                user it must exist, and the user must own it.
+            event: The event; its type must not be one of the built-in types.
             expected_version: Append only if the stream is at this version (0: it is empty).
             connection: Append inside this transaction of the caller's.
 
         Raises:
-            InvalidInput: The event cannot be recorded; its data may have ``max_value_bytes``.
-            AppendRejected: The stream has moved on, the event id belongs to another event, or
-                there is no such session for the user.
+            InvalidInput: The event cannot be recorded; its data may be larger than
+                ``max_value_bytes``.
+            AppendRejected: The stream is not at ``expected_version``, the event id was used for
+                another event, or the user does not own such a session.
         """
         kind = check_event_type(_new_event(event).type)
         if kind in BUILT_IN_TYPES:
@@ -177,11 +179,11 @@ class StoreHandle:
         stream: str | None = None,
         until: int | None = None,
     ) -> AsyncIterator[RecordedEvent]:
-        """The events in the order of the log, up to what is complete when the iteration begins.
+        """Yield the events in the order of the log, up to the horizon when the iteration begins.
 
-        Never skips an event: going on later from the last position seen finds everything that has
-        come since, also what was being written meanwhile. On behalf of a user: only events of the
-        user's own sessions and of the user.
+        No event is ever skipped: reading on later from the last position seen finds all events that
+        have come since, including those that were being written meanwhile. On behalf of a user,
+        only events of the user's own sessions and of the user are read.
 
         Args:
             after: The position of the last event already seen.
@@ -192,8 +194,8 @@ class StoreHandle:
         Raises:
             InvalidInput: An argument cannot be used.
             StoreClosed: This handle was closed meanwhile.
-            StandbyServer: The feed is to be read on the primary; one session's events are not
-                refused.
+            StandbyServer: The feed can be read only on the primary. The events of one session can
+                be read on a standby as well.
         """
         key = None if stream is None else StreamKey(check_session_id(stream))
         kinds = check_types(types)
@@ -214,20 +216,21 @@ class StoreHandle:
             yield event
 
     async def horizon(self) -> int:
-        """The highest position below which no event can appear any more.
+        """Return the highest position below which no event can appear any more.
 
-        Reading events up to it and going on from it, as `events` does, never skips one.
+        A reader that reads events up to the horizon and continues there, as `events` does, never
+        skips an event.
 
         Raises:
-            StandbyServer: Only the primary can tell.
+            StandbyServer: Only the primary knows the horizon.
         """
         await self._connected()
         return await self._log.horizon()
 
     async def close(self) -> None:
-        """Wait until what was submitted is carried out; this handle takes no more.
+        """Wait until all submitted writes are done; this handle accepts no more.
 
-        Whoever is reading events through it gets `StoreClosed` with the next one.
+        A loop that reads events through this handle gets `StoreClosed` at the next event.
         """
         self._closed = True
         await self._log.drain()
@@ -263,7 +266,7 @@ def _new_event(event: object) -> NewEvent:
 
 
 def _encoded(data: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any], int]:
-    """Return ``data`` as the log keeps it, and how long that is."""
+    """Return ``data`` as the log keeps it, and its size in bytes of JSON."""
     text = dump_canonical(data, "data")
     if (size := len(text.encode())) > max_bytes:
         raise ValueTooLarge("data", size, max_bytes)

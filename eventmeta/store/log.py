@@ -1,4 +1,4 @@
-"""What a store can do with its log as a whole: follow it, and fold it up to any point."""
+"""The log of a store as a whole: following it, replaying it up to any point, exporting it."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class StoreLog(StoreHandle):
     async def replay(
         self, projection: AnyProjection | str, *, until: int | Position | datetime | None = None
     ) -> list[dict[str, Any]]:
-        """The rows of a projection as the log has them at some point, folded into memory.
+        """Return the rows of a projection at some point of the log, folded in memory.
 
         Args:
-            projection: One that need not be registered, or the name of one that is.
-            until: A position or an aware datetime; everything there is if None.
+            projection: A projection, which need not be registered, or the name of a registered one.
+            until: A position or an aware datetime; None for the whole log.
 
         Raises:
             InvalidPoint: ``until`` names no point in the log.
-            StandbyServer: The log is to be replayed on the primary.
+            StandbyServer: The log can be replayed only on the primary.
         """
         replay = self._replay(projection, until)
         await self._connected()
@@ -59,11 +59,13 @@ class StoreLog(StoreHandle):
         *,
         until: int | Position | datetime | None = None,
     ) -> list[str]:
-        """The same into scratch tables, for questions in SQL; they stay until they are dropped.
+        """Fold a projection up to some point of the log into scratch tables, for queries in SQL.
+
+        The scratch tables stay until they are dropped.
 
         Args:
-            suffix: What their names end with, after those of the projection's own tables. Earlier
-                tables of these names are replaced.
+            suffix: The end of the tables' names, which begin with the names of the projection's own
+                tables. Earlier tables of these names are replaced.
             projection: As for `replay`.
             until: As for `replay`.
 
@@ -78,7 +80,7 @@ class StoreLog(StoreHandle):
         if not _is_suffix(suffix) or any(map(self._log.registry.has_table, names)):
             raise InvalidInput(
                 f"suffix {suffix!r} is not usable: take up to 16 ASCII letters, digits and "
-                "underscores that make no name of another table, such as '_yesterday'"
+                "underscores that do not lead to the name of another table, such as '_yesterday'"
             )
         await self._connected()
         return await replay.into(suffix)
@@ -99,25 +101,25 @@ class StoreLog(StoreHandle):
         types: Collection[str] | None = None,
         max_poll: float = MAX_POLL,
     ) -> AsyncGenerator[RecordedEvent]:
-        """The events from where the subscription ``name`` has come to, and then as they come.
+        """Yield the events after the position of the subscription ``name``, and then new events.
 
-        Whoever breaks the loop off closes it: ``async with aclosing(store.subscribe("mailer")) as
-        events:``. Its position is kept in the database. One reader follows a name at a time:
-        another waits until that one has left or crashed. An event counts as handled when the next
-        one is asked for; after a crash the last second of them comes again, so handling must bear
-        that.
+        The position is kept in the database. To leave the loop early, close the iterator: ``async
+        with aclosing(store.subscribe("mailer")) as events:``. One reader follows a name at a time;
+        another reader waits until the first has left or crashed. An event counts as handled when
+        the next one is requested. After a crash, the events of the last second come again, so it
+        must be safe to handle an event twice.
 
         Args:
-            name: The name: lower-case letters, digits, dots, underscores.
-            after: Where a new subscription begins.
+            name: The name of the subscription: lower-case letters, digits, dots, underscores.
+            after: The position after which a new subscription begins.
             types: Only events of these types.
-            max_poll: The longest pause between two looks at the log, in seconds.
+            max_poll: The longest pause between two checks of the log, in seconds.
 
         Raises:
             InvalidInput: An argument cannot be used.
             StoreClosed: This handle was closed meanwhile.
-            LeaseLost: Another reader has taken over, as handling an event took too long.
-            StandbyServer: The feed is to be followed on the primary.
+            LeaseLost: Another reader has taken over because handling an event took too long.
+            StandbyServer: The feed can be followed only on the primary.
         """
         check_event_type(name, "subscription")
         check_count("after", after)
@@ -144,13 +146,13 @@ class StoreLog(StoreHandle):
         stream: str | None = None,
         progress: Callable[[ExportProgress], Any] | None = None,
     ) -> AsyncGenerator[pa.RecordBatch]:
-        """The log in batches of Arrow, in its order, in bounded memory.
+        """Yield the log as Arrow record batches, in order, in bounded memory.
 
-        Columns: those of an event; ``data`` and ``context`` are JSON text.
+        The columns are those of an event; ``data`` and ``context`` are JSON text.
 
         Args:
-            after: The position of the last event before.
-            until: The last position; all there is at the beginning if None.
+            after: Only events after this position.
+            until: The last position; if None, the last one when the iteration begins.
             types: Only events of these types.
             stream: Only events of this session.
             progress: Called with an `ExportProgress` after each batch.
@@ -183,10 +185,10 @@ class StoreLog(StoreHandle):
         stream: str | None = None,
         progress: Callable[[ExportProgress], Any] | None = None,
     ) -> pa.Table:
-        """The log as one table of Arrow, which polars, pandas and DuckDB take in one call.
+        """Return the log as one Arrow table, which polars, pandas and DuckDB take in one call.
 
-        It is all in memory: 1,000,000 events are some hundred megabytes. Arguments and errors are
-        those of `arrow_batches`.
+        The whole table is in memory: 1,000,000 events take some hundred megabytes. The arguments
+        and errors are those of `arrow_batches`.
         """
         schema = arrow_schema()
         part = self.arrow_batches(

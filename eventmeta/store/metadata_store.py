@@ -1,4 +1,4 @@
-"""`MetadataStore`: one engine's sessions, as a whole."""
+"""`MetadataStore`: all sessions of one engine."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class StoreOptions(TableOptions, total=False):
 class MetadataStore(StoreProjections):
     """The store of one engine: its sessions, its users, its log, its read models.
 
-    This is the administrator's view, which reaches everything; `as_user` gives that of a user.
-    Stores and sessions of one engine, with the same table names, share one writer.
+    This is the administrator's store, in which everything is visible; `as_user` returns the store
+    of one user. Stores and sessions of one engine with the same table names share one writer.
     """
 
     def __init__(
@@ -61,25 +61,26 @@ class MetadataStore(StoreProjections):
             engine: See `MetadataSession`.
             create_tables: Create missing tables at the first call, of this store or of another
                 store or session of the engine with the same tables.
-            max_value_bytes: The largest metadata value, and the largest data of an event of the
-                app's own, in bytes of JSON.
-            timeout: How many seconds a call waits for the log, connecting and retries
-                included. Then the connection is closed, and the call ends with `OutcomeUnknown` (a
-                write) or `DatabaseUnavailable`. A transaction of a projector or a
-                subscription may take as long, and a statement that goes through the log or builds
-                tables 20 times as long; for these the store counts that was opened last with this
-                option on the engine.
-            retry_for: How many seconds to look for a server that refuses connections, or has none
-                left.
+            max_value_bytes: The maximum size of a metadata value, and of the data of one of the
+                app's own events, in bytes of JSON.
+            timeout: How many seconds a call waits for the log, including connecting and retries.
+                Then the connection is closed; a write ends with `OutcomeUnknown`, any other call
+                with `DatabaseUnavailable`. A transaction of a projector or a subscription may take
+                as long. A statement that reads the whole log or builds tables may take 20 times as
+                long. For projectors, subscriptions and such statements, the store that was opened
+                last with this option on the engine decides.
+            retry_for: For how many seconds to try again if the server refuses connections or has
+                none left.
             hints: On PostgreSQL, notify projectors and subscriptions of other processes after each
-                commit, and listen for that, on a connection more. They look by themselves anyway.
+                commit, and listen for such notifications on one more connection. Without hints
+                they find new events by polling.
             **table_names: See `TableOptions`.
 
         Raises:
             InvalidIdentifier: A table name cannot be used.
-            InvalidInput: ``timeout`` or ``retry_for`` is no number of seconds.
-            UnknownOption: There is no such option.
-            UnsupportedEngine: There is no dialect for the engine.
+            InvalidInput: ``timeout`` or ``retry_for`` is not a number of seconds.
+            UnknownOption: An option does not exist.
+            UnsupportedEngine: No dialect supports the engine.
         """
         if table_names.keys() - TableOptions.__annotations__.keys():
             kind = type(self)
@@ -107,14 +108,14 @@ class MetadataStore(StoreProjections):
         """Open the store in the database at ``url``, with an engine of its own.
 
         Args:
-            url: Such as ``"sqlite+aiosqlite:///sessions.db"``.
-            engine_kwargs: Passed to ``create_async_engine``.
+            url: A URL such as ``"sqlite+aiosqlite:///sessions.db"``.
+            engine_kwargs: Keyword arguments for ``create_async_engine``.
             **options: As for the constructor.
 
         Raises:
             InvalidInput: An option cannot be used, or the URL cannot be read.
             MissingExtra: The driver is not installed.
-            UnsupportedEngine: There is no dialect for the database or the driver.
+            UnsupportedEngine: No dialect supports the database or the driver.
         """
         check_options(f"{cls.__name__}.from_url()", options, options_of(cls))
         store = cls(make_engine(url, engine_kwargs), **options)
@@ -123,29 +124,32 @@ class MetadataStore(StoreProjections):
 
     @property
     def engine(self) -> AsyncEngine:
-        """The engine, for the app's own statements."""
+        """Return the engine, for the app's own statements."""
         return self._log.database.engine
 
     @property
     def log(self) -> EventLog:
-        """What this store shares with its sessions: for the library's own use, not for apps."""
+        """Return the log that this store shares with its sessions.
+
+        It is for the library's own use, not for apps.
+        """
         return self._log
 
     async def create_tables(self, *, turn_on_structured_metadata: bool = False) -> None:
         """Create the tables, columns, indexes, triggers and the view that are missing.
 
-        So it also migrates a database that upstream's SQLAlchemySession or an older eventmeta made.
-        Columns that are too narrow for what the store writes are widened. Safe to repeat, and
-        beside writers and other processes; no row is touched.
+        So this also migrates a database that upstream's SQLAlchemySession or an older eventmeta
+        made. Columns that are too narrow for what the store writes are widened. No row is touched.
+        It is safe to repeat the call, and to make it while writers and other processes run.
 
         Args:
             turn_on_structured_metadata: Keep the tables of conversations, tool calls and tokens
-                from now on, in a database of the store's that did not: for a store with
-                ``structured_metadata=True``. Processes that write must be stopped before, for those
-                that are running would go on without.
+                from now on, in a database whose store did not keep them. This store must have
+                ``structured_metadata=True``. Stop all processes that write before: a running
+                process would continue without these tables.
 
         Raises:
-            SettingsConflict: The options of the store contradict what the database is.
+            SettingsConflict: The options of the store contradict the settings in the database.
             UnsupportedSchema: An existing table cannot hold exactly what the store writes.
         """
         self._check_open()
@@ -154,8 +158,9 @@ class MetadataStore(StoreProjections):
     async def schema_sql(self, *, turn_on_structured_metadata: bool = False) -> str:
         """Return the SQL that `create_tables` would execute now, as a script; change nothing.
 
-        It is for those who change the schema by hand: each statement ends with ``;`` and a blank
-        line comes between two. It is empty if nothing is missing. See docs/migration.md.
+        The script is for changing the schema by hand. Each statement ends with ``;``, and a blank
+        line separates two statements. The script is empty if nothing is missing. See
+        docs/migration.md.
 
         Args:
             turn_on_structured_metadata: As for `create_tables`.
@@ -170,19 +175,19 @@ class MetadataStore(StoreProjections):
     # --- Sessions -------------------------------------------------------------------------------
 
     def session(self, session_id: str, **options: Unpack[SessionOptions]) -> MetadataSession:
-        """The session ``session_id``; ``options`` as for `MetadataSession`."""
+        """Return the session ``session_id``, opened with ``options``: see `MetadataSession`."""
         return MetadataSession(session_id, **self._opening(options))
 
     async def create_session(
         self, user_id: str, **options: Unpack[CreationOptions]
     ) -> MetadataSession:
-        """Make a session of ``user_id``: see `MetadataSession.create_session`."""
+        """Create a session of ``user_id``: see `MetadataSession.create_session`."""
         return await MetadataSession.create_session(user_id, **self._opening(options))
 
     async def get_session(
         self, user_id: str, session_id: str, **options: Unpack[HandleOptions]
     ) -> MetadataSession | None:
-        """The session, if it exists and is the user's: see `MetadataSession.get_session`."""
+        """Return the session if the user owns it, else None: see `MetadataSession.get_session`."""
         return await MetadataSession.get_session(user_id, session_id, **self._opening(options))
 
     async def get_sessions(
@@ -192,13 +197,13 @@ class MetadataStore(StoreProjections):
         offset: int = 0,
         **options: Unpack[HandleOptions],
     ) -> list[MetadataSession]:
-        """The sessions of ``user_id``: see `MetadataSession.get_sessions`."""
+        """Return the sessions of ``user_id``: see `MetadataSession.get_sessions`."""
         return await MetadataSession.get_sessions(user_id, limit, offset, **self._opening(options))
 
     async def get_sessions_for_user(
         self, user_id: str, limit: int | None = None, offset: int = 0
     ) -> list[str]:
-        """Ids of the sessions of ``user_id``: see `MetadataSession.get_sessions_for_user`."""
+        """Return the ids of a user's sessions: see `MetadataSession.get_sessions_for_user`."""
         self._check_open()
         return await latest_sessions(self._of(user_id), limit, offset)
 
@@ -209,13 +214,13 @@ class MetadataStore(StoreProjections):
         limit: int | None = 100,
         after: SessionEntry | None = None,
     ) -> list[SessionEntry]:
-        """All sessions, or those of ``user_id``, the latest change first, then the greatest id.
+        """List all sessions, or one user's, the latest change first, then the greatest id.
 
         Args:
-            user_id: Only this user's.
-            limit: At most so many; None for all.
-            after: The last entry of the page before. However many sessions have come or changed
-                since, none that stayed as it was is left out or comes twice.
+            user_id: Only sessions of this user.
+            limit: The maximum number of sessions; None for all.
+            after: The last entry of the previous page. A session that has not changed since is
+                neither skipped nor returned twice, however many others were added or changed.
         """
         self._check_open()
         return await list_sessions(
@@ -228,30 +233,30 @@ class MetadataStore(StoreProjections):
     # --- Users ----------------------------------------------------------------------------------
 
     def as_user(self, user_id: str) -> UserStore:
-        """The store as ``user_id`` sees it: nothing of anyone else can be reached through it."""
+        """Return the store as ``user_id`` sees it: nothing of other users is visible in it."""
         self._check_open()
         user = check_user_id(user_id)
         return UserStore(self._log, user, self._max_value_bytes, self._limits)
 
     def user(self, user_id: str) -> User:
-        """The user ``user_id``, who need not exist yet."""
+        """Return the user ``user_id``, who need not exist yet."""
         self._check_open()
         return User(user_id, self._log, self._view, self._max_value_bytes)
 
     async def delete_user(
         self, user_id: str, **options: Unpack[WriteOptions]
     ) -> RecordedEvent | None:
-        """Delete a user with all metadata. The sessions stay, without an owner.
+        """Delete a user with all metadata. The user's sessions stay, without an owner.
 
-        Nobody can claim them; the administrator can `transfer` them.
+        Nobody can claim these sessions; the administrator can `transfer` them.
 
         Args:
-            user_id: Whom.
-            **options: See `WriteOptions`; versions are those of the user.
+            user_id: The id of the user.
+            **options: See `WriteOptions`; ``expected_version`` is the version of the user.
 
         Returns:
             The ``user_deleted`` event, whose ``data["sessions"]`` are the ids of the sessions that
-            lost their owner; None if there is no such user.
+            lost their owner; None if the user does not exist.
 
         Raises:
             InvalidInput: The id or an option cannot be used; nothing was changed.
@@ -268,11 +273,11 @@ class MetadataStore(StoreProjections):
         return await self._log.submit(command, connection, self._limits)
 
     async def close(self) -> None:
-        """Wait until what was submitted is carried out; this handle takes no more.
+        """Wait until all submitted writes are done; this handle accepts no more.
 
-        An engine that was passed in is left open, with the other stores and the sessions on it. One
-        made by `from_url` is disposed, and its sessions end too; what goes on step by step, such as
-        a rebuild or a projector, ends with its next step.
+        An engine that was passed in stays open, with the other stores and sessions on it. An engine
+        that `from_url` made is disposed, and its sessions are closed too. Work that is done in
+        steps, such as a rebuild or a projector, ends at its next step.
         """
         self._closed = True
         if self._owns_engine:

@@ -1,4 +1,4 @@
-"""What a store can do with projections: keep them up to date, and build them anew."""
+"""The projections of a store: registering them, keeping them up to date, rebuilding them."""
 
 from __future__ import annotations
 
@@ -26,33 +26,36 @@ class StoreProjections(StoreLog):
     """A store with its projections."""
 
     def register(self, projection: AnyProjection, *, inline: bool = False) -> None:
-        """Make ``projection`` known to this engine's stores, which keep it up to date from now on.
+        """Register ``projection`` with the stores of this engine, which keep it up to date.
 
-        To be said in every process that writes (if ``inline``) or projects, before it does. Then
-        `create_tables` makes its tables as well, and a projector, `catch_up` or `rebuild` fills
-        them from the events that are there already.
+        Call this in every process that writes (if ``inline``) or projects, before the process does
+        so. After that `create_tables` also creates the projection's tables, and a projector,
+        `catch_up` or `rebuild` fills them from the events that exist already.
 
         Args:
             projection: A `Projection` or an `AppliedProjection`, with tables of its own.
-            inline: Update it in the transaction of every append, so that it is never behind, and
-                an append fails if it does. Else a `projector` follows the log with it.
+            inline: Update the projection in the transaction of every append. Then it is never
+                behind, and an append fails if the update fails. If False, a `projector` follows
+                the log and updates the projection.
 
         Raises:
-            InvalidProjection: It cannot be kept, or another has its name or its table.
+            InvalidProjection: The projection cannot be kept, or another one has its name or table.
         """
         self._check_open()
         self._log.register(projection, inline=inline)
 
     def projector(self, *, batch_size: int = BATCH, max_poll: float = MAX_POLL) -> Projector:
-        """What keeps the asynchronous projections up to date: ``async with store.projector():``.
+        """Return a projector, which keeps the asynchronous projections up to date while it runs.
+
+        Use it as ``async with store.projector():``.
 
         Args:
-            batch_size: How many events are applied in one transaction, at the most.
-            max_poll: The longest pause between two looks at the log, in seconds. Writes of this
-                process end it at once.
+            batch_size: The maximum number of events applied in one transaction.
+            max_poll: The longest pause between two checks of the log, in seconds. A write of this
+                process ends the pause at once.
 
         Raises:
-            InvalidInput: One of them is not a number that can be used.
+            InvalidInput: An argument is not a usable number.
         """
         self._check_open()
         check_positive("batch_size", batch_size)
@@ -60,19 +63,20 @@ class StoreProjections(StoreLog):
         return Projector(self._log, batch_size=batch_size, max_poll=max_poll)
 
     async def catch_up(self, projection: str | None = None, *, timeout: float = 60.0) -> None:
-        """Bring the app's projections, or one, up to what the log holds by now.
+        """Bring one of the app's projections, or all of them, up to date with the log.
 
-        Inline ones are up to date once they have been filled from the events that were there before
-        them. Where a projector is at it, in this process or another, this waits for that.
+        An inline projection is up to date once it is filled from the events that were there before
+        it. If a projector is updating a projection, in this process or another, this call waits for
+        that projector.
 
         Args:
-            projection: The name of one; all of the app's own if None.
-            timeout: How many seconds to wait for someone else, at the most.
+            projection: The name of one projection; None for all projections of the app.
+            timeout: The maximum number of seconds to wait for another worker.
 
         Raises:
-            UnknownProjection: There is none of this name.
-            ProjectionBehind: Whoever is at it did not come to the end in time.
-            StandbyServer: Projections are to be kept on the primary.
+            UnknownProjection: No projection has this name.
+            ProjectionBehind: The other worker did not finish in time.
+            StandbyServer: Projections can be kept only on the primary.
         """
         chosen = self._chosen(projection)
         check_timeout(timeout)
@@ -86,7 +90,7 @@ class StoreProjections(StoreLog):
     ) -> None:
         end = time.monotonic() + timeout
         while not await self._caught_up(registered):
-            # Not to the end, for whoever is at it may have crashed.
+            # Wait only for one renewal of the lease: the worker that holds it may have crashed.
             left = end - time.monotonic()
             try:
                 await self._wait(registered, horizon, min(left, renewal_seconds()))
@@ -97,7 +101,7 @@ class StoreProjections(StoreLog):
                 return
 
     async def _caught_up(self, registered: RegisteredProjection) -> bool:
-        """Do what there is to do; False if someone else is at it."""
+        """Catch up once; return False if another worker holds the lease."""
         holder = new_holder()
         try:
             await make_current(self._log, registered, holder)
@@ -114,17 +118,19 @@ class StoreProjections(StoreLog):
     async def wait_for(self, position: int, projection: str, *, timeout: float = 30.0) -> None:
         """Wait until a projection has applied the log up to ``position``.
 
-        So what an event did can be read there: ``await store.wait_for(event.position, "mine")``.
+        After ``await store.wait_for(event.position, "mine")`` the projection shows the effect of
+        the event.
 
         Args:
-            position: That of the event.
-            projection: The projection's name. One that is inline is never behind, once it has been
+            position: The position of the event.
+            projection: The name of the projection. An inline projection is never behind once it is
                 filled from the events that were there before it.
-            timeout: How many seconds, at the most.
+            timeout: The maximum number of seconds to wait.
 
         Raises:
-            ProjectionBehind: It did not come so far in time, or the event's stream is parked.
-            UnknownProjection: There is none of this name.
+            ProjectionBehind: The projection did not reach the position in time, or the event's
+                stream is parked.
+            UnknownProjection: No projection has this name.
         """
         check_count("position", position)
         check_timeout(timeout)
@@ -140,7 +146,7 @@ class StoreProjections(StoreLog):
                 raise ProjectionBehind(
                     projection,
                     f"has parked stream {parked.stream_id!r} since position {parked.position}: "
-                    f"{parked.error}. Mend it, and call retry({projection!r})",
+                    f"{parked.error}. Fix the cause, then call retry({projection!r})",
                 )
 
     async def _is_of(self, position: int, parked: ParkedStream) -> bool:
@@ -175,26 +181,28 @@ class StoreProjections(StoreLog):
         compare: bool = True,
         progress: Callable[[RebuildProgress], Any] | None = None,
     ) -> Rebuilt:
-        """Make the table of a projection anew from the log, while the old one goes on serving.
+        """Rebuild the table of a projection from the log, while the old table goes on serving.
 
-        Readers see the old table or the new one. Writers wait for the swap at the end, if the
-        projection is inline. Broken off anywhere, by a crash for example, the old table goes on
-        serving, and the next call goes on from there.
+        Readers see the old table or the new one. If the projection is inline, writers wait for the
+        swap at the end. If the rebuild is interrupted, by a crash for example, the old table goes
+        on serving, and the next call continues from there.
 
         Args:
-            projection: Its name; ``"metadata"``, ``"users"`` and ``"usage"`` are built in.
-            compare: Compare the new table with the log before the swap. (Not where the projection
-                is plain Python.)
-            progress: Called with a `RebuildProgress` now and then; `progress_bar` makes one.
+            projection: The name of the projection; ``"metadata"``, ``"users"`` and ``"usage"`` are
+                built in.
+            compare: Compare the new table with the log before the swap. A projection in plain
+                Python cannot be compared.
+            progress: Called with a `RebuildProgress` now and then; `progress_bar` makes such a
+                function.
 
         Returns:
-            What was built, and how long it took.
+            The version of the new table, the position it has reached, and the time it took.
 
         Raises:
-            UnknownProjection: There is none of this name.
-            RebuildUnderWay: Another process does it.
-            RebuildFailed: The new table is not what the log says.
-            StandbyServer: Projections are to be kept on the primary.
+            UnknownProjection: No projection has this name.
+            RebuildUnderWay: Another process is rebuilding the projection.
+            RebuildFailed: The new table differs from the log, or cannot replace the old table.
+            StandbyServer: Projections can be kept only on the primary.
         """
         registered = self._log.registry[projection]
         await self._connected()
@@ -203,23 +211,23 @@ class StoreProjections(StoreLog):
         return await rebuild.run()
 
     async def parked_streams(self, projection: str) -> list[ParkedStream]:
-        """The streams at which a projection has failed, the first failure first.
+        """Return the streams at which a projection has failed, the first failure first.
 
         Raises:
-            UnknownProjection: There is none of this name.
+            UnknownProjection: No projection has this name.
         """
         registered = self._log.registry[projection]
         await self._connected()
         return await self._mover(registered).parked()
 
     async def retry(self, projection: str) -> list[ParkedStream]:
-        """Apply what has gathered of a projection's parked streams, and follow them again.
+        """Apply the waiting events of a projection's parked streams, and follow the streams again.
 
         Returns:
-            Those that failed again, and stay parked.
+            The streams that failed again and stay parked.
 
         Raises:
-            UnknownProjection: There is none of this name.
+            UnknownProjection: No projection has this name.
         """
         registered = self._log.registry[projection]
         await self._connected()
@@ -229,12 +237,12 @@ class StoreProjections(StoreLog):
         return await mover.parked()
 
     async def status(self) -> Status:
-        """How far the log is, and each projection and subscription behind it.
+        """Return how far the log is, and how far each projection and subscription has followed it.
 
-        Those are included which only other processes have registered or follow.
+        Projections and subscriptions of other processes are included.
 
         Raises:
-            StandbyServer: Only the primary can tell.
+            StandbyServer: Only the primary knows the horizon.
         """
         await self._connected()
         return await status_of(self._log)

@@ -1,4 +1,4 @@
-"""`User`: what is known about a user, now and at any time before."""
+"""`User`: the metadata of a user, now and at any earlier time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from eventmeta.session.stream_metadata import StreamMetadata
 
 
 class User(StreamMetadata):
-    """A user with metadata, whose every change is an event in the user's own stream.
+    """A user with metadata. Every change is an event in the user's own stream.
 
-    Made by `MetadataStore.user`. Metadata works as that of a session does.
+    `MetadataStore.user` returns one. The metadata works like the metadata of a session.
     """
 
     def __init__(self, user_id: str, log: EventLog, view: Scope, max_value_bytes: int) -> None:
@@ -29,7 +29,7 @@ class User(StreamMetadata):
 
     @property
     def user_id(self) -> str:
-        """Who it is."""
+        """Return the id of the user."""
         return self._stream.stream_id
 
     @property

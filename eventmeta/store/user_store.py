@@ -17,9 +17,9 @@ from eventmeta.store.user import User
 
 
 class UserStore(StoreHandle):
-    """The sessions of one user, and the user; nothing of anyone else can be reached through it.
+    """The store as one user sees it: the user's sessions and metadata, and nothing of other users.
 
-    Made by `MetadataStore.as_user`. A session of someone else is as if it did not exist.
+    `MetadataStore.as_user` returns one. A session of another user behaves as if it did not exist.
     """
 
     def __init__(self, log: EventLog, user_id: str, max_value_bytes: int, limits: Limits) -> None:
@@ -28,41 +28,43 @@ class UserStore(StoreHandle):
 
     @property
     def user_id(self) -> str:
-        """The user."""
+        """Return the id of the user."""
         return self._user_id
 
     def session(self, session_id: str, **options: Unpack[SessionOptions]) -> MetadataSession:
-        """The session ``session_id``, if the user owns it: else it is as if it were not there.
+        """Return the session ``session_id``.
+
+        If the user does not own it, the session behaves as if it did not exist.
 
         Args:
-            session_id: Which session.
-            **options: As for `MetadataSession`; ``claim`` is False unless said otherwise.
+            session_id: The id of the session.
+            **options: As for `MetadataSession`, but ``claim`` is False by default.
         """
         return MetadataSession(session_id, **self._arguments(options), user_id=self._user_id)
 
     async def create_session(self, **options: Unpack[CreationOptions]) -> MetadataSession:
-        """Make a session of the user's: see `MetadataSession.create_session`."""
+        """Create a session of the user: see `MetadataSession.create_session`."""
         return await MetadataSession.create_session(self._user_id, **self._arguments(options))
 
     async def get_session(
         self, session_id: str, **options: Unpack[HandleOptions]
     ) -> MetadataSession | None:
-        """The session, if it exists and is the user's: see `MetadataSession.get_session`."""
+        """Return the session if the user owns it, else None: see `MetadataSession.get_session`."""
         arguments = self._arguments(options)
         return await MetadataSession.get_session(self._user_id, session_id, **arguments)
 
     async def list_sessions(
         self, *, limit: int | None = 100, after: SessionEntry | None = None
     ) -> list[SessionEntry]:
-        """The user's sessions: see `MetadataStore.list_sessions`."""
+        """List the user's sessions: see `MetadataStore.list_sessions`."""
         self._check_open()
         return await list_sessions(self._view, limit, after)
 
     def user(self, user_id: str | None = None) -> User:
-        """The user.
+        """Return the user.
 
         Raises:
-            UserNotFound: ``user_id`` names another one, who may exist or not.
+            UserNotFound: ``user_id`` names another user, who may exist or not.
         """
         self._check_open()
         if user_id not in (None, self._user_id):
@@ -73,7 +75,7 @@ class UserStore(StoreHandle):
         given = dict(options)
         if given.pop("user_id", self._user_id) != self._user_id:
             raise UserMismatch(
-                "this is the store of another user: leave user_id out, or ask as_user() of a "
-                "MetadataStore for the store of that one"
+                "this is the store of another user: leave user_id out, or call as_user() of a "
+                "MetadataStore to get the store of that user"
             )
         return self._opening({"claim": False, **given})
