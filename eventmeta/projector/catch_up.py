@@ -1,9 +1,9 @@
-"""Catch-up: the events between a checkpoint and the horizon, applied exactly once.
+"""Catch-up: applying the events between a checkpoint and the horizon exactly once.
 
-Rows and checkpoint are one transaction, under the lock of the checkpoint's row and only as long as
-the lease is not lost; the checkpoint is written last. Where events of a batch cannot be applied,
-all are applied one by one, and the stream of the one that fails is parked. A failure of the
-database parks nothing.
+Rows and checkpoint are written in one transaction, which locks the checkpoint's row and checks the
+lease; the checkpoint is written last. If the events of a batch cannot be applied together, they are
+applied one by one, and the stream of the event that fails is parked. A failure of the database
+parks nothing.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ BATCH = 1_000
 
 
 class Step(NamedTuple):
-    """What one transaction has done.
+    """The outcome of one transaction.
 
     Attributes:
-        position: Up to where the log is applied now.
-        events: How many events were applied, or left out with their parked streams.
-        caught_up: Whether that is the horizon.
+        position: The position up to which the log is applied now.
+        events: How many events were applied, or left out because their streams are parked.
+        caught_up: Whether that position is the horizon.
     """
 
     position: int
@@ -48,12 +48,12 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class CatchUp:
-    """Moves one projection on.
+    """The catch-up of one projection.
 
     Attributes:
         database: The database.
-        target: The projection, and its tables.
-        limit: How many events one transaction applies.
+        target: The projection and its tables.
+        limit: The maximum number of events that one transaction applies.
     """
 
     database: Database
@@ -62,21 +62,21 @@ class CatchUp:
 
     @cached_property
     def checkpoints(self) -> CheckpointStatements:
-        """What is asked of checkpoints."""
+        """Return the statements for checkpoints."""
         return CheckpointStatements(self.database.tables, self.database.dialect)
 
     @cached_property
     def parking(self) -> ParkingStatements:
-        """What is asked of parked streams."""
+        """Return the statements for parked streams."""
         return ParkingStatements(self.database.tables, self.database.dialect)
 
     @cached_property
     def transactions(self) -> Transactions:
-        """In which events are applied."""
+        """Return the transactions that apply events."""
         return Transactions(self.database, self.target)
 
     async def checkpoint(self) -> Checkpoint | None:
-        """How far the projection is, without waiting for whoever moves it on."""
+        """Return the checkpoint, without waiting for the worker that updates the projection."""
         read = self.checkpoints.read(**key_values(self.target.key))
         rows = await self.database.fetch(read)
         return Checkpoint(*rows[0]) if rows else None
@@ -87,10 +87,10 @@ class CatchUp:
         """Apply the next events up to ``horizon``, but no more than ``limit``.
 
         Raises:
-            LeaseLost: Someone else moves it on.
-            ProjectionOutdated: The table is of another version.
-            RebuildUnderWay: Another table takes its place at this moment.
-            DatabaseFailure: The database cannot do it now; nothing was applied.
+            LeaseLost: Another worker has taken over the projection.
+            ProjectionOutdated: The table has another version than the projection.
+            RebuildUnderWay: The table is being replaced at this moment.
+            DatabaseFailure: The database cannot apply events now; nothing was applied.
         """
         try:
             return await self._advance(claim, horizon, self.limit)
@@ -118,7 +118,7 @@ class CatchUp:
         return await self.transactions.run(partial(self.advance, claim, horizon, limit))
 
     def advance(self, claim: LeaseToken, horizon: int, limit: int) -> Program[Batch[Step]]:
-        """Read the events of one step, and apply those that the database can fold."""
+        """Read the events of one step, and fold them if the database can fold the projection."""
         before = yield from self.checkpoints.fenced(claim)
         self._check_version(before)
         if horizon <= before.position:
@@ -137,7 +137,10 @@ class CatchUp:
         return Batch(Step(end, count, end == horizon), events, save)
 
     def _end(self, before: Checkpoint, horizon: int, limit: int) -> Program[tuple[int, int]]:
-        """Where a batch ends, and how many events it has: at the horizon, if those are all."""
+        """Return the position at which a batch ends, and the number of its events.
+
+        A batch that has all events up to the horizon ends at the horizon.
+        """
         ((end, count),) = yield self.target.batch_end(
             after=before.position, until=horizon, limit=limit
         )
@@ -167,20 +170,20 @@ class CatchUp:
                 stream.stream_type,
                 stream.stream_id,
                 stream.position,
-                stream.error.partition("\n")[0],  # some databases show the row in those below
+                stream.error.partition("\n")[0],  # some databases show the row in later lines
             )
 
     # --- Parked streams -------------------------------------------------------------------------
 
     async def parked(self) -> list[ParkedStream]:
-        """The streams that wait for `retry`."""
+        """Return the streams that wait for `retry`."""
         key = key_values(self.target.key)
         return [_parked(row) for row in await self.database.fetch(self.parking.all(**key))]
 
     async def retry(self, parked: ParkedStream) -> None:
-        """Apply what has gathered of a stream, in order, and follow it again.
+        """Apply the waiting events of a parked stream in order, and follow the stream again.
 
-        If not all of it can be applied, it is parked at the event that failed.
+        If an event cannot be applied, the stream is parked at that event.
         """
         limit = self.limit
         while True:
@@ -198,7 +201,10 @@ class CatchUp:
                     return
 
     def _resume(self, parked: ParkedStream, limit: int) -> Program[Batch[bool]]:
-        """Under the lock of the checkpoint, so that nobody moves that on meanwhile."""
+        """Apply the next ``limit`` waiting events of a parked stream, or free the stream.
+
+        The checkpoint stays locked, so that no worker moves it meanwhile.
+        """
         key = self.target.key
         checkpoint = yield from self.checkpoints.find(key)
         found = yield self.parking.one(**key_values(key), **stream_of(parked))
@@ -241,9 +247,9 @@ class CatchUp:
     # --------------------------------------------------------------------------------------------
 
     def _is_of_the_event(self, failure: EventMetaError) -> bool:
-        """Return whether ``failure`` comes from what was applied, and not from the database.
+        """Return whether the event caused the failure, and not the database.
 
-        A right that is missing concerns all events, as a table of the projection does.
+        A missing privilege concerns all events, because all need the projection's tables.
         """
         if not isinstance(failure, DatabaseFailure):
             return isinstance(failure, ProjectionFailed)
@@ -254,7 +260,7 @@ class CatchUp:
     def _check_version(self, checkpoint: Checkpoint) -> None:
         name, mine = self.target.projection.name, self.target.projection.version
         if checkpoint.version == 0:
-            raise RebuildUnderWay(name, "gets a new table at this moment: wait for that")
+            raise RebuildUnderWay(name, "is getting a new table at this moment: wait for that swap")
         if checkpoint.version != mine:
             raise ProjectionOutdated(
                 name,
@@ -264,7 +270,7 @@ class CatchUp:
 
 
 def live_catch_up(database: Database, projection: AnyProjection, limit: int = BATCH) -> CatchUp:
-    """What moves a projection on in the tables that its readers know."""
+    """Return the `CatchUp` of a projection's live tables."""
     return CatchUp(database, live_target(projection, database.tables, database.dialect), limit)
 
 

@@ -1,8 +1,8 @@
-"""How far each projection is, and the lease of whoever moves it on.
+"""The checkpoint of each projection, and the lease of the worker that updates it.
 
-A checkpoint is moved in the transaction that writes the rows which follow from the events up to it,
-after a look at the lease, whose row is locked. So an event is applied exactly once, whoever else
-believes to hold the lease.
+A checkpoint is moved in the transaction that writes the rows of the events up to it. That
+transaction first locks the checkpoint's row and checks the lease. So each event is applied exactly
+once, even if another worker still believes that it holds the lease.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ BUILDING = "building"
 SUBSCRIPTION = "subscription"
 
 LEASE_MS = 10_000
-"""How long a lease lasts unless it is renewed."""
+"""How long a lease lasts unless it is renewed, in milliseconds."""
 
 _SLACK_MS = 1_000
-"""By how much a clock may be set back without ending a lease."""
+"""By how many milliseconds a clock may be set back without ending a lease."""
 
 
 def renewal_seconds() -> float:
-    """After what time whoever has a lease should renew it."""
+    """Return the number of seconds after which the holder of a lease should renew it."""
     return LEASE_MS / 3_000
 
 
 class Checkpoint(NamedTuple):
-    """How far a projection is.
+    """The checkpoint of a projection, with its lease.
 
     Attributes:
-        version: Of the projection that the table is of; 0 while it is being swapped.
-        position: Up to where the log is applied.
-        stream_id: While it is filled: up to which stream.
-        until: While it is filled: the position up to which.
-        holder: Who has the lease.
+        version: The version of the projection in the table; 0 while the table is being swapped.
+        position: The position up to which the log is applied.
+        stream_id: While the table is filled, the last stream that is filled; None afterwards.
+        until: In a rebuild, the position up to which the streams are filled; None otherwise.
+        holder: The holder of the lease.
         epoch: How often the lease has changed hands.
-        expires_at: When it ends, in milliseconds since 1970.
-        now: What time it is, likewise.
+        expires_at: When the lease ends, in milliseconds since 1970.
+        now: The current time of the database, in milliseconds since 1970.
     """
 
     version: int
@@ -62,23 +62,24 @@ class Checkpoint(NamedTuple):
 
     @property
     def held_by(self) -> str | None:
-        """Who has a lease that lasts.
+        """Return the holder of the lease; None if the lease has ended.
 
-        One that lasts longer than leases do is of a clock that was ahead, and has ended.
+        A lease that would last longer than any lease comes from a clock that was ahead. It counts
+        as ended.
         """
         lasts = 0 < self.expires_at - self.now <= LEASE_MS + _SLACK_MS
         return self.holder if lasts else None
 
 
 class Key(NamedTuple):
-    """Which checkpoint."""
+    """The key of a checkpoint: the projection's name and the state of its tables."""
 
     projection: str
     state: str = LIVE
 
 
 class LeaseToken(NamedTuple):
-    """A lease as its holder remembers it."""
+    """The fencing token of a lease: the holder, and the epoch in which the holder took it."""
 
     key: Key
     holder: str
@@ -86,7 +87,7 @@ class LeaseToken(NamedTuple):
 
 
 def is_of_key(table: Table) -> ColumnElement[bool]:
-    """That a row is of the key that `key_values` names."""
+    """Return the condition that a row has the key in the parameters of `key_values`."""
     return and_(
         table.c.projection == bindparam("of_projection", type_=table.c.projection.type),
         table.c.state == bindparam("in_state", type_=table.c.state.type),
@@ -94,42 +95,42 @@ def is_of_key(table: Table) -> ColumnElement[bool]:
 
 
 def key_values(key: Key) -> dict[str, Any]:
-    """``key`` as parameters."""
+    """Return ``key`` as parameters of a statement."""
     return {"of_projection": key.projection, "in_state": key.state}
 
 
 def new_holder() -> str:
-    """A name for whoever takes leases; no two are the same."""
+    """Return a unique name for a worker that takes leases."""
     return f"{socket.gethostname()[:32]}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True)
 class CheckpointStatements:
-    """What is asked of the table of checkpoints, compiled once."""
+    """The statements for the table of checkpoints, compiled once."""
 
     tables: Tables
     dialect: Dialect
 
     @cached_property
     def lock(self) -> Statement:
-        """The key → its `Checkpoint`, whose row is locked."""
+        """Select the `Checkpoint` of a key, and lock its row."""
         return self.dialect.compile(self._select().with_for_update())
 
     @cached_property
     def read(self) -> Statement:
-        """The same, without the lock."""
+        """Select the `Checkpoint` of a key, without a lock."""
         return self.dialect.compile(self._select())
 
     @cached_property
     def all(self) -> Statement:
-        """All checkpoints: the key and the `Checkpoint` of each."""
+        """Select the keys and the `Checkpoint`s of all checkpoints."""
         columns = [self._c[name] for name in (*Key._fields, *Checkpoint._fields[:-1])]
         query = select(*columns, self.dialect.now_ms().label("now"))
         return self.dialect.compile(query.order_by(self._c.projection))
 
     @cached_property
     def add(self) -> Statement:
-        """The key, ``version``, ``position`` → a checkpoint, unless there is one."""
+        """Insert the rows of ``checkpoints``, except for keys that have a checkpoint."""
         columns = ["projection", "state", "version", "position", "epoch", "expires_at"]
         given = self.dialect.recordset(
             "checkpoints", {name: self._c[name].type for name in columns}
@@ -139,14 +140,14 @@ class CheckpointStatements:
 
     @cached_property
     def change(self) -> Statement:
-        """The key and all other columns as ``new_…``."""
+        """Update the checkpoint of a key; the parameters ``new_…`` are all other columns."""
         names = [name for name in self._c.keys() if name not in ("projection", "state")]  # noqa: SIM118
         values = {name: bindparam(f"new_{name}", type_=self._c[name].type) for name in names}
         return self.dialect.compile(update(self._table).where(self._key).values(values))
 
     @cached_property
     def remove(self) -> Statement:
-        """The key's checkpoint."""
+        """Delete the checkpoint of a key."""
         return self.dialect.compile(delete(self._table).where(self._key))
 
     def _select(self) -> Any:
@@ -168,12 +169,12 @@ class CheckpointStatements:
     # --- Programs -------------------------------------------------------------------------------
 
     def find(self, key: Key) -> Program[Checkpoint | None]:
-        """The checkpoint, whose row is locked."""
+        """Lock the row of the checkpoint and return it; None if there is none."""
         rows = yield self.lock(**key_values(key))
         return Checkpoint(*rows[0]) if rows else None
 
     def begin(self, key: Key, version: int, position: int = 0) -> Program[None]:
-        """Make the checkpoint unless there is one."""
+        """Insert the checkpoint unless there is one."""
         row = {
             **key._asdict(),
             "version": version,
@@ -184,12 +185,12 @@ class CheckpointStatements:
         yield self.add(checkpoints=recordset([row]))
 
     def save(self, key: Key, checkpoint: Checkpoint) -> Program[None]:
-        """Write the checkpoint, whose row is locked."""
+        """Write the checkpoint, whose row must be locked."""
         values = {f"new_{name}": value for name, value in checkpoint._asdict().items()}
         yield self.change(**key_values(key), **values)
 
     def take_lease(self, key: Key, holder: str) -> Program[LeaseToken | None]:
-        """Take the lease if nobody else has it, or renew it."""
+        """Take the lease, or renew it; return None if another worker holds it."""
         found = yield from self.find(key)
         if found is None or found.held_by not in (None, holder):
             return None
@@ -198,21 +199,21 @@ class CheckpointStatements:
         return LeaseToken(key, holder, epoch)
 
     def renewed(self, checkpoint: Checkpoint) -> Checkpoint:
-        """``checkpoint`` with a lease that begins anew."""
+        """Return ``checkpoint`` with a lease that has its full duration from now on."""
         return checkpoint._replace(expires_at=checkpoint.now + LEASE_MS)
 
     def renew(self, claim: LeaseToken) -> Program[None]:
-        """Let the lease begin anew."""
+        """Renew the lease; raise `LeaseLost` if another worker has taken it."""
         found = yield from self.fenced(claim)
         yield from self.save(claim.key, self.renewed(found))
 
     def discard(self, claim: LeaseToken) -> Program[None]:
-        """Have what the lease is for begun anew, whoever does that."""
+        """Reset the checkpoint, so that the next rebuild starts from the beginning."""
         found = yield from self.fenced(claim)
         yield from self.save(claim.key, found._replace(until=None, stream_id=None, position=0))
 
     def give_back(self, key: Key, holder: str, position: int | None = None) -> Program[None]:
-        """End the lease that ``holder`` may have, at its last ``position`` if that is given."""
+        """Release the lease if ``holder`` has it; save ``position`` if that is given."""
         found = yield from self.find(key)
         if found is not None and found.holder == holder:
             left = found.position if position is None else position
@@ -220,10 +221,10 @@ class CheckpointStatements:
             yield from self.save(key, ended)
 
     def fenced(self, claim: LeaseToken) -> Program[Checkpoint]:
-        """The checkpoint, whose row is locked, as long as nobody else took over.
+        """Lock the row of the checkpoint and return it, if the lease is still held.
 
         Raises:
-            LeaseLost: Someone did.
+            LeaseLost: Another worker has taken the lease.
         """
         found = yield from self.find(claim.key)
         if found is None or (found.holder, found.epoch) != claim[1:]:

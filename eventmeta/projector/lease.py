@@ -1,4 +1,4 @@
-"""A lease: taken, renewed while the work lasts, and given back whatever comes."""
+"""The lease on a projection: it is taken, renewed while the work lasts, and always released."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from eventmeta.projector.checkpoints import CheckpointStatements, Key, LeaseToke
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to move a projection on, as one worker takes it.
+    """The lease on one projection, as one worker takes it.
 
     Attributes:
         database: The database.
-        checkpoints: Where it is kept.
-        key: Of what.
-        holder: The worker, which does one thing after the other.
+        checkpoints: The statements for the table that keeps the lease.
+        key: The key of the checkpoint.
+        holder: The name of the worker, which does one thing after the other.
     """
 
     database: Database
@@ -31,17 +31,17 @@ class Lease:
     holder: str
 
     async def take(self) -> LeaseToken | None:
-        """Take it, or renew it; None if another has it."""
+        """Take the lease, or renew it; return None if another worker holds it."""
         return await self.database.fold(partial(self.checkpoints.take_lease, self.key, self.holder))
 
     async def give_back(self) -> None:
-        """Let others have it, if it was taken; if that cannot be said, it ends by itself."""
+        """Release the lease if it is held. If that fails, the lease expires."""
         with suppress(EventMetaError):
             await self.database.fold(partial(self.checkpoints.give_back, self.key, self.holder))
 
     @asynccontextmanager
     async def held(self) -> AsyncGenerator[LeaseToken | None]:
-        """Take it until the end of the block; None if another has it."""
+        """Hold the lease until the end of the block; yield None if another worker holds it."""
         try:
             yield await self.take()
         finally:
@@ -49,7 +49,10 @@ class Lease:
 
     @asynccontextmanager
     async def renewed(self, claim: LeaseToken) -> AsyncGenerator[None]:
-        """Renew it for as long as the block lasts; if it is lost, the block's next step says so."""
+        """Renew the lease while the block lasts.
+
+        If the lease is lost, the next step of the block raises `LeaseLost`.
+        """
         renewing = asyncio.create_task(self._renew(claim), name="eventmeta-lease")
         try:
             yield

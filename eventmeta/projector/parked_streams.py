@@ -1,7 +1,7 @@
-"""Streams at which a projection has failed, set aside so that the others can go on.
+"""Parked streams: a projection has failed at them, and goes on with the other streams.
 
-From the event that failed on, nothing of such a stream is applied, so nothing is skipped or comes
-out of order. `retry` applies what has gathered.
+No event of a parked stream is applied from the failed event on, so that no event is skipped or
+applied out of order. `retry` applies the events that wait.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class ParkedStream(NamedTuple):
     """A stream that a projection could not follow.
 
     Attributes:
-        stream_id: The session or the user.
+        stream_id: The id of the session or the user.
         stream_type: ``"session"`` or ``"user"``.
-        position: Of the first event that is not applied.
-        error: What was raised, as a text.
-        attempts: How often it was tried.
-        parked_at: When it failed last.
+        position: The position of the first event that is not applied.
+        error: The error, as a text.
+        attempts: The number of attempts.
+        parked_at: The time of the last failure.
     """
 
     stream_id: str
@@ -41,44 +41,44 @@ class ParkedStream(NamedTuple):
 
 
 MAX_ERROR = 2_000
-"""Characters of an error that are kept."""
+"""How many characters of an error are kept."""
 
 
 def describe(error: BaseException) -> str:
-    """``error`` as it is kept, with what caused it."""
+    """Return the text that is kept of ``error``, or of its cause if it has one."""
     cause = error.__cause__ or error
     return f"{type(cause).__name__}: {cause}"[:MAX_ERROR]
 
 
 @dataclass(frozen=True)
 class ParkingStatements:
-    """What is asked of the table of parked streams, compiled once."""
+    """The statements for the table of parked streams, compiled once."""
 
     tables: Tables
     dialect: Dialect
 
     @cached_property
     def all(self) -> Statement:
-        """The key → its `ParkedStream`s, the one that failed first comes first."""
+        """Select the `ParkedStream`s of a key, in the order of the events that failed."""
         columns = [self._c[name] for name in ParkedStream._fields]
         query = select(*columns).where(self._key)
         return self.dialect.compile(query.order_by(self._c.position))
 
     @cached_property
     def counts(self) -> Statement:
-        """For each key that has parked streams: the key, and how many they are."""
+        """Select each key that has parked streams, and their number."""
         key = [self._c[name] for name in Key._fields]
         return self.dialect.compile(select(*key, func.count()).group_by(*key))
 
     @cached_property
     def one(self) -> Statement:
-        """The key, ``stream_id``, ``stream_type`` → its `ParkedStream`, if it is parked."""
+        """Select the `ParkedStream` of a key and a stream, if the stream is parked."""
         columns = [self._c[name] for name in ParkedStream._fields]
         return self.dialect.compile(select(*columns).where(self._key, self._stream))
 
     @cached_property
     def add(self) -> Statement:
-        """``streams``, each a row: parked, or parked again."""
+        """Insert or update parked streams: the rows of ``streams``."""
         table = self.tables.parked_streams
         columns = list(table.c.keys())
         given = self.dialect.recordset("streams", {name: table.c[name].type for name in columns})
@@ -88,7 +88,7 @@ class ParkingStatements:
 
     @cached_property
     def move(self) -> Statement:
-        """The key, the stream, ``new_position``: it is applied up to there."""
+        """Set the position of a key's stream to ``new_position``: its next waiting event."""
         position = bindparam("new_position", type_=BigInt)
         table = self.tables.parked_streams
         return self.dialect.compile(
@@ -97,18 +97,18 @@ class ParkingStatements:
 
     @cached_property
     def free(self) -> Statement:
-        """The key, the stream: it can be followed again."""
+        """Delete the parked stream of a key, so that the stream is followed again."""
         table = self.tables.parked_streams
         return self.dialect.compile(delete(table).where(self._key, self._stream))
 
     @cached_property
     def free_all(self) -> Statement:
-        """The key: all its streams."""
+        """Delete all parked streams of a key."""
         return self.dialect.compile(delete(self.tables.parked_streams).where(self._key))
 
     @cached_property
     def rename(self) -> Statement:
-        """The key, ``new_state``: they are of another state from now on."""
+        """Set the state of a key's parked streams to ``new_state``."""
         table = self.tables.parked_streams
         state = bindparam("new_state", type_=self._c.state.type)
         return self.dialect.compile(update(table).where(self._key).values(state=state))
@@ -131,7 +131,7 @@ class ParkingStatements:
     # --- Programs -------------------------------------------------------------------------------
 
     def park(self, key: Key, stream: ParkedStream) -> Program[None]:
-        """Set a stream aside."""
+        """Park a stream."""
         row = {
             **stream._asdict(),
             **key._asdict(),
@@ -141,7 +141,7 @@ class ParkingStatements:
 
 
 def failed_at(event: Any, error: BaseException, attempts: int = 1) -> ParkedStream:
-    """The stream of ``event``, which could not be applied for ``error``."""
+    """Return the parked stream of ``event``, which could not be applied because of ``error``."""
     return ParkedStream(
         event.stream_id,
         event.stream_type,
@@ -153,5 +153,5 @@ def failed_at(event: Any, error: BaseException, attempts: int = 1) -> ParkedStre
 
 
 def stream_of(parked: ParkedStream) -> dict[str, str]:
-    """The parameters that name the stream."""
+    """Return the parameters that name the stream."""
     return {"of_stream_id": parked.stream_id, "of_stream_type": parked.stream_type}

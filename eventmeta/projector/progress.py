@@ -1,4 +1,4 @@
-"""What a rebuild tells of itself, while it lasts and at its end."""
+"""The progress and the result of a rebuild."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RebuildProgress:
-    """How far a rebuild has come.
+    """The progress of a rebuild.
 
     Attributes:
-        projection: Its name.
+        projection: The name of the projection.
         stage: ``"fill"``, ``"catch up"``, ``"compare"`` or ``"swap"``, in this order.
-        done: Of ``total``, what is done of the stage.
-        total: Streams to fill, or the position to come to.
+        done: How much of ``total`` is done in this stage.
+        total: The number of streams to fill, or the position to reach.
     """
 
     projection: str
@@ -26,14 +26,14 @@ class RebuildProgress:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A table that was built anew.
+    """The result of a rebuild.
 
     Attributes:
-        projection: The projection's name.
-        version: And its version.
-        position: Up to where the log was applied at the swap.
-        seconds: How long it took.
-        swap_seconds: How long the swap took, for which writers may have had to wait.
+        projection: The name of the projection.
+        version: The version of the projection.
+        position: The position up to which the log was applied at the swap.
+        seconds: How long the rebuild took.
+        swap_seconds: How long the swap took; writers may have had to wait for it.
     """
 
     projection: str

@@ -1,8 +1,8 @@
-"""A rebuild: a table made anew from the whole log, while the old one goes on serving.
+"""A rebuild: a table is computed again from the whole log, while the old one goes on serving.
 
-A shadow table is filled up to a horizon, stream by stream; it catches up with the present, is
-compared with the log, and takes the place of the old one. Each stage leaves behind how far it came,
-so what is broken off goes on from there.
+A shadow table is filled stream by stream, up to a horizon. It then catches up with the present, is
+compared with the log, and takes the place of the old table. Each stage saves its progress, so that
+an interrupted rebuild continues from there.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Rebuild:
     """The rebuild of one projection.
 
     Attributes:
-        database: Where.
+        log: The event log.
         registered: The projection.
-        holder: Who does it.
+        holder: The name of the worker that rebuilds.
         compare: Whether the new table is compared with the log before the swap.
-        report: Told of the progress.
+        report: Called with the progress.
     """
 
     log: EventLog
@@ -64,16 +64,16 @@ class Rebuild:
     report: Report | None = None
 
     async def run(self) -> Rebuilt:
-        """Do it, or go on with what was broken off.
+        """Rebuild the table, or continue an interrupted rebuild.
 
         Raises:
-            RebuildUnderWay: Another process does it.
-            RebuildFailed: The new table is not what the log says.
+            RebuildUnderWay: Another process is rebuilding the projection.
+            RebuildFailed: The new table differs from the log, or cannot replace the old table.
         """
         return await self._with_lease(self._build_and_swap)
 
     async def run_unless_current(self) -> None:
-        """The same, unless the table is of this version, now that nobody else can make it so."""
+        """Rebuild the table, unless it already has this version once the lease is held."""
 
         async def work(claim: LeaseToken) -> None:
             if not await self._fold(partial(self._abandon_if_current, claim)):
@@ -96,7 +96,7 @@ class Rebuild:
         async with lease.held() as claim:
             if claim is None:
                 raise RebuildUnderWay(
-                    key.projection, "is being built anew by another process: wait for that"
+                    key.projection, "is being rebuilt by another process: wait for that rebuild"
                 )
             async with lease.renewed(claim):
                 return await work(claim)
@@ -106,7 +106,7 @@ class Rebuild:
         swapping = Swapping(self.log, self.registered, self._shadow, self._mover, claim)
         swapped: tuple[int, float] | None = None
         while swapped is None:
-            # Whoever is cancelled from here on waits, lest nobody clears away what is replaced.
+            # A cancellation waits from here on, so that the replaced tables are always dropped.
             if await self._is_swapped(claim):
                 swapped = await run_to_completion(swapping.conclude())
             else:
@@ -130,9 +130,9 @@ class Rebuild:
     # --- Begin ----------------------------------------------------------------------------------
 
     async def _is_swapped(self, claim: LeaseToken) -> bool:
-        """Whether it was broken off when the tables were in place and only that was not said.
+        """Return whether an earlier attempt swapped the tables but did not save the checkpoint.
 
-        Where that may not be the whole truth, all is begun anew.
+        If the swapped tables may lack events, the rebuild starts again from the beginning.
         """
         checkpoint = await self._checkpoint(claim)
         shadows, retired = await self._fold(self._shadow.exist)
@@ -140,14 +140,14 @@ class Rebuild:
         if not (is_filled and retired and not shadows):
             return False
         if self.registered.inline:
-            # Writers are let in when a process dies, and its last statement may still be carried
-            # out after that: what they wrote in between is not in these tables.
+            # When a process dies, writers are no longer blocked, but its last statement may still
+            # be executed later: what they wrote in between is missing in these tables.
             await self._fold(partial(self._checkpoints.discard, claim))
             return False
         return True
 
     async def _begin(self, claim: LeaseToken) -> None:
-        """Make the shadow tables, unless those of this version are begun already."""
+        """Create the shadow tables, unless an earlier attempt at this version has done so."""
         checkpoint = await self._checkpoint(claim)
         mine = self.registered.projection.version
         if checkpoint.until is not None and checkpoint.version == mine:
@@ -161,7 +161,7 @@ class Rebuild:
             yield from self._shadow.create()
             if self._target.folded is not None:
                 yield from measure(self.log.database.dialect, self.log.database.tables.events)
-            # Looked at again, for where DDL commits by itself, that has let others in.
+            # Check the lease again: if DDL commits by itself, it has released the row's lock.
             found = yield from self._checkpoints.fenced(claim)
             yield self._mover.parking.free_all(**key_values(claim.key))
             fresh = found._replace(version=mine, position=0, stream_id="", until=horizon)
@@ -173,7 +173,7 @@ class Rebuild:
 
     @property
     def _fills(self) -> bool:
-        """Whether whole streams can be folded one after the other."""
+        """Return whether whole streams can be folded one after the other."""
         return self._target.folded is not None and self._target.folded.by_stream
 
     async def _fill(self, claim: LeaseToken) -> None:
@@ -196,11 +196,11 @@ class Rebuild:
                 raise
             await self._fail(
                 claim,
-                f"if its rows follow from several streams, it needs by_stream=False. {failure}",
+                f"if one row follows from several streams, it needs by_stream=False. {failure}",
             )
 
     def _fill_next(self, claim: LeaseToken, limit: int) -> Program[bool]:
-        """Fold the next streams; False if that is done."""
+        """Fold the next streams; return False if all streams are done."""
         found = yield from self._checkpoints.fenced(claim)
         if found.stream_id is None:
             return False
@@ -219,7 +219,7 @@ class Rebuild:
     # --- Catch up, and compare ------------------------------------------------------------------
 
     async def _catch_up(self, claim: LeaseToken) -> None:
-        """Until what is left fits into the swap."""
+        """Catch up until the remaining events fit into the swap."""
         pauses = Pauses(self.log)
         while True:
             horizon = await self.log.horizon()
@@ -233,7 +233,7 @@ class Rebuild:
                 return
 
     async def _compare(self, claim: LeaseToken) -> None:
-        """With the fold of the log up to where the shadow table is; nobody has to wait for that."""
+        """Compare the shadow table with the fold of the log up to its checkpoint. No one waits."""
         checkpoint = await self._checkpoint(claim)
         self._tell("compare", 0, 1)
         log = self.log.database.tables.events
@@ -248,18 +248,16 @@ class Rebuild:
             shown = comparison.named(rows)[:DIFFERENCES_SHOWN]
             await self._fail(
                 claim,
-                "its Select must give the same rows however the log is divided, but the rows of "
-                f"its batches are not those of the whole log, for example {shown}",
+                "its Select must give the same rows however the log is divided, but folding it in "
+                f"batches and folding it as a whole give different rows, for example {shown}",
             )
         self._tell("compare", 1, 1)
 
     async def _fail(self, claim: LeaseToken, problem: str) -> NoReturn:
-        """Let the next rebuild begin anew."""
+        """Raise `RebuildFailed`, and let the next rebuild start from the beginning."""
         await self._fold(partial(self._checkpoints.discard, claim))
         name = self.registered.projection.name
-        raise RebuildFailed(
-            name, f"cannot be built anew, so the old table goes on serving: {problem}"
-        )
+        raise RebuildFailed(name, f"cannot be rebuilt, so the old table goes on serving: {problem}")
 
     # --------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Replay: a projection folded into rows or scratch tables, without touching its own."""
+"""Replay: folding a projection into rows or scratch tables, without touching its own tables."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PAGE = 1_000
 
 @dataclass(frozen=True)
 class Replay:
-    """A projection, and a part of the log.
+    """The replay of a projection on a part of the log.
 
     Attributes:
-        database: Where.
-        projection: Which; it need not be registered.
-        until: The end of the part; all there is if None.
+        log: The event log.
+        projection: The projection, which need not be registered.
+        until: The end of the part; None for the whole log.
     """
 
     log: EventLog
@@ -41,11 +41,11 @@ class Replay:
     until: AsOf | None
 
     def __post_init__(self) -> None:
-        """Refuse what is no projection."""
+        """Refuse a projection that cannot be kept."""
         check_projection(self.projection, self.log.database.tables, self.log.database.dialect)
 
     async def rows(self) -> list[dict[str, Any]]:
-        """The rows of its first table, as they were then."""
+        """Return the rows of the projection's first table, as they were then."""
         target = self._target
         log = self.log
         if target.folded is not None:
@@ -62,7 +62,10 @@ class Replay:
         return _named(table, rows)
 
     async def into(self, suffix: str) -> list[str]:
-        """Fill new tables, called after its own with ``suffix``, and leave them there."""
+        """Fill scratch tables, leave them there, and return their names.
+
+        Their names are those of the projection's own tables with ``suffix``.
+        """
         shadow = self._scratch(suffix)
         await self.log.database.fold(shadow.drop)
         async with self._dropped_on_failure(shadow):
@@ -71,7 +74,7 @@ class Replay:
 
     @asynccontextmanager
     async def _dropped_on_failure(self, shadow: ShadowTables) -> AsyncGenerator[None]:
-        """What went wrong is told, whatever becomes of the tables then."""
+        """Drop the tables if the block fails; raise the block's error even if dropping fails."""
         try:
             yield
         except BaseException:
@@ -80,7 +83,7 @@ class Replay:
             raise
 
     async def _fill(self, shadow: ShadowTables) -> None:
-        """Make the tables of ``shadow``, with the rows."""
+        """Create the tables of ``shadow``, and fill them."""
         log, target = self.log, self._target
         await log.database.fold(shadow.create)
         if target.folded is None:
@@ -99,7 +102,7 @@ class Replay:
         await log.database.fold(shadow.finish, long=True)
 
     async def _apply(self, tables: Sequence[Table]) -> None:
-        """A page of the log at a time, in its order."""
+        """Apply the log in its order, one page at a time."""
         applied = self._target.applied
         assert applied is not None
         page: list[RecordedEvent] = []

@@ -1,4 +1,4 @@
-"""Shadow tables: what takes the place of a projection's tables once it is complete."""
+"""Shadow tables: the tables that replace a projection's tables once they are complete."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _BUILDING, _RETIRED = RESERVED_ENDINGS
 
 @dataclass(frozen=True)
 class ShadowTables:
-    """The shadow tables of some live ones, in the same order.
+    """The shadow tables of some live tables, in the same order.
 
     Attributes:
-        live: The live ones.
+        live: The live tables.
         tables: The shadow tables.
-        dialect: Their database.
-        is_scratch: They are to take nobody's place.
+        dialect: The dialect of their database.
+        is_scratch: Whether they are scratch tables, which replace no live tables.
     """
 
     live: tuple[Table, ...]
@@ -36,22 +36,22 @@ class ShadowTables:
 
     @classmethod
     def of(cls, live: Sequence[Table], dialect: Dialect, suffix: str = _BUILDING) -> ShadowTables:
-        """Tables like ``live``, with ``suffix`` after their names."""
+        """Return shadow tables like ``live``, with ``suffix`` after their names."""
         metadata = MetaData()
         made = [table.to_metadata(metadata, name=f"{table.name}{suffix}") for table in live]
         for constraint in (each for table in made for each in table.constraints):
-            constraint.name = None  # for those of the live table have it
+            constraint.name = None  # the constraint of the live table has this name
         dialect.prepare_tables(made)
         return cls(tuple(live), tuple(made), dialect, is_scratch=suffix != _BUILDING)
 
     @property
     def swaps(self) -> list[Swap]:
-        """What takes the place of what."""
+        """Return which shadow table replaces which live table."""
         pairs = zip(self.live, self.tables, strict=True)
         return [Swap(live, shadow, f"{live.name}{_RETIRED}") for live, shadow in pairs]
 
     def exist(self) -> Program[tuple[bool, bool]]:
-        """Whether there are shadow tables, and whether there are retired ones."""
+        """Return whether there are shadow tables, and whether there are retired tables."""
         swaps = self.swaps
         names = [name for each in swaps for name in (each.shadow.name, each.retired)]
         rows = yield Statement(self.dialect.list_parts(names), ())()
@@ -62,25 +62,25 @@ class ShadowTables:
         )
 
     def create(self) -> Program[None]:
-        """Make the shadow tables that are missing, without indexes unless they come first."""
+        """Create the missing shadow tables, with their indexes if the dialect makes those first."""
         for table in self.tables:
             yield self._ddl(CreateTable(table, if_not_exists=True))
         if self.dialect.indexes_first:
             yield from self._index()
 
     def finish(self) -> Program[None]:
-        """Make the indexes that are missing, now that the rows are there."""
+        """Create the missing indexes, now that the rows are there, and analyze the tables."""
         if not self.dialect.indexes_first:
             yield from self._index()
         for table in self.tables:
             yield from measure(self.dialect, table)
 
     def drop(self) -> Program[None]:
-        """Remove the shadow tables."""
+        """Drop the shadow tables."""
         yield from self._drop([table.name for table in self.tables])
 
     def drop_retired(self) -> Program[None]:
-        """Remove the tables whose place they have taken."""
+        """Drop the retired tables, which the shadow tables have replaced."""
         yield from self._drop([each.retired for each in self.swaps])
 
     def _index(self) -> Program[None]:
@@ -100,7 +100,10 @@ class ShadowTables:
                     yield self._create_index(index, names[plain])
 
     def _create_index(self, index: Index, name: str) -> Query:
-        """The object keeps its own name, by whose order it is found again."""
+        """Return the statement that creates ``index`` under ``name``.
+
+        The index object keeps its own name, because indexes are matched in the order of names.
+        """
         own, index.name = index.name, quoted_name(name, quote=None)
         try:
             return self._ddl(CreateIndex(index))
@@ -119,19 +122,22 @@ class ShadowTables:
 
 
 def measure(dialect: Dialect, table: Table) -> Program[None]:
-    """Let the planner know how large ``table`` is."""
+    """Analyze ``table``, so that the planner knows how large it is."""
     for statement in dialect.measure(table):
         yield Statement(statement, ())()
 
 
 def _scratch_name(table: str, index: str) -> str:
-    """Of an index; in some databases all tables share the names of theirs."""
+    """Return a unique name for an index: in some databases all tables share one set of names."""
     digest = hashlib.sha256(f"{table}.{index}".encode()).hexdigest()[:16]
     return f"scratch_{digest}_{index}"[:63]
 
 
 def _in_order(table: Table) -> list[Index]:
-    """By their columns first, for some names are made of the table's."""
+    """Return the indexes in the order of their columns, then of their names.
+
+    Columns come first because some names contain the table's name.
+    """
 
     def key(index: Index) -> tuple[list[str], str]:
         return [column.name for column in index.columns], str(index.name)

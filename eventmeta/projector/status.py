@@ -1,4 +1,4 @@
-"""How far everything is: the log, and each projection and subscription behind it."""
+"""The status of a store: how far the log, each projection and each subscription are."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from projections import Events
 
 @dataclass(frozen=True)
 class OpenAppend:
-    """An append that has begun and not ended, for which readers of the feed wait.
+    """An append that has begun and not ended. Readers of the feed wait for it.
 
     Attributes:
         after: Its events come after this position.
-        seconds: How long its transaction has been open; None if this role may not know.
+        seconds: How long its transaction has been open; None if this database role may not know.
     """
 
     after: int
@@ -39,22 +39,22 @@ class OpenAppend:
 
 @dataclass(frozen=True)
 class ProjectionStatus:
-    """How far a projection is.
+    """The status of a projection.
 
     Attributes:
-        name: The projection.
-        is_registered: Whether it is registered in this process. Of one that is not, only what the
-            database keeps is known.
-        version: Of its table; None if that has not been filled yet.
-        inline: It is part of every append, so it is never behind once it has been filled. False if
-            it is not registered here.
+        name: The name of the projection.
+        is_registered: Whether it is registered in this process. If not, only what the database
+            keeps is known.
+        version: The version of its table; None if the table has not been filled yet.
+        inline: Whether it is updated in every append. Then it is never behind once it has been
+            filled. False if it is not registered here.
         checkpoint: The position up to which the log is applied.
-        lag_events: How many events it has not applied yet, up to the horizon. Events of all types,
-            if it is not registered here.
+        lag_events: How many events it has not applied yet, up to the horizon. If it is not
+            registered here, events of all types are counted.
         lag_seconds: How long ago the first of them was recorded; 0.0 if there is none.
         parked_streams: How many streams wait for `retry`.
-        lease_holder: Who moves it on; None if nobody does.
-        is_rebuilt: Whether its table is being built anew.
+        lease_holder: The worker that updates it; None if there is none.
+        is_rebuilt: Whether its table is being rebuilt.
     """
 
     name: str
@@ -71,15 +71,15 @@ class ProjectionStatus:
 
 @dataclass(frozen=True)
 class SubscriptionStatus:
-    """How far a subscription is.
+    """The status of a subscription.
 
     Attributes:
-        name: The subscription.
+        name: The name of the subscription.
         position: The position up to which its events are handled.
-        lag_events: How many events come after that, up to the horizon, those of types that it does
-            not ask for included.
+        lag_events: How many events come after that position, up to the horizon. Events of types
+            that the subscription does not ask for are included.
         lag_seconds: How long ago the first of them was recorded; 0.0 if there is none.
-        reader: Who follows it; None if nobody does.
+        reader: The reader that follows it; None if there is none.
     """
 
     name: str
@@ -91,13 +91,13 @@ class SubscriptionStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """How far everything is.
+    """The status of a store.
 
     Attributes:
         head: The last position that is visible.
         horizon: The position up to which the feed can be read.
-        oldest_open_append: What holds the horizon back; None if nothing does, or if the database
-            does not tell: only PostgreSQL does, and elsewhere nothing can.
+        oldest_open_append: The append that holds the horizon back; None if there is none. Only
+            PostgreSQL reports it; in other databases no append can hold the horizon back.
         projections: Each projection that is registered here or that the database knows, by name.
         subscriptions: Each subscription that the database knows, by name.
     """
@@ -110,7 +110,7 @@ class Status:
 
 
 async def status_of(log: EventLog) -> Status:
-    """Return how far everything is at about this moment."""
+    """Return the status of the store at about this moment."""
     position = log.database.tables.events.c.position
     horizon = await log.horizon()
     ((head,),) = await log.database.read(select(func.coalesce(func.max(position), 0)))
@@ -148,7 +148,7 @@ async def _kept(log: EventLog, head: int, horizon: int) -> _Kept:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What the database keeps of projections and subscriptions, whoever registers them."""
+    """The checkpoints and parked streams in the database, also those of other processes."""
 
     log: EventLog
     head: int
@@ -157,7 +157,7 @@ class _Kept:
     parked: dict[Key, int]
 
     async def projections(self) -> dict[str, ProjectionStatus]:
-        """Each projection: those that are registered here first."""
+        """Return the status of each projection, those that are registered here first."""
         registered: dict[str, RegisteredProjection | None] = {
             each.projection.name: each for each in self.log.registry
         }
@@ -167,7 +167,7 @@ class _Kept:
         return {name: await self._projection(name, each) for name, each in registered.items()}
 
     async def subscriptions(self) -> dict[str, SubscriptionStatus]:
-        """Each subscription."""
+        """Return the status of each subscription."""
         return {
             key.projection: SubscriptionStatus(
                 key.projection,
@@ -186,7 +186,7 @@ class _Kept:
         found, rebuild = self.checkpoints.get(live), self.checkpoints.get(building)
         version = found.version if found else None
         if version is None and registered is not None and registered.built_in:
-            version = registered.projection.version  # as old as its table
+            version = registered.projection.version  # it has been filled since its table exists
         inline = registered is not None and registered.inline
         is_complete = registered is not None and inline and version == registered.projection.version
         checkpoint = self.head if is_complete else (found.position if found else 0)
@@ -207,7 +207,10 @@ class _Kept:
     async def _lag(
         self, after: int, registered: RegisteredProjection | None = None
     ) -> tuple[int, float]:
-        """Return how many events come up to the horizon, and the age of the first in seconds."""
+        """Return how many events come after ``after`` up to the horizon, and the first one's age.
+
+        The age is in seconds.
+        """
         log = self.log.database.tables.events.c
         bounds = (log.position > literal(after), log.position <= literal(self.horizon))
         if registered is None:
@@ -221,7 +224,10 @@ class _Kept:
 
 
 def _is_under_way(building: Checkpoint) -> bool:
-    """Or broken off: whoever ended while clearing away leaves a checkpoint that says nothing."""
+    """Return whether a rebuild is running or was interrupted.
+
+    A worker that ended while it dropped tables leaves a checkpoint that does not count.
+    """
     return building.held_by is not None or building.until is not None
 
 

@@ -1,4 +1,4 @@
-"""Subscriptions: the log, followed live by one reader of a name at a time."""
+"""Subscriptions: following the log live, with one reader of a name at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from eventmeta.projector.checkpoints import (
 from eventmeta.projector.worker import MAX_POLL, MIN_POLL
 
 SAVE_SECONDS = 1.0
-"""How often a busy reader's position is saved, at the least."""
+"""After this many seconds at most, the position of a busy reader is saved."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Subscription:
     """A named reader of the log.
 
     Attributes:
-        database: Where.
-        name: Its name, under which its position is kept.
-        after: Where one that is new begins.
+        log: The event log.
+        name: The name under which the position is kept.
+        after: The position after which a new subscription begins.
         types: Only events of these types.
-        max_poll: The longest pause between two looks at the log, in seconds.
+        max_poll: The longest pause between two checks of the log, in seconds.
     """
 
     log: EventLog
@@ -45,10 +45,10 @@ class Subscription:
     max_poll: float = MAX_POLL
 
     async def follow(self) -> AsyncGenerator[RecordedEvent]:
-        """The events, as they come, for ever.
+        """Yield the events as they come, without end.
 
         Raises:
-            LeaseLost: Another reader of the same name took over, as this one was away for long.
+            LeaseLost: Another reader of the name took over, because this one was away for too long.
         """
         async with self.log.hints(), aclosing(self._follow()) as events:
             async for event in events:
@@ -79,12 +79,12 @@ class Subscription:
                 pause = min(pause, self.max_poll, renewal_seconds())
                 await self.log.appended.wait(seen, pause)
         finally:
-            with suppress(EventMetaError):  # the lease ends by itself, and what it saved stays
+            with suppress(EventMetaError):  # then the lease expires, and the saved position stays
                 leave = partial(self._checkpoints.give_back, self._key, holder, position)
                 await self.log.database.fold(leave)
 
     async def _take_lease(self, holder: str) -> LeaseToken:
-        """Wait until no other reader has it."""
+        """Take the lease; wait until no other reader holds it."""
         pause = MIN_POLL
 
         def program() -> Program[LeaseToken | None]:

@@ -1,4 +1,4 @@
-"""The swap: shadow tables take the place of the live ones, and their checkpoint that of theirs."""
+"""The swap: shadow tables and their checkpoint take the place of the live ones."""
 
 from __future__ import annotations
 
@@ -24,19 +24,22 @@ _ALL = 2**62
 
 
 class AlreadySwapped(ProjectionError):
-    """The new tables are in place, where DDL commits by itself, and only that is yet to be said."""
+    """The tables were swapped by an earlier attempt; only the checkpoint is missing.
+
+    This happens if DDL commits by itself.
+    """
 
 
 @dataclass(frozen=True)
 class Swapping:
-    """The end of a rebuild.
+    """The swap at the end of a rebuild.
 
     Attributes:
-        database: Where.
-        registered: The projection. Nobody may append while it is swapped, if it is inline.
+        log: The event log.
+        registered: The projection. If it is inline, nobody may append during the swap.
         shadow: Its tables, old and new.
-        mover: What brings the new ones up to date.
-        claim: The lease of the rebuild.
+        mover: The `CatchUp` of the new tables.
+        claim: The token of the rebuild's lease.
     """
 
     log: EventLog
@@ -46,11 +49,11 @@ class Swapping:
     claim: LeaseToken
 
     async def run(self) -> tuple[int, float]:
-        """The position at the swap, and how many seconds others may have waited for it.
+        """Swap the tables; return the position, and for how many seconds others may have waited.
 
         Raises:
-            TablesMoved: An attempt was broken off when the tables were in place already.
-            RebuildFailed: They cannot take it.
+            AlreadySwapped: An earlier, interrupted attempt has swapped the tables.
+            RebuildFailed: The new tables cannot take the place of the old ones.
         """
         log, dialect = self.log, self.log.database.dialect
         horizon = await log.horizon()
@@ -81,15 +84,15 @@ class Swapping:
                 raise
             raise RebuildFailed(
                 self.claim.key.projection,
-                "is built anew, but cannot take the place of the old table, which goes on serving. "
-                "Drop what depends on that, such as a view; then rebuild() goes on from here. "
+                "is rebuilt, but cannot take the place of the old table, which goes on serving. "
+                "Drop what depends on that table, such as a view; then rebuild() continues here. "
                 f"{failure}",
             ) from failure
         await self._clear_away()
         return position, seconds
 
     async def conclude(self) -> tuple[int, float]:
-        """The same where the tables are in place, and only that is yet to be said."""
+        """Save the checkpoint of tables that were swapped before; return the same as `run`."""
         log, checkpoints = self.log, self.mover.checkpoints
         found = await log.database.fold(partial(checkpoints.fenced, self.claim))
         await log.database.fold(self._take_the_place)
@@ -97,7 +100,10 @@ class Swapping:
         return found.position, 0.0
 
     async def _clear_away(self) -> None:
-        """Under the lease, which ends with that: the next rebuild uses the same names."""
+        """Drop the retired tables and the shadow tables, and end the rebuild's lease.
+
+        The lease is needed until then, because the next rebuild uses the same names.
+        """
         log, checkpoints = self.log, self.mover.checkpoints
 
         def drop() -> Program[None]:
@@ -109,13 +115,13 @@ class Swapping:
             yield from checkpoints.fenced(self.claim)
             yield checkpoints.remove(**key_values(self.claim.key))
 
-        with suppress(LeaseLost):  # whoever has it now clears away
+        with suppress(LeaseLost):  # the worker that has it now drops the tables
             await log.database.fold(drop)
             await log.database.fold(end)
 
     @property
     def _stays(self) -> bool:
-        """Whether other tables refer to the live one, so that it has to stay and takes the rows."""
+        """Return whether other tables refer to the live one: then it stays and takes the rows."""
         live = {table.name for table in self.shadow.live}
         return any(
             key.column.table.name in live
@@ -124,7 +130,7 @@ class Swapping:
         )
 
     async def _finish(self, horizon: int, connection: AsyncConnection) -> int:
-        """Apply the last events; nobody else moves the live tables on meanwhile, or afterwards."""
+        """Apply the last events; no other worker can update the live tables meanwhile, or later."""
         dialect = self.log.database.dialect
         end = await dialect.write_within(connection, self._lock(horizon))
         step = await self.mover.transactions.carry_out(
@@ -135,7 +141,7 @@ class Swapping:
         return step.position
 
     def _lock(self, horizon: int) -> Program[int]:
-        """Own both checkpoints, and let the live one be of no version. The last position."""
+        """Lock both checkpoints, set the version of the live one to 0, return the last position."""
         yield from self.mover.checkpoints.fenced(self.claim)
         live = Key(self.claim.key.projection, LIVE)
         found = yield from self.mover.checkpoints.find(live)
@@ -166,7 +172,7 @@ class Swapping:
         await self.log.database.dialect.write_within(connection, self._take_the_place())
 
     def _take_the_place(self) -> Program[None]:
-        """The checkpoint and the parked streams of the new tables become those of the live ones."""
+        """Make the checkpoint and the parked streams of the new tables those of the live tables."""
         name = self.claim.key.projection
         live, building = key_values(Key(name, LIVE)), key_values(Key(name, BUILDING))
         checkpoints, parking = self.mover.checkpoints, self.mover.parking

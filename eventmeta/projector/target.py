@@ -1,4 +1,4 @@
-"""A projection with the tables that it is kept in, or built in, and the statements for that."""
+"""A projection with the tables in which it is kept or built, and the statements for them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from projections.types import BigInt, SessionId
 
 @dataclass(frozen=True)
 class ProjectionTarget:
-    """What a projection does to some tables.
+    """A projection with the tables that it writes to.
 
     Attributes:
         projection: The projection.
         store: The tables of the store.
-        dialect: Its database.
-        tables: Those that the projection writes to, in the order of its own.
-        state: ``"live"``, or ``"building"`` where they are to take the place of others.
+        dialect: The dialect of the database.
+        tables: The tables that the projection writes to, in the order of its own.
+        state: ``"live"``, or ``"building"`` if the tables are to replace live ones.
     """
 
     projection: AnyProjection
@@ -54,17 +54,17 @@ class ProjectionTarget:
 
     @property
     def key(self) -> Key:
-        """Of its checkpoint."""
+        """Return the key of the checkpoint."""
         return Key(self.projection.name, self.state)
 
     @property
     def applied(self) -> AppliedProjection | None:
-        """The projection, if it is plain Python."""
+        """Return the projection if it is plain Python, else None."""
         return self.projection if isinstance(self.projection, AppliedProjection) else None
 
     @property
     def folded(self) -> Projection | None:
-        """The projection with its table, if the database folds it."""
+        """Return the projection with its table if the database folds it, else None."""
         if isinstance(self.projection, Projection):
             return replace(self.projection, table=self.tables[0])
         return None
@@ -73,7 +73,7 @@ class ProjectionTarget:
 
     @cached_property
     def batch_end(self) -> Statement:
-        """``after``, ``until``, ``limit`` → ``position, events``: where the next ones end."""
+        """Select the end and the number of the next events: ``after``, ``until``, ``limit``."""
         position = self._log.position
         page = (
             select(position)
@@ -86,22 +86,22 @@ class ProjectionTarget:
 
     @cached_property
     def fold_range(self) -> list[Statement]:
-        """``after``, ``until`` → the rows that follow, but for those of parked streams."""
+        """Fold the events after ``after`` up to ``until``, except those of parked streams."""
         return self._fold(self._range)
 
     @cached_property
     def events_in_range(self) -> Statement:
-        """``after``, ``until`` → the events themselves, in order."""
+        """Select the same events as `fold_range` folds, in order."""
         return self._compile(self._range.order_by(self._log.position))
 
     @cached_property
     def fold_stream(self) -> list[Statement]:
-        """``stream_id``, ``stream_type``, ``after``, ``until`` → the rows that follow."""
+        """Fold the events of a stream: ``stream_id``, ``stream_type``, ``after``, ``until``."""
         return self._fold(self._of_stream)
 
     @cached_property
     def events_of_stream(self) -> Statement:
-        """``stream_id``, ``stream_type``, ``after``, ``until`` → the events themselves."""
+        """Select the same events as `fold_stream` folds, in order."""
         return self._compile(self._of_stream.order_by(self._log.position))
 
     def _fold(self, events: AnySelect) -> list[Statement]:
@@ -131,7 +131,10 @@ class ProjectionTarget:
 
     @property
     def is_parked(self) -> ColumnElement[bool]:
-        """That an event of the log waits for an earlier one of its stream that has failed."""
+        """Return the condition that an event has failed, or waits for one that has.
+
+        Both are of the same, parked stream.
+        """
         parked = self.store.parked_streams.c
         return exists().where(
             parked.stream_id == self._log.stream_id,
@@ -145,7 +148,7 @@ class ProjectionTarget:
 
     @cached_property
     def streams_end(self) -> Statement:
-        """``after``, ``limit`` → the last of the next streams."""
+        """Select the last of the next ``limit`` streams after ``after``."""
         heads = self.store.streams.c
         page = (
             select(heads.stream_id)
@@ -161,13 +164,13 @@ class ProjectionTarget:
 
     @cached_property
     def fill(self) -> Statement:
-        """``first``, ``last``, ``until`` → the rows of the streams after one up to another."""
+        """Insert the rows of the streams after ``first`` up to ``last``, as of ``until``."""
         assert self.folded is not None
         log, table = self._log, self.folded.table
         events = self._events(
             log.stream_id > bindparam("first", type_=SessionId),
             log.stream_id <= bindparam("last", type_=SessionId),
-            # Not by the index of positions, which would be the whole log for each chunk.
+            # ``+ 0`` rules out the index of positions: it would read the whole log for each chunk.
             (log.position + 0) <= _bound("until"),
         )
         rows = select_rows(self.folded, self.dialect.relation(events.subquery("events")))
@@ -175,12 +178,12 @@ class ProjectionTarget:
         return self._compile(insert(table).from_select([c.name for c in table.columns], ordered))
 
     def rows(self, events: Events) -> AnySelect:
-        """The rows that there should be after ``events``."""
+        """Return the Select of the rows that follow from ``events``."""
         assert self.folded is not None
         return select_rows(self.folded, events)
 
     def relation(self, *conditions: ColumnElement[bool]) -> Events:
-        """The events of the log that concern the projection and meet ``conditions``."""
+        """Return the events of the log that concern the projection and meet ``conditions``."""
         return self.dialect.relation(self._events(*conditions).subquery("events"))
 
     # --------------------------------------------------------------------------------------------
@@ -205,5 +208,5 @@ def _bound(name: str) -> ColumnElement[int]:
 
 
 def live_target(projection: AnyProjection, store: Tables, dialect: Dialect) -> ProjectionTarget:
-    """A projection with the tables that its readers know."""
+    """Return a projection with its live tables, which its readers know."""
     return ProjectionTarget(projection, store, dialect, projection.tables)

@@ -1,4 +1,4 @@
-"""Pauses between transactions, where one keeps all other writers out."""
+"""Pauses between transactions, for databases in which a transaction blocks all other writers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import asyncio
 from eventmeta.log.event_log import EventLog
 
 TURNS = 8
-"""After so many transactions there is a pause in any case, for those who get no turn otherwise."""
+"""After this many transactions there is always a pause, for writers that get no turn otherwise."""
 
 
 class Pauses:
-    """Lets others write whom a long series of transactions would keep waiting.
+    """The pauses in a long series of transactions, in which other writers get their turn.
 
-    They are there if the log has grown since the last look at it. For nobody there is no pause.
+    Other writers are assumed if the log has grown since the last check. If it has not, there is no
+    pause, except after every `TURNS` transactions.
     """
 
     def __init__(self, log: EventLog) -> None:
@@ -22,7 +23,7 @@ class Pauses:
         self._end = 0
 
     async def take(self) -> None:
-        """To be awaited after each transaction."""
+        """Pause if other writers may be waiting. Call this after each transaction."""
         seconds = self._log.database.dialect.breather
         if not seconds:
             return

@@ -1,4 +1,4 @@
-"""Transactions of the projector: events are read, then applied, and then it is saved how far."""
+"""The transactions of the projector: read events, apply them, then save the checkpoint."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple, Generic[T]):
-    """Events that a transaction has read.
+    """The events that a transaction has read.
 
     Attributes:
         result: The outcome of the transaction.
-        events: Those that Python has to apply.
-        save: Writes how far the log is applied then.
+        events: The events that Python has to apply.
+        save: Writes the position up to which the log is applied then.
     """
 
     result: T
@@ -33,18 +33,18 @@ class Batch(NamedTuple, Generic[T]):
 
 @dataclass(frozen=True)
 class Transactions:
-    """The transactions in which a projection is moved on.
+    """The transactions in which a projection is updated.
 
     Attributes:
         database: The database.
-        target: The projection, and its tables.
+        target: The projection and its tables.
     """
 
     database: Database
     target: ProjectionTarget
 
     async def run(self, program: Callable[[], Program[Batch[T]]]) -> T:
-        """Carry out ``program`` as a transaction of its own."""
+        """Run ``program`` as a transaction of its own, and return its result."""
         if self.target.applied is None:
             return await self.database.fold(lambda: _saved(program()))
 
@@ -55,9 +55,10 @@ class Transactions:
         return await self.database.repeated(work)
 
     async def carry_out(self, program: Program[Batch[T]], connection: AsyncConnection) -> T:
-        """Carry out ``program`` in the transaction of ``connection``.
+        """Run ``program`` in the transaction of ``connection``, and return its result.
 
-        What it saves comes last: an `apply` that has ended the transaction is found out before.
+        The checkpoint is saved last, so that an `apply` that has ended the transaction is detected
+        before.
         """
         dialect, applied = self.database.dialect, self.target.applied
         batch = await dialect.write_within(connection, program)

@@ -1,4 +1,4 @@
-"""`Projector`: what keeps the asynchronous projections up to date, in any number of processes."""
+"""`Projector`: a worker that keeps the asynchronous projections up to date."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from eventmeta.read_models.registry import RegisteredProjection
 logger = logging.getLogger("eventmeta")
 
 MIN_POLL, MAX_POLL = 0.01, 1.0
-"""Seconds between two looks at the log; twice as long after each that found nothing."""
+"""Seconds between two checks of the log. The pause doubles after each check that finds nothing."""
 
 
 class Projector:
-    """Follows the log with the asynchronous projections of a log, until it is stopped.
+    """A worker that follows the log with the asynchronous projections, until it is stopped.
 
-    Every projection is moved on by one holder of a lease at a time; several projectors, in any
-    processes, share the projections, and take over those of one that crashed. Each event is applied
-    exactly once, and those of a stream in their order. A projection whose version has changed is
-    built anew first.
+    Only the holder of a projection's lease updates the projection. Several projectors, in any
+    processes, share the projections; if one crashes, the others take over its projections. Each
+    event is applied exactly once, and the events of a stream are applied in order. A projection
+    whose version has changed is rebuilt first.
 
     Use it as ``async with store.projector():``, or await `run`.
     """
@@ -46,19 +46,19 @@ class Projector:
         self._task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Follow the log until this is cancelled.
+        """Follow the log until this call is cancelled, or the store that owns the engine is closed.
 
-        What fails as a whole, as when the database is out of reach or full, is logged and tried
-        again. It ends, too, when the store is closed that owns the engine.
+        A failure that concerns all events is logged and retried: for example, if the database
+        cannot be reached or is full.
 
         Raises:
-            StandbyServer: It is to run on the primary.
+            StandbyServer: A projector can run only on the primary.
         """
         await self._refuse_standby()
         await self._run()
 
     async def _refuse_standby(self) -> None:
-        """Raise `StandbyServer` on a standby. What else fails now is tried again later."""
+        """Raise `StandbyServer` on a standby; ignore other failures, which are retried later."""
         try:
             await self._log.database.opening.connect(create=False)
             await self._log.refuse_standby()
@@ -110,14 +110,14 @@ class Projector:
                 level = logging.DEBUG if str(failure) == told else logging.WARNING
                 told = str(failure)
                 logger.log(level, "projection %r waits: %s", registered.projection.name, failure)
-            except Exception:  # it must not end all the others
+            except Exception:  # one projection must not end all the others
                 logger.exception("projection %r waits", registered.projection.name)
             _let_cancellation_through()
             await asyncio.sleep(pause)
             pause = min(2 * pause, self._max_poll)
 
     async def _follow(self, registered: RegisteredProjection) -> bool:
-        """Move a projection on for as long as the lease can be had; False if another has it."""
+        """Update a projection while the lease lasts; return False if another worker holds it."""
         follower = Follower(self._log, registered, self._holder, self._batch_size)
         async with follower.lease.held() as claim:
             if claim is not None:
@@ -137,14 +137,14 @@ class Projector:
 
 
 def _let_cancellation_through() -> None:
-    """Raise `CancelledError` if the task was cancelled and a failure took that one's place."""
+    """Raise `CancelledError` if the task was cancelled but another exception has replaced it."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
 
 
 class Follower:
-    """One asynchronous projection, as one holder moves it on."""
+    """An asynchronous projection with the lease under which one worker updates it."""
 
     def __init__(
         self, log: EventLog, registered: RegisteredProjection, holder: str, batch_size: int = BATCH
@@ -155,7 +155,7 @@ class Follower:
         self.lease = Lease(log.database, self.mover.checkpoints, key, holder)
 
     async def catch_up(self, claim: LeaseToken) -> int:
-        """Apply all events up to the horizon: how many."""
+        """Apply all events up to the horizon, and return their number."""
         horizon = await self._log.horizon()
         events, caught_up = 0, False
         while not caught_up:
@@ -166,18 +166,19 @@ class Follower:
 
 
 async def checkpoint_of(log: EventLog, registered: RegisteredProjection) -> Checkpoint | None:
-    """How far a projection is, without waiting for whoever moves it on."""
+    """Return the checkpoint of a projection, without waiting for the worker that updates it."""
     return await live_catch_up(log.database, registered.projection).checkpoint()
 
 
 async def make_current(log: EventLog, registered: RegisteredProjection, holder: str) -> None:
-    """Build a projection anew if its table is of no version yet, or of an older one.
+    """Rebuild a projection if its table has no version yet, or an older one.
 
-    The built-in ones are as old as their tables.
+    A built-in projection is filled from the creation of its table on. So without a version it only
+    gets a checkpoint.
 
     Raises:
-        RebuildUnderWay: Another process does that.
-        RebuildFailed: The new table is not what the log says.
+        RebuildUnderWay: Another process is rebuilding the projection.
+        RebuildFailed: The new table differs from the log, or cannot replace the old table.
     """
     found = await checkpoint_of(log, registered)
     version = registered.projection.version

@@ -460,7 +460,7 @@ async def test_a_select_that_depends_on_how_the_log_is_divided(
     await write_tags(store)
     for _ in range(2):
         with pytest.raises(
-            RebuildFailed, match="'tags' cannot be built anew, so the old table goes on"
+            RebuildFailed, match="'tags' cannot be rebuilt, so the old table goes on"
         ):
             await store.rebuild("tags")
         assert await fetch(store, "SELECT * FROM tags") == [("old", 7)]
