@@ -131,10 +131,7 @@ class ProjectionTarget:
 
     @property
     def is_parked(self) -> ColumnElement[bool]:
-        """Return the condition that an event has failed, or waits for one that has.
-
-        Both are of the same, parked stream.
-        """
+        """Return the condition that an event, or an earlier one of its stream, has failed."""
         parked = self.store.parked_streams.c
         return exists().where(
             parked.stream_id == self._log.stream_id,

@@ -24,7 +24,7 @@ _logger = logging.getLogger("eventmeta")
 
 
 class UsageHooks(RunHooks[Any]):
-    """Run hooks that record usage for each response, however the run ends.
+    """Hooks of a run that record its usage response by response, however the run ends.
 
     ::
 

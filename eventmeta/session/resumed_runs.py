@@ -1,4 +1,4 @@
-"""Finding the run that a ``Usage`` belongs to if a run was restored from JSON; the SDK's trace."""
+"""Finding the run of a ``Usage`` that was restored from JSON, and the SDK's current trace."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def current_trace() -> tuple[str | None, str | None]:
 
 
 def usable_name(value: object) -> str | None:
-    """Return ``value`` if every database can keep it as a name, cut to the length that they keep.
+    """Return ``value`` as a name that every database can keep, cut to 255 characters.
 
-    Otherwise returns None.
+    Returns None if ``value`` is not such a name.
     """
     if not isinstance(value, str) or value in ("", "no-op"):
         return None
