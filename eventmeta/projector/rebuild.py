@@ -141,7 +141,7 @@ class Rebuild:
             return False
         if self.registered.inline:
             # When a process dies, writers are no longer blocked, but its last statement may still
-            # be executed later: what they wrote in between is missing in these tables.
+            # be executed later: these tables lack what writers wrote in between.
             await self._fold(partial(self._checkpoints.discard, claim))
             return False
         return True
