@@ -156,6 +156,15 @@ def test_the_readme_is_short() -> None:
     assert README.count("\n") <= MAX_README_LINES
 
 
+HARD_TO_READ = re.compile(r"(?i)\b(whoever|lest|anew|as far as|is told|has come to|what all)\b")
+
+
+@pytest.mark.parametrize("name", sorted(PAGES.keys() - {"docs/architecture.md", "CHANGELOG.md"}))
+def test_english_is_plain(name: str) -> None:
+    lines = PAGES[name].splitlines()
+    assert [line for line in lines if HARD_TO_READ.search(line)] == []
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name: str) -> None:
     file = ROOT / name
