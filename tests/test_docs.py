@@ -26,6 +26,7 @@ from eventmeta import (
     projection_errors,
 )
 from eventmeta.table_names import TableNames
+from tests.processes import run_python
 from tests.test_examples import output_of, programs_of
 
 ROOT = Path(__file__).parent.parent
@@ -217,3 +218,15 @@ def shown_output(code: str) -> list[str]:
                     break
                 shown.append(comment.lstrip()[2:])
     return shown
+
+
+def test_all_code_is_typed(tmp_path: Path) -> None:
+    """With the settings of this project, so that type checkers of readers agree as well."""
+    pytest.importorskip("mypy")
+    for page, text in PAGES.items():
+        for number, block in enumerate(programs_of(text)):
+            name = re.sub(r"\W", "_", page.removesuffix(".md").lower())
+            (tmp_path / f"{name}_{number}.py").write_text(block.code, encoding="utf-8")
+    done = run_python("-m", "mypy", "--no-error-summary", str(tmp_path), timeout=300)
+    assert done.stdout.replace(str(tmp_path), "") == ""
+    assert done.returncode == 0, done.stderr

@@ -208,6 +208,11 @@ async def test_the_picture_of_the_tables_is_theirs() -> None:
     assert drawn == (PICTURES / "tables.svg").read_text(encoding="utf-8")
 
 
+def test_the_drawings_are_those_of_their_script() -> None:
+    for name, draw in runpy.run_path(str(PICTURES / "flows.py"))["PICTURES"].items():
+        assert draw() == (PICTURES / name).read_text(encoding="utf-8"), name
+
+
 def test_the_picture_of_a_history_is_of_the_quickstart(tmp_path: Path) -> None:
     output = output_of(str(ROOT / "examples" / "quickstart.py"), folder=tmp_path)
     drawn = runpy.run_path(str(PICTURES / "history.py"))["draw"](output)
