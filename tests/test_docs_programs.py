@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -195,6 +197,21 @@ async def test_the_sum_of_the_page_on_billing(structured: MetadataStore) -> None
     (query,) = re.findall(r"^```sql\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     await structured.create_tables()
     await execute(structured, [query])
+
+
+def test_the_revision_of_alembic_completes_a_database(tmp_path: Path) -> None:
+    (program,) = programs_of((ROOT / "docs" / "how-to" / "alembic.md").read_text(encoding="utf-8"))
+    script = tmp_path / "revision.py"
+    script.write_text(program.code, encoding="utf-8")
+    revision = output_of(script.name, folder=tmp_path)
+    statements = re.findall(r"^    op\.execute\((.*)\)$", revision, re.MULTILINE)
+    assert statements
+
+    with sqlite3.connect(tmp_path / "app.db") as connection:
+        for statement in statements:
+            connection.execute(ast.literal_eval(statement))
+    connection.close()
+    assert output_of(script.name, folder=tmp_path) == ""
 
 
 # --- Pictures -----------------------------------------------------------------------------------
