@@ -30,9 +30,9 @@ from tests.processes import run_python
 from tests.test_examples import output_of, programs_of
 
 ROOT = Path(__file__).parent.parent
-API = (
-    ROOT / "docs" / "reference" / "api.md"
-)  # written by docs/reference/api.py when the site is built
+API = ROOT / "docs" / "reference" / "api.md"
+"""Written by docs/reference/api.py when the site is built."""
+
 MAX_README_LINES = 200
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
