@@ -13,7 +13,7 @@ BIN := .venv/bin
 
 pytest = python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test test-all test-long test-lowest test-bench torture lint format bench lock clean
+.PHONY: help demo test test-all test-long test-lowest test-bench torture lint format docs bench lock clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -51,16 +51,21 @@ format: .venv/.dev ## format the code and fix what can be fixed
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+docs: .venv-docs/.docs ## build the site of the docs in build/site; a broken link fails
+	@.venv-docs/bin/python docs/reference/api.py
+	@.venv-docs/bin/zensical build --clean --strict
+
 bench: .venv-bench/.bench ## compare the speed with others (ARGS="run --help": how)
 	@.venv-bench/bin/python -m benchmarks $(or $(ARGS),run)
 
 clean: ## delete everything that make and the tools made
-	rm -rf .venv .venv-bench .venv-lowest build dist .*_cache .hypothesis
+	rm -rf .venv .venv-bench .venv-docs .venv-lowest build dist .cache .*_cache .hypothesis docs/reference/api.md
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- Environments ---------------------------------------------------------------------------
 # .venv holds the locked versions: .core what the library needs, .dev everything else too.
 # .venv-bench holds those of the benchmarks, with the peers and what they hold back.
+# .venv-docs holds what builds the site, and the library, whose docstrings are a page of it.
 # .venv-lowest holds the lower bounds of pyproject.toml. Each stamp says that its installs are done.
 
 ifneq ($(UV),)
@@ -68,6 +73,7 @@ ifneq ($(UV),)
 create = $(UV) venv --quiet --allow-existing $(if $(PYTHON),--python $(PYTHON)) $(1)
 install = $(UV) pip install --quiet --python .venv
 install-bench = $(UV) pip install --quiet --python .venv-bench
+install-docs = $(UV) pip install --quiet --python .venv-docs
 lowest-uv = $(UV)
 
 else
@@ -75,6 +81,7 @@ else
 python := $(or $(PYTHON),python3)
 install = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 install-bench = .venv-bench/bin/python -m pip install --quiet --disable-pip-version-check
+install-docs = .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check
 lowest-uv = .venv-lowest/bin/uv
 
 define create
@@ -105,6 +112,12 @@ endif
 	$(install-bench) --no-deps --editable .
 	@touch $@
 
+.venv-docs/.docs: requirements-docs.lock pyproject.toml
+	$(call create,.venv-docs)
+	$(install-docs) -r requirements-docs.lock
+	$(install-docs) --no-deps --editable .
+	@touch $@
+
 .venv-lowest/.test: pyproject.toml
 	$(call create,.venv-lowest)
 	$(if $(UV),,.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv)
@@ -124,3 +137,4 @@ lock: ## bring the lock files in line with pyproject.toml (ARGS=--upgrade: newes
 	$(compile) $(ARGS) --all-extras --group dev --output-file requirements-dev.lock
 	$(compile) $(ARGS) --constraint requirements-dev.lock --output-file requirements.lock
 	$(compile) $(ARGS) --all-extras --group bench --output-file requirements-bench.lock
+	$(compile) $(ARGS) --constraint requirements-dev.lock --group docs --output-file requirements-docs.lock

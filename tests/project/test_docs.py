@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,25 @@ from benchmarks.scenarios import SCENARIOS
 from eventmeta import MetadataSession, MetadataStore, TableOptions, WriteOptions
 from eventmeta.core import database_errors, errors, projection_errors
 from eventmeta.tables.names import TableNames
-from tests.project.test_examples import blocks_of, output_of
+from tests.project.test_examples import output_of, programs_of
+from tests.support.processes import run_python
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
-ALL = "\n".join([README, *DOCS.values()])
+API = ROOT / "docs" / "reference" / "api.md"
+"""Written by docs/reference/api.py when the site is built."""
+
+MAX_README_LINES = 200
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+    if path != API
+}
+README = PAGES["README.md"]
+ALL = "\n".join(PAGES.values())
+OPTIONS = PAGES["docs/reference/options.md"]
+ERRORS_PAGE = PAGES["docs/reference/errors.md"]
+BENCHMARKS = PAGES["docs/benchmarks.md"]
+WITH_CODE = [name for name, page in PAGES.items() if programs_of(page)]
 
 MAKE_TARGETS = re.findall(
     r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
@@ -52,18 +66,18 @@ def options(function: Callable[..., Any]) -> set[str]:
     ids=lambda function: function.__qualname__,
 )
 def test_options_are_documented(function: Callable[..., Any]) -> None:
-    listed = set(re.findall(r"`(\w+)`|\b(\w+)=None", README.partition("## Options")[2]))
+    listed = set(re.findall(r"`(\w+)`|\b(\w+)=None", OPTIONS))
     names = {name for pair in listed for name in pair} | {"url"}
     assert options(function) <= names
 
 
 @pytest.mark.parametrize("option", sorted(WriteOptions.__annotations__))
 def test_write_option_is_documented(option: str) -> None:
-    assert f"| `{option}` |" in README
+    assert f"| `{option}` |" in OPTIONS
 
 
 def test_defaults_are_as_documented() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", README, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", OPTIONS, re.MULTILINE)
     signatures = map(inspect.signature, (MetadataStore, MetadataSession))
     parameters = dict(each for signature in signatures for each in signature.parameters.items())
     defaults = {name: each.default for name, each in parameters.items()} | asdict(TableNames())
@@ -86,7 +100,7 @@ ERRORS = [*errors.__all__, *database_errors.__all__, *projection_errors.__all__]
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_error_is_in_the_tree(name: str) -> None:
-    assert re.search(rf"^[│├└─ ]*{name}\b", README, re.MULTILINE)
+    assert re.search(rf"^[│├└─ ]*{name}\b", ERRORS_PAGE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("target", MAKE_TARGETS)
@@ -98,7 +112,7 @@ def test_benchmark_options_are_documented() -> None:
     (commands,) = (action for action in parser()._actions if not action.option_strings)
     assert commands.choices
     choices = dict(commands.choices)
-    assert [name for name in choices if f"python -m benchmarks {name} " not in README] == []
+    assert [name for name in choices if f"python -m benchmarks {name} " not in BENCHMARKS] == []
     found = [
         flag
         for each in choices.values()
@@ -111,7 +125,7 @@ def test_benchmark_options_are_documented() -> None:
 
 @pytest.mark.parametrize("name", [*SCENARIOS, *PEERS])
 def test_what_the_benchmarks_compare_is_documented(name: str) -> None:
-    assert f"`{name}`" in README
+    assert f"`{name}`" in BENCHMARKS
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
@@ -124,26 +138,59 @@ def test_a_package_lists_its_modules(package: Path) -> None:
     text = ast.get_docstring(ast.parse(source)) or ""
     purpose, listed = text.splitlines()[0], text.rpartition("\n\n")[2].splitlines()
     assert {line.split("  ")[0] for line in listed} == here - {"__init__"}
-    assert f"| `{package.name}/` | {purpose} |" in DOCS["architecture.md"]
+    assert f"| `{package.name}/` | {purpose} |" in PAGES["docs/architecture.md"]
 
 
-@pytest.mark.parametrize("name", ["README.md", *(f"docs/{name}" for name in DOCS)])
+def test_the_readme_is_short() -> None:
+    assert README.count("\n") <= MAX_README_LINES
+
+
+HARD_TO_READ = re.compile(r"(?i)\b(whoever|lest|anew|as far as|is told|has come to|what all)\b")
+
+
+@pytest.mark.parametrize("name", sorted(PAGES.keys() - {"docs/architecture.md", "CHANGELOG.md"}))
+def test_english_is_plain(name: str) -> None:
+    lines = PAGES[name].splitlines()
+    assert [line for line in lines if HARD_TO_READ.search(line)] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name: str) -> None:
     file = ROOT / name
-    targets = re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", file.read_text(encoding="utf-8"))
-    assert [target for target in targets if not (file.parent / target).exists()] == []
+    links = re.findall(r"\]\(([^)#:]*)(?:#([\w-]*))?\)", PAGES[name])
+    broken = []
+    for target, anchor in links:
+        leads_to = (file.parent / target).resolve() if target else file
+        if leads_to == API:
+            continue
+        known = leads_to.exists() and (not anchor or anchor in anchors(leads_to))
+        if not known:
+            broken.append(f"{target}#{anchor}")
+    assert broken == []
 
 
-def test_examples_print_what_they_say(tmp_path: Path) -> None:
+@cache
+def anchors(file: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    page = re.sub(r"(?ms)^```.*?^```$", "", file.read_text(encoding="utf-8"))
+    titles = re.findall(r"(?m)^#+ (.*)$", page)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_examples_print_what_they_say(name: str, tmp_path: Path) -> None:
     """Each is a program of its own, in one folder.
 
-    A comment after ``print(…)`` is its output; comment lines below it are the output of a loop.
+    A comment after ``print(…)`` is its output; comment lines below it are the output of a loop. A
+    program of which no output is shown may print anything.
     """
-    for number, block in enumerate(blocks_of(README)):
+    for number, block in enumerate(programs_of(PAGES[name])):
         script = tmp_path / f"block_{number}.py"
         script.write_text(block.code, encoding="utf-8")
-        output = output_of(script.name, folder=tmp_path)
-        assert output.splitlines() == shown_output(block.code), f"README.md, line {block.line}"
+        output = output_of(script.name, folder=tmp_path).splitlines()
+        shown = shown_output(block.code)
+        if shown or "print(" not in block.code:
+            assert output == shown, f"{name}, line {block.line}"
 
 
 def shown_output(code: str) -> list[str]:
@@ -161,6 +208,13 @@ def shown_output(code: str) -> list[str]:
     return shown
 
 
-def test_the_query_is_the_one_that_is_tested() -> None:
-    printed = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
-    assert printed == re.findall(r"```sql\n(.*?)```", DOCS["queries.md"], re.DOTALL)[:1]
+def test_all_code_is_typed(tmp_path: Path) -> None:
+    """With the settings of this project, so that type checkers of readers agree as well."""
+    pytest.importorskip("mypy")
+    for page, text in PAGES.items():
+        for number, block in enumerate(programs_of(text)):
+            name = re.sub(r"\W", "_", page.removesuffix(".md").lower())
+            (tmp_path / f"{name}_{number}.py").write_text(block.code, encoding="utf-8")
+    done = run_python("-m", "mypy", "--no-error-summary", str(tmp_path), timeout=300)
+    assert done.stdout.replace(str(tmp_path), "") == ""
+    assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The example and the code in the README do what they say."""
+"""The examples, and the code in the README and the docs, do what they say."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ QUICKSTART = ROOT / "examples" / "quickstart.py"
 README = ROOT / "README.md"
 
 SKIP = "<!-- skip -->"
+ONE_PROGRAM = "<!-- one program -->"
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -88,7 +89,7 @@ def test_a_projection_of_ones_own(name: str, printed: list[str], tmp_path: Path)
     assert output_of(str(ROOT / "examples" / name), folder=tmp_path).splitlines() == printed
 
 
-# --- The README ---------------------------------------------------------------------------------
+# --- The README and the docs ---------------------------------------------------------------------
 
 
 class Block(NamedTuple):
@@ -109,6 +110,14 @@ def blocks_of(page: str) -> list[Block]:
         )
         for match in FENCE.finditer(page)
     ]
+
+
+def programs_of(page: str) -> list[Block]:
+    """The programs of a page: each block is one, or all together where the page says so."""
+    blocks = [block for block in blocks_of(page) if not block.skipped]
+    if blocks and ONE_PROGRAM in page:
+        return [Block(blocks[0].line, "\n".join(block.code for block in blocks), skipped=False)]
+    return blocks
 
 
 def as_script(blocks: list[Block]) -> str:

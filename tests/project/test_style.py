@@ -173,6 +173,8 @@ def test_imports_keep_their_direction() -> None:
     )
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+@pytest.mark.parametrize(
+    "lock", ["requirements.lock", "requirements-dev.lock", "requirements-docs.lock"]
+)
 def test_lock_file_works_with_any_index(lock: str) -> None:
     assert "://" not in (ROOT / lock).read_text(encoding="utf-8")
