@@ -1,4 +1,4 @@
-"""The errors about a call: one tree under `EventMetaError`, which the README draws."""
+"""The errors about a call: one tree under `EventMetaError`, which the reference draws."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ async def existing(engine: AsyncEngine, backend: Backend, old: str = "", new: st
 
 async def forget(engine: AsyncEngine) -> None:
     """Let what comes next open the database for the first time."""
-    for database in [*vars(engine.sync_engine)["eventmeta_databases"].values()]:
-        await database.close()
+    for log in [*vars(engine.sync_engine)["eventmeta_logs"].values()]:
+        await log.close()
 
 
 async def fill(engine: AsyncEngine) -> None:

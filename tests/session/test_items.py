@@ -25,8 +25,9 @@ async def session(engine: AsyncEngine) -> MetadataSession:
 
 
 async def run(engine: AsyncEngine, sql: str, **values: Any) -> None:
+    """Execute ``sql`` with ``values``, which SQLAlchemy converts by their types."""
     async with engine.begin() as connection:
-        await connection.execute(text(sql), values)
+        await connection.execute(text(sql).bindparams(**values))
 
 
 async def rows(engine: AsyncEngine, sql: str, **values: Any) -> list[tuple[Any, ...]]:
