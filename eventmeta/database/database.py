@@ -65,7 +65,18 @@ class Database:
     def replace_tables(self, tables: Tables) -> None:
         """Use ``tables`` from now on."""
         self.tables = tables
+        self._made: dict[object, Any] = {}
         self.retrying = replace(self.retrying, references=tables.references)
+
+    def once(self, make: Callable[[Database], T]) -> T:
+        """Return what ``make`` makes of this database: made once for as long as its tables stay.
+
+        It is kept here, so that it goes with the engine.
+        """
+        if make not in self._made:
+            self._made[make] = make(self)
+        made: T = self._made[make]
+        return made
 
     def check_open(self) -> None:
         """Raise an error if the store is closed, or its engine now puts tables elsewhere."""

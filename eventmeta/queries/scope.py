@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -15,7 +14,6 @@ from eventmeta.database.reader import Lookup, query_for
 from eventmeta.dialects.statement import Row, Statement
 from eventmeta.queries.ownership import OWNER, OwnerFilter
 from eventmeta.queries.statements import ReadStatements
-from eventmeta.tables.tables import Tables
 
 
 class Scope(NamedTuple):
@@ -34,7 +32,7 @@ class Scope(NamedTuple):
     @property
     def reads(self) -> ReadStatements:
         """Return the statements that are limited to what the principal can see."""
-        return _reads(self.database)[self.access.reach]
+        return self.database.once(_reads)[self.access.reach]
 
     @property
     def own(self) -> Scope:
@@ -67,21 +65,11 @@ class Scope(NamedTuple):
         return {} if self.access.user_id is None else {OWNER: self.access.user_id}
 
 
-_Reads = dict[Visibility, ReadStatements]
-_made: WeakKeyDictionary[Database, tuple[Tables, _Reads]] = WeakKeyDictionary()
-"""The statements of each database, and the tables for which they were made."""
-
-
-def _reads(database: Database) -> _Reads:
-    made = _made.get(database)
+def _reads(database: Database) -> dict[Visibility, ReadStatements]:
     tables = database.tables
-    if made is not None and made[0] is tables:
-        return made[1]
-    reads = {
+    return {
         reach: ReadStatements(
             tables, database.dialect, OwnerFilter(tables.streams, tables.events, reach)
         )
         for reach in Visibility
     }
-    _made[database] = tables, reads
-    return reads

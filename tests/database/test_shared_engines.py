@@ -123,6 +123,24 @@ def is_closed(driver: Any) -> bool:
     return transport is None or transport._sock is None
 
 
+@pytest.mark.parametrize("use", ["write", "read", "history", "find"])
+async def test_nothing_keeps_an_engine_that_the_app_drops(url: str, use: str) -> None:
+    engine = create_async_engine(url)
+    session = MetadataSession("s", engine=engine, create_tables=True)
+    await session.set_metadata({"k": 1})
+    if use == "read":
+        assert await session.get_metadata() == {"k": 1}
+    elif use == "history":
+        assert len(await session.history("k")) == 1
+    elif use == "find":
+        assert await MetadataStore(engine).find_sessions_by_metadata("k", 1) == ["s"]
+    await engine.dispose()
+    dropped = weakref.ref(engine.sync_engine)
+    del session, engine
+    gc.collect()
+    assert dropped() is None
+
+
 async def test_engines_end_with_their_thread(persistent_backend: Backend, url: str) -> None:
     store = MetadataStore.from_url(url)
     await store.create_tables()
@@ -132,6 +150,8 @@ async def test_engines_end_with_their_thread(persistent_backend: Backend, url: s
     async def use(n: int) -> None:
         session = MetadataSession.from_url("s", url=url)
         await session.set_metadata({f"k{n}": n})
+        await session.get_metadata()
+        await session.history()
         engines.append(weakref.ref(session.engine.sync_engine))
         async with session.engine.connect() as connection:
             drivers.append((await connection.get_raw_connection()).driver_connection)
