@@ -21,7 +21,9 @@ from eventmeta.queries.scope import Scope
 from eventmeta.queries.sessions import SessionEntry, latest_sessions, list_sessions
 from eventmeta.session.arguments import CreationOptions, HandleOptions, SessionOptions
 from eventmeta.session.metadata_session import MetadataSession
+from eventmeta.store.log import StoreLog
 from eventmeta.store.projections import StoreProjections
+from eventmeta.store.queries import StoreQueries
 from eventmeta.store.user import User
 from eventmeta.store.user_store import UserStore
 from eventmeta.tables.names import TableNames, TableOptions
@@ -37,7 +39,7 @@ class StoreOptions(TableOptions, total=False):
     hints: bool
 
 
-class MetadataStore(StoreProjections):
+class MetadataStore(StoreQueries, StoreLog, StoreProjections):
     """The store of one engine: its sessions, its users, its log, its read models.
 
     This is the administrator's store, in which everything is visible; `as_user` returns the store

@@ -18,11 +18,11 @@ from eventmeta.projector.rebuild import Rebuild
 from eventmeta.projector.status import Status, status_of
 from eventmeta.projector.worker import MAX_POLL, MIN_POLL, Follower, Projector, make_current
 from eventmeta.read_models.registry import RegisteredProjection
-from eventmeta.store.log import StoreLog
+from eventmeta.store.handle import StoreHandle
 from projections import AnyProjection
 
 
-class StoreProjections(StoreLog):
+class StoreProjections(StoreHandle):
     """A store with its projections."""
 
     def register(self, projection: AnyProjection, *, inline: bool = False) -> None:

@@ -12,11 +12,11 @@ from eventmeta.log.event_log import EventLog
 from eventmeta.queries.sessions import SessionEntry, list_sessions
 from eventmeta.session.arguments import CreationOptions, HandleOptions, SessionOptions
 from eventmeta.session.metadata_session import MetadataSession
-from eventmeta.store.handle import StoreHandle
+from eventmeta.store.queries import StoreQueries
 from eventmeta.store.user import User
 
 
-class UserStore(StoreHandle):
+class UserStore(StoreQueries):
     """The store as one user sees it: the user's sessions and metadata, and nothing of other users.
 
     `MetadataStore.as_user` returns one. A session of another user behaves as if it did not exist.
