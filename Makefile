@@ -22,7 +22,7 @@ help: ## show this list
 demo: .venv/.core ## run examples/quickstart.py on an embedded database
 	@$(BIN)/python examples/quickstart.py $(ARGS)
 
-test: .venv/.dev ## run every test on every backend that can be had, with some of its cases
+test: .venv/.dev ## run some cases of every test, on all backends that can be had, in turns
 	@$(BIN)/$(pytest) --quick $(ARGS)
 
 test-all: .venv/.dev ## run every case of every test on every backend that can be had

@@ -45,8 +45,11 @@ LONG_VARIABLE = "EVENTMETA_LONG"
 SHORTER = {"each_dialect": {"sqlite-file"}, "two_dialects": {"sqlite-file", "mariadb"}}
 """The backends that marked tests leave to the long battery, in which all run on all of them."""
 
+QUICK_BACKENDS = 2
+"""On how many of its backends a test is run with ``--quick``."""
+
 QUICK_CASES = 2
-"""Of how many of its parameters a test is run on each backend with ``--quick``."""
+"""With how many of its parameters it is run on each of them."""
 
 CHECK_IN_TURNS = 100
 
@@ -73,7 +76,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
         action="store_true",
-        help="run every test on each of its backends, but of its parameters only some, and few "
+        help="run each test on two of its backends, in turns, with some of its parameters and few "
         "examples of a property; leave out those that are marked slow",
     )
 
@@ -102,18 +105,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _quick(items: Sequence[pytest.Item]) -> set[pytest.Item]:
-    """Return some of the cases of each test on each backend, from the first to the last."""
-    cases: dict[tuple[str, Any], list[pytest.Item]] = {}
+    """Return some cases of each test on some of its backends; the tests take these in turns."""
+    tests: dict[str, dict[Any, list[pytest.Item]]] = {}
     for item in items:
-        params = item.callspec.params if hasattr(item, "callspec") else {}
+        params = (
+            item.callspec.params if isinstance(item, pytest.Function) and _has_params(item) else {}
+        )
         name = item.nodeid.partition("[")[0] if "backend" in params else item.nodeid
-        cases.setdefault((name, params.get("backend")), []).append(item)
+        tests.setdefault(name, {}).setdefault(params.get("backend"), []).append(item)
     kept: set[pytest.Item] = set()
-    for found in cases.values():
-        if not any(found[0].iter_markers("slow")):
-            step = max(len(found) - 1, 1) / max(QUICK_CASES - 1, 1)
-            kept.update(found[round(n * step)] for n in range(min(QUICK_CASES, len(found))))
-    return kept
+    for turn, backends in enumerate(tests.values()):
+        names = [*backends] * 2
+        first = turn % len(backends)
+        for name in names[first : first + min(QUICK_BACKENDS, len(backends))]:
+            cases = backends[name]
+            step = max(len(cases) - 1, 1) / max(QUICK_CASES - 1, 1)
+            kept.update(cases[round(n * step)] for n in range(min(QUICK_CASES, len(cases))))
+    return {item for item in kept if not any(item.iter_markers("slow"))}
+
+
+def _params(item: pytest.Item) -> dict[str, Any]:
+    callspec: Any = getattr(item, "callspec", None)
+    return {} if callspec is None else callspec.params
 
 
 def _is_for_its_backend(item: pytest.Item) -> bool:
