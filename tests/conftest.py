@@ -108,9 +108,7 @@ def _quick(items: Sequence[pytest.Item]) -> set[pytest.Item]:
     """Return some cases of each test on some of its backends; the tests take these in turns."""
     tests: dict[str, dict[Any, list[pytest.Item]]] = {}
     for item in items:
-        params = (
-            item.callspec.params if isinstance(item, pytest.Function) and _has_params(item) else {}
-        )
+        params = _params(item)
         name = item.nodeid.partition("[")[0] if "backend" in params else item.nodeid
         tests.setdefault(name, {}).setdefault(params.get("backend"), []).append(item)
     kept: set[pytest.Item] = set()
