@@ -31,6 +31,13 @@ __all__ = [
 class EventMetaError(Exception):
     """The base of all errors that eventmeta raises. They can be copied and pickled."""
 
+    __module__ = "eventmeta"  # where apps import it from, which a traceback should show
+
+    def __init_subclass__(cls) -> None:
+        """Have the error say that it lives where apps import it from."""
+        if cls.__module__.startswith("eventmeta."):
+            cls.__module__ = "eventmeta"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args, self.__dict__)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import eventmeta
+from eventmeta import EventMetaError
 
 STUB = ast.parse(Path(eventmeta.__file__).with_suffix(".pyi").read_text("utf-8"))
 
@@ -42,3 +43,13 @@ def test_exported_member_explains_itself(name: str) -> None:
         doc = member.__doc__ or ""
         assert doc, f"{name} has no docstring"
         assert not doc.startswith(f"{name}("), f"{name} has only the docstring of a dataclass"
+
+
+def test_errors_show_the_module_that_apps_import_from() -> None:
+    errors = [EventMetaError]
+    for kind in errors:  # which grows meanwhile
+        errors += kind.__subclasses__()
+    ours = [kind for kind in errors if kind.__module__.partition(".")[0] == "eventmeta"]
+    assert len(ours) > 30
+    assert [kind for kind in ours if getattr(eventmeta, kind.__name__, None) is not kind] == []
+    assert {kind.__module__ for kind in ours} == {"eventmeta"}
