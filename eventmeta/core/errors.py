@@ -35,7 +35,7 @@ class EventMetaError(Exception):
 
     def __init_subclass__(cls) -> None:
         """Have the error say that it lives where apps import it from."""
-        if cls.__module__.startswith("eventmeta."):
+        if cls.__module__.startswith("eventmeta.core."):
             cls.__module__ = "eventmeta"
 
     def __reduce__(self) -> tuple[Any, ...]:
