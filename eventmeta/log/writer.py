@@ -65,7 +65,7 @@ class Writer:
         self._is_for_one = is_for_one
         self._commit = commit
         self._expired = expired
-        self.order = Order()
+        self.order = Order(lambda limits: expired(limits, unknown=False))
         self._waiting: deque[Entry] = deque()
         self._places = asyncio.Semaphore(MAX_WAITING)
         self._lanes = Lanes(commit, self._take_batch, in_line)
