@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from eventmeta.core.deadline import Deadline, Limits
 from eventmeta.core.errors import EventMetaError
 from eventmeta.core.events import RecordedEvent
-from eventmeta.core.large_inputs import Order
+from eventmeta.core.large_inputs import Order, Turn
 from eventmeta.core.per_loop import PerLoop
 from eventmeta.core.signals import Notifier
 from eventmeta.database.database import Database
@@ -107,6 +107,7 @@ class EventLog(LogReading):
         command: Command,
         connection: AsyncConnection | AsyncSession | None = None,
         limits: Limits | None = None,
+        turn: Turn | None = None,
     ) -> RecordedEvent | None:
         """Carry out ``command``, and return its event, or None if there was nothing to do.
 
@@ -116,6 +117,8 @@ class EventLog(LogReading):
                 event becomes durable and visible with the caller's commit, and vanishes with a
                 rollback.
             limits: How long the caller waits.
+            turn: The turn in which the command was prepared. It ends as the command joins the
+                queue, and its limits apply.
 
         Raises:
             EventMetaError: The command was rejected or failed; nothing was changed.
@@ -128,6 +131,8 @@ class EventLog(LogReading):
             await self.database.opening.connect_within(connection, limits)
             outcome = await self.appender.commit_within(connection, command, limits)
         else:
+            if turn is not None:
+                limits = turn.end()
             outcome = await self._writer.here.submit(command, limits)
         if isinstance(outcome, EventMetaError):
             raise outcome

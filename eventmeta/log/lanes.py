@@ -56,7 +56,7 @@ class Entry:
         outcome: The outcome of the command.
         queue: The queue in which it waits, unless it is being carried out.
         batch_ended: The end of the batch that it is part of; None while it waits.
-        place: The semaphore in which it takes a place while it waits.
+        place: The function that releases the place that it takes; None without a place.
         busy: The error because of which it is in a lane.
         until: When it has waited in its lane for long enough, in the time of the event loop.
         context: The context variables of its caller.
@@ -69,15 +69,15 @@ class Entry:
     queue: deque[Entry]
     context: Context
     batch_ended: asyncio.Future[None] | None = None
-    place: asyncio.Semaphore | None = None
+    place: Callable[[], None] | None = None
     busy: DatabaseBusy | None = None
     until: float = 0.0
 
     def leave_place(self) -> None:
         """Release the place for another command."""
         if self.place is not None:
-            self.place.release()
-            self.place = None
+            release, self.place = self.place, None
+            release()
 
 
 class Batch(NamedTuple):
@@ -157,19 +157,16 @@ class Lanes:
         entry.queue = lane.waiting
         lane.waiting.append(entry)
 
-    async def place(self, entry: Entry) -> bool:
-        """Wait for a place in the lane of the entry's stream; return False if there is no lane."""
-        lane = self._lanes.get(entry.command.stream)
-        if lane is None:
-            return False
+    async def place(self, entry: Entry) -> None:
+        """Put ``entry`` into the lane of its stream, which is open, when there is a place in it."""
+        lane = self._lanes[entry.command.stream]
         lane.arriving += 1
         try:
             await lane.places.acquire()
         finally:
             lane.arriving -= 1
-        entry.place = lane.places
+        entry.place = lane.places.release
         self.add(entry)
-        return True
 
     async def _work(self, stream: StreamKey, lane: _Lane) -> None:
         pause = PAUSES[0]

@@ -65,9 +65,10 @@ class Writer:
         self._is_for_one = is_for_one
         self._commit = commit
         self._expired = expired
-        self.order = Order()
+        self.order = Order(lambda limits: expired(limits, unknown=False))
         self._waiting: deque[Entry] = deque()
-        self._places = asyncio.Semaphore(MAX_WAITING)
+        self._arriving: deque[Entry] = deque()  # they wait for one of the places
+        self._free_places = MAX_WAITING
         self._lanes = Lanes(commit, self._take_batch, in_line)
         self._timeouts: Timeouts[Entry] = Timeouts(self._time_is_up)
         self._task: asyncio.Task[None] | None = None
@@ -83,28 +84,25 @@ class Writer:
         end = loop.time() + limits.timeout
         entry = Entry(command, limits, end, loop.create_future(), self._waiting, copy_context())
         try:
-            if self._places.locked() or command.stream in self._lanes:
-                await self._wait_for_place(entry)
-            else:
-                await self._places.acquire()
-                entry.place = self._places
+            if command.stream in self._lanes:
+                await self._join_lane(entry)
+            elif self._free_places:
                 self._queue(entry)
+            else:
+                entry.queue = self._arriving
+                self._arriving.append(entry)
             self._timeouts.add(entry)
             return await self._settled(entry)
         finally:
             self._timeouts.remove(entry)
             entry.leave_place()
 
-    async def _wait_for_place(self, entry: Entry) -> None:
+    async def _join_lane(self, entry: Entry) -> None:
         try:
             async with asyncio.timeout_at(entry.end):
-                if await self._lanes.place(entry):
-                    return
-                await self._places.acquire()
+                await self._lanes.place(entry)
         except TimeoutError:
             raise self._expired(entry.limits, unknown=False) from None
-        entry.place = self._places
-        self._queue(entry)
 
     def _time_is_up(self, entry: Entry) -> None:
         """Withdraw a command whose time is up, unless it is being carried out."""
@@ -125,17 +123,18 @@ class Writer:
         fail(entry.outcome, self._expired(entry.limits, unknown=True))
 
     def _queue(self, entry: Entry) -> None:
-        if entry.command.stream in self._lanes:  # opened while the command waited for a place
-            self._step_out(entry)
-            return
+        self._free_places -= 1
+        entry.place = self._place_left
+        entry.queue = self._waiting
         self._waiting.append(entry)
         if self._task is None:
             self._task = asyncio.create_task(self._work(), name="eventmeta-writer")
             self._task.add_done_callback(self._ended)
 
-    def _step_out(self, entry: Entry) -> None:
-        entry.leave_place()
-        self._lanes.add(entry)
+    def _place_left(self) -> None:
+        self._free_places += 1
+        if self._arriving:
+            self._queue(self._arriving.popleft())
 
     async def _settled(self, entry: Entry) -> Outcome | EventMetaError:
         try:
@@ -165,17 +164,18 @@ class Writer:
             self._end()
 
     def _open_lanes(self, held: list[Entry]) -> None:
-        """Move ``held`` into lanes, and behind them all waiting commands of the same streams."""
-        for entry in held:
-            self._step_out(entry)
-        staying: list[Entry] = []
-        for entry in self._waiting:
-            if entry.command.stream in self._lanes:
-                self._step_out(entry)
-            else:
-                staying.append(entry)
-        self._waiting.clear()
-        self._waiting.extend(staying)
+        """Move ``held`` into lanes, and behind them all later commands of the same streams."""
+        streams = {entry.command.stream for entry in held}
+        moved = [*held]
+        for queue in (self._waiting, self._arriving):
+            moved += [entry for entry in queue if entry.command.stream in streams]
+            staying = [entry for entry in queue if entry.command.stream not in streams]
+            queue.clear()
+            queue.extend(staying)
+        for entry in moved:
+            self._lanes.add(entry)
+        for entry in moved:
+            entry.leave_place()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if self._task is task:  # cancelled before it could begin

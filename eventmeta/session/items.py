@@ -18,7 +18,6 @@ from eventmeta.core.canonical_json import (
     text_problem,
 )
 from eventmeta.core.errors import InvalidInput
-from eventmeta.core.events import RecordedEvent
 from eventmeta.core.large_inputs import LARGE_TEXT, Pauses, encoded, is_large
 from eventmeta.core.validation import check_flag, check_items, check_limit
 from eventmeta.log.commands import AddItems, ClearSession, PopItem
@@ -145,23 +144,15 @@ class SessionItems(SessionUsage):
         items = check_items(items, of_any_kind=self._has_own_texts)
         if not items:
             return None
-        if is_large(items):
-            async with self._order.large_write(self._stream):
-                return await self._add_items(items, wrapper, fields, options, are_large=True)
-        return await self._add_items(items, wrapper, fields, options, are_large=False)
-
-    async def _add_items(
-        self,
-        items: list[TResponseInputItem],
-        wrapper: RunContextWrapper[Any] | None,
-        fields: dict[str, Any],
-        options: WriteOptions,
-        *,
-        are_large: bool,
-    ) -> RecordedEvent | None:
-        texts = await self._texts(items, are_large=are_large)
+        large = is_large(items)
+        if (large or self._has_own_texts) and options.get("connection") is None:
+            async with self._turn() as turn:
+                texts = await self._texts(items, are_large=large)
+                command = AddItems(stream=self._stream, items=texts, **fields)
+                return await self._add(command, items, wrapper, options, turn)
+        texts = await self._texts(items, are_large=large)
         command = AddItems(stream=self._stream, items=texts, **fields)
-        return await self._add(command, items, wrapper, options, in_order=are_large)
+        return await self._add(command, items, wrapper, options)
 
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None, **options: Unpack[WriteOptions]

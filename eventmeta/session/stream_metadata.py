@@ -12,7 +12,7 @@ from typing import Any, Unpack
 from eventmeta.core.as_of import parse_as_of
 from eventmeta.core.canonical_json import Change, encode_changes
 from eventmeta.core.events import Position, RecordedEvent, StreamKey
-from eventmeta.core.large_inputs import Order, is_large
+from eventmeta.core.large_inputs import Order, Turn, is_large
 from eventmeta.core.validation import check_keys
 from eventmeta.log.commands import Command
 from eventmeta.log.commands.options import WriteOptions, command_fields
@@ -50,11 +50,12 @@ class StreamMetadata(ABC):
         """
         fields = self._fields("set_metadata()", options)
         encode = partial(encode_changes, metadata, self._max_value_bytes)
-        if is_large(metadata):
-            async with self._order.large_write(self._stream):
+        large = is_large(metadata)
+        if large and options.get("connection") is None:
+            async with self._turn() as turn:
                 changes = await asyncio.to_thread(encode)
-                return await self._submit(self._setting(changes, fields), options, in_order=True)
-        changes = encode()
+                return await self._submit(self._setting(changes, fields), options, turn)
+        changes = await asyncio.to_thread(encode) if large else encode()
         if not changes:
             return None
         return await self._submit(self._setting(changes, fields), options)
@@ -174,12 +175,17 @@ class StreamMetadata(ABC):
     def _order(self) -> Order:
         return self._log.order
 
+    def _turn(self) -> Turn:
+        limits = self._view.limits or self._log.database.limits
+        return self._order.turn(self._stream, limits)
+
     async def _submit(
-        self, command: Command, options: WriteOptions, *, in_order: bool = False
+        self, command: Command, options: WriteOptions, turn: Turn | None = None
     ) -> RecordedEvent | None:
-        if not in_order and (order := self._log.order).is_kept(self._stream):
-            await order.wait(self._stream)
         connection = options.get("connection")
         if connection is None:
+            if turn is None and self._order.is_kept(self._stream):
+                async with self._turn() as turn:
+                    return await self._submit(command, options, turn)
             await self._connected()
-        return await self._log.submit(command, connection, self._view.limits)
+        return await self._log.submit(command, connection, self._view.limits, turn)

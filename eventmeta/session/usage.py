@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmeta.core.canonical_json import dump_canonical, parse
 from eventmeta.core.errors import EventMetaError, InvalidInput
 from eventmeta.core.events import RecordedEvent
+from eventmeta.core.large_inputs import Turn
 from eventmeta.core.principal import Principal
 from eventmeta.core.usage import NOTHING, UsageTotals
 from eventmeta.core.validation import check_run_id
@@ -134,17 +135,17 @@ class SessionUsage(SessionHandle):
         items: Sequence[Any],
         wrapper: RunContextWrapper[Any] | None,
         options: WriteOptions,
-        *,
-        in_order: bool,
+        turn: Turn | None = None,
     ) -> RecordedEvent:
         """Add items and, in the same transaction, record what their run has used so far."""
         ledger = await self._notice(wrapper)
         if wrapper is None or ledger is None:
-            added = await self._submit(command, options, in_order=in_order)
+            added = await self._submit(command, options, turn)
             assert added is not None
             return added
-        if not in_order:
-            await self._order.wait(self._stream)
+        if turn is None and options.get("connection") is None:
+            async with self._turn() as turn:
+                return await self._add(command, items, wrapper, options, turn)
         connection = await own_connection(options.get("connection"))
         if connection is None:
             await self._connected()
@@ -153,7 +154,7 @@ class SessionUsage(SessionHandle):
         cause = await self._enter(ledger, wrapper.usage, command, items, connection)
         taken = ledger.take(command, cause)
         try:
-            added = await self._log.submit(command, connection, self._limits)
+            added = await self._log.submit(command, connection, self._limits, turn)
         except BaseException:
             ledger.put_back(taken)
             raise

@@ -13,10 +13,10 @@ from eventmeta.core.canonical_json import dump_canonical, parse
 from eventmeta.core.deadline import Limits
 from eventmeta.core.errors import InvalidIdentifier, InvalidInput, StoreClosed, ValueTooLarge
 from eventmeta.core.events import BUILT_IN_TYPES, NewEvent, RecordedEvent, StreamKey
-from eventmeta.core.large_inputs import encoded
+from eventmeta.core.large_inputs import Turn, encoded, is_large
 from eventmeta.core.principal import Principal
 from eventmeta.core.validation import check_count, check_event_type, check_session_id, check_types
-from eventmeta.log.commands import Append, EventData
+from eventmeta.log.commands import Append, Command, EventData
 from eventmeta.log.commands.options import command_fields
 from eventmeta.log.event_log import EventLog
 from eventmeta.queries.scope import Scope
@@ -74,7 +74,7 @@ class StoreHandle:
                 "event type", kind, "is built in: use the method of the session that records it"
             )
         given = _object(event.data)
-        data, size = await encoded(given, lambda: _encoded(given, self._max_value_bytes))
+        stream = StreamKey(check_session_id(stream_id))
         fields = command_fields(
             "append()",
             {
@@ -86,20 +86,19 @@ class StoreHandle:
             self._view.access,
             event.context,
         )
-        command = Append(
-            stream=StreamKey(check_session_id(stream_id)),
-            fact=EventData(kind, data),
-            data_size=size,
-            **fields,
-        )
         self._check_open()
-        if self._log.order.is_kept(command.stream):
-            await self._log.order.wait(command.stream)
-        if connection is None:
-            await self._connected()
-        recorded = await self._log.submit(command, connection, self._limits)
-        assert recorded is not None
-        return recorded
+
+        async def record(turn: Turn | None = None) -> RecordedEvent:
+            data, size = await encoded(given, lambda: _encoded(given, self._max_value_bytes))
+            command = Append(stream=stream, fact=EventData(kind, data), data_size=size, **fields)
+            recorded = await self._submit(command, connection, turn)
+            assert recorded is not None
+            return recorded
+
+        if connection is None and is_large(given):
+            async with self._log.order.turn(stream, self._limits) as turn:
+                return await record(turn)
+        return await record()
 
     async def events(
         self,
@@ -180,6 +179,19 @@ class StoreHandle:
         if self._closed:
             raise StoreClosed
         self._log.database.dialect.check_options()
+
+    async def _submit(
+        self,
+        command: Command,
+        connection: AsyncConnection | AsyncSession | None,
+        turn: Turn | None = None,
+    ) -> RecordedEvent | None:
+        if connection is None:
+            if turn is None and self._log.order.is_kept(command.stream):
+                async with self._log.order.turn(command.stream, self._limits) as turn:
+                    return await self._submit(command, connection, turn)
+            await self._connected()
+        return await self._log.submit(command, connection, self._limits, turn)
 
     async def _connected(self) -> None:
         self._check_open()

@@ -269,10 +269,7 @@ class MetadataStore(StoreQueries, StoreLog, StoreProjections):
             **command_fields("delete_user()", options, self._view.access),
         )
         self._check_open()
-        connection = options.get("connection")
-        if connection is None:
-            await self._connected()
-        return await self._log.submit(command, connection, self._limits)
+        return await self._submit(command, options.get("connection"))
 
     async def close(self) -> None:
         """Wait until all submitted writes are done; this handle accepts no more.

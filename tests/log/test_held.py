@@ -20,7 +20,7 @@ from eventmeta import (
     MetadataStore,
     verify_projection,
 )
-from eventmeta.log import lanes
+from eventmeta.log import lanes, writer
 from tests.support.backends import Backend
 from tests.support.helpers import user, versions
 
@@ -254,6 +254,24 @@ async def test_too_many_for_one_session_wait_for_a_place_of_their_own(
     await asyncio.gather(*calls, return_exceptions=True)
     changes = [entry.event.data["changes"] for entry in await session.history(after=2)]
     assert [value for ((_, value),) in changes] == [str(n) for n in range(60) if n != 7]
+
+
+async def test_one_that_waits_for_a_place_as_its_session_is_found_to_be_held_keeps_its_order(
+    store: MetadataStore, hold: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "MAX_WAITING", 2)
+    session, other = await prepare(store, "held", "other")
+    async with hold("head"):
+        calls = start(session.set_metadata({"n": 0}), other.set_metadata({"n": 0}))
+        calls += start(*(other.set_metadata({"n": n}) for n in range(1, 9)))
+        calls += start(session.set_metadata({"n": 1}), session.set_metadata({"n": 2}))
+        await calls[1]
+        calls += start(session.set_metadata({"n": 3}))
+        await asyncio.wait_for(asyncio.gather(*calls[2:10]), SOON)
+    await asyncio.gather(*calls)
+    changes = [entry.event.data["changes"] for entry in await session.history(after=2)]
+    assert [value for ((_, value),) in changes] == ["0", "1", "2", "3"]
+    assert await versions(other) == list(range(1, 12))
 
 
 # --- Strangers ----------------------------------------------------------------------------------
