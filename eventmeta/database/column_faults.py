@@ -94,6 +94,10 @@ def _fault(
             f"{found.type} that is not numbered by the database",
             "the primary key, for which the database draws the numbers",
         )
+    if column in (tables.messages.c.id, tables.messages.c.created_at):
+        fault = dialect.check_order(column, found)
+        if fault is not None:
+            return fault
     key = column in (tables.messages.c.id, tables.sessions.c.session_id)
     if key and not found.unique:
         return Fault("not unique", "the primary key")

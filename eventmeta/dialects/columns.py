@@ -31,6 +31,7 @@ class FoundColumn(NamedTuple):
         numbered: Whether the database draws a number for it.
         collation: The rule by which its texts are compared, if that matters.
         foreign_key: The name of its foreign key, if there is one.
+        default: The rule by which the database fills it, if that matters.
     """
 
     relation: str
@@ -44,6 +45,7 @@ class FoundColumn(NamedTuple):
     numbered: bool
     collation: str | None
     foreign_key: str | None
+    default: str | None
 
 
 class Mend(NamedTuple):
@@ -96,6 +98,13 @@ class ColumnDialect(ABC):
     @abstractmethod
     def check_column(self, column: Column[Any], found: FoundColumn) -> Fault | None:
         """Return why ``found`` may not hold the values of ``column`` exactly; None if it does."""
+
+    def check_order(self, column: Column[Any], found: FoundColumn) -> Fault | None:
+        """Return why ``found``, the id or time of items, may not keep them in order.
+
+        Return None if it does.
+        """
+        return None
 
     @abstractmethod
     def drop_not_null(self, column: Column[Any], found: FoundColumn) -> Mend:

@@ -229,6 +229,46 @@ async def test_upstreams_writer_that_waited_comes_after_what_it_waited_for(
     assert contents(await ours.get_items()) == ["one", "two", "three"]
 
 
+@pytest.mark.parametrize("digits", [0, 3])
+async def test_upstreams_times_of_fewer_digits_are_in_order_too(
+    postgresql_backend: Backend, opened: Open, engine: AsyncEngine, digits: int
+) -> None:
+    await SQLAlchemySession("s", engine=engine, create_tables=True).add_items(users("0"))
+    await run(engine, f"ALTER TABLE agent_messages ALTER created_at TYPE timestamp({digits})")
+    store = MetadataStore(engine)
+    await store.create_tables()
+    elsewhere = opened(structured=False, **in_zone(postgresql_backend, 2))
+    for name in ("1", "2", "3"):
+        await store.session("s").add_items(users(f"ours {name}"))
+        await upstream(elsewhere).add_items(users(f"theirs {name}"))
+    items = [f"{whose} {n}" for n in range(1, 4) for whose in ("ours", "theirs")]
+    assert contents(await store.session("s").get_items()) == ["0", *items]
+
+
+async def test_upstreams_items_come_after_those_of_other_partitions(
+    postgresql_backend: Backend, engine: AsyncEngine
+) -> None:
+    """A trigger runs for the partition, and must look at the whole table."""
+    time = "timestamp NOT NULL DEFAULT current_timestamp"
+    for statement in (
+        f"CREATE TABLE agent_sessions (session_id varchar PRIMARY KEY, created_at {time}, "
+        f"updated_at {time})",
+        "CREATE TABLE agent_messages (id serial PRIMARY KEY, session_id varchar NOT NULL "
+        "REFERENCES agent_sessions ON DELETE CASCADE, message_data text NOT NULL, "
+        f"created_at {time}) PARTITION BY RANGE (id)",
+        "CREATE TABLE early PARTITION OF agent_messages FOR VALUES FROM (1) TO (3)",
+        "CREATE TABLE late PARTITION OF agent_messages FOR VALUES FROM (3) TO (1000)",
+    ):
+        await run(engine, statement)
+    store = MetadataStore(engine, structured_metadata=True)
+    await store.create_tables()
+    await store.session("s").add_items(users("1", "2"))
+    await date_items(store, datetime.now(UTC) + timedelta(hours=1))
+    await upstream(store).add_items(users("3"))
+    await store.session("s").add_items(users("4"))
+    assert contents(await store.session("s").get_items()) == ["1", "2", "3", "4"]
+
+
 async def test_a_time_that_is_given_stays_as_it_is(store: MetadataStore) -> None:
     """As where a database is restored, or merged into another."""
     await store.session("s").add_items(users("now"))

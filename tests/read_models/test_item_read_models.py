@@ -570,3 +570,17 @@ def scans(line: str) -> bool:
     words = line.split()
     of_ours = any(name in words for name in KEPT)
     return of_ours and ("Seq Scan on" in line or "SCAN" in words or "ALL" in words)
+
+
+async def test_mariadb_reads_items_of_at_most_31_levels(
+    mariadb_backend: Backend, structured: MetadataStore
+) -> None:
+    """Others are stored as they are: docs/limits.md."""
+    session = structured.session("s")
+    nested: Any = user("nested")
+    for level in range(2, 34):
+        nested = {**user(str(level)), "extra": nested}
+        if level >= 31:
+            await session.add_items([nested])
+    assert [turn.content for turn in await session.get_turns()] == ["31"]
+    assert len(await session.get_items()) == 3

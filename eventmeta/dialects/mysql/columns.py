@@ -46,17 +46,23 @@ class MySQLColumns(MySQLSchema):
     is_nullable = 'YES' AS nullable,
     column_default IS NOT NULL OR LOCATE('auto_increment', extra) > 0 AS has_default,
     COALESCE(generation_expression, '') <> '' AS computed,
-    column_key IN ('PRI', 'UNI') AS is_unique, LOCATE('auto_increment', extra) > 0 AS numbered,
-    CONVERT(collation_name USING utf8mb4) AS collation
+    LOCATE('auto_increment', extra) > 0 AS numbered,
+    CONVERT(collation_name USING utf8mb4) AS collation,
+    CONVERT(column_default USING utf8mb4) AS filled
   FROM information_schema.columns WHERE {here}
+), alone AS (
+  SELECT table_name, index_name, MAX(column_name) AS column_name
+  FROM information_schema.statistics WHERE non_unique = 0 AND {here}
+  GROUP BY table_name, index_name HAVING COUNT(*) = 1 AND MAX(sub_part) IS NULL
 ), used AS (
   SELECT table_name, column_name, MAX(CONVERT(constraint_name USING utf8mb4)) AS foreign_key
   FROM information_schema.key_column_usage WHERE referenced_table_name IS NOT NULL AND {here}
   GROUP BY table_name, column_name
 )
 SELECT CONVERT(table_name USING utf8mb4), CONVERT(kind USING utf8mb4),
-  CONVERT(column_name USING utf8mb4), column_type, nullable, has_default, computed, is_unique,
-  numbered, collation, foreign_key
+  CONVERT(column_name USING utf8mb4), column_type, nullable, has_default, computed,
+  (table_name, column_name) IN (SELECT table_name, column_name FROM alone), numbered, collation,
+  foreign_key, filled
 FROM made JOIN held USING (table_name) LEFT JOIN used USING (table_name, column_name)"""
 
     def check_column(self, column: Column[Any], found: FoundColumn) -> Fault | None:
@@ -101,6 +107,24 @@ FROM made JOIN held USING (table_name) LEFT JOIN used USING (table_name, column_
             else f"{found.type} {found.collation or ''}".strip(),
             self.column_type(column.type),
             Mend(alter, before, after),
+        )
+
+    def check_order(self, column: Column[Any], found: FoundColumn) -> Fault | None:
+        if not is_time(column) or "_timestamp" in (found.default or "").lower():
+            return None
+        table, name = self.named(column.table.name), self._quoted(column.name)
+        digits = found.type.lower().removeprefix("datetime").removeprefix("timestamp")
+        now = f"{found.type} NOT NULL DEFAULT CURRENT_TIMESTAMP{digits}"
+        return Fault(
+            f"{found.type} whose default is not the current time",
+            now,
+            Mend(
+                (
+                    # Rows without a time are read first, and stay so.
+                    f"UPDATE {table} SET {name} = '1970-01-02' WHERE {name} IS NULL",
+                    f"ALTER TABLE {table} MODIFY {name} {now}",
+                )
+            ),
         )
 
     def drop_not_null(self, column: Column[Any], found: FoundColumn) -> Mend:

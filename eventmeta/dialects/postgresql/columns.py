@@ -20,6 +20,7 @@ from eventmeta.dialects.columns import (
 )
 from eventmeta.dialects.ddl import foreign_keys
 from eventmeta.dialects.postgresql.ddl import PostgreSQLSchema
+from eventmeta.dialects.postgresql.fast_path import in_text
 
 _VARYING = re.compile(r"character varying\((\d+)\)")
 _TIME = re.compile(r"timestamp(\(\d\))? without time zone")
@@ -45,7 +46,11 @@ SELECT relation, CASE WHEN relkind IN ('r', 'p') THEN 'table' WHEN relkind IN ('
   CASE WHEN NOT collisdeterministic THEN collname::text END, (
     SELECT min(conname::text) FROM pg_constraint
     WHERE conrelid = attrelid AND contype = 'f' AND conkey = ARRAY[attnum]
-  )
+  ), CASE WHEN attname = 'id' THEN (
+    SELECT format('%s CACHE %s INCREMENT BY %s', seqrelid::regclass, seqcache, seqincrement)
+    FROM pg_sequence WHERE (seqcache > 1 OR seqincrement < 0) AND seqrelid
+      = to_regclass(pg_get_serial_sequence(wanted.oid::regclass::text, attname::text))
+  ) END
 FROM wanted JOIN pg_class ON pg_class.oid = wanted.oid
 JOIN pg_attribute ON attrelid = wanted.oid AND attnum > 0 AND NOT attisdropped
 LEFT JOIN pg_collation ON pg_collation.oid = attcollation"""
@@ -78,6 +83,30 @@ LEFT JOIN pg_collation ON pg_collation.oid = attcollation"""
             alter,
             before=(f"ALTER TABLE {table} DROP CONSTRAINT {key}",),
             after=tuple(self._add_foreign_key(each) for each in foreign_keys(column)),
+        )
+
+    def check_order(self, column: Column[Any], found: FoundColumn) -> Fault | None:
+        table, name = self.named(column.table.name), self._quoted(column.name)
+        if is_time(column):
+            if not found.nullable:
+                return None
+            # Rows without a time are read last.
+            fill = f"UPDATE {table} SET {name} = timezone('UTC', now()) WHERE {name} IS NULL"
+            mend = Mend((fill, self._alter(column, "SET NOT NULL")))
+            return Fault("nullable", "NOT NULL", mend)
+        if found.default is None:
+            return None
+        sequence = found.default.partition(" CACHE ")[0]
+        ascend = (
+            f"ALTER SEQUENCE {sequence} INCREMENT BY 1 CACHE 1 NO MINVALUE NO MAXVALUE "
+            "START WITH 1 RESTART WITH 1"
+        )
+        last = f"greatest(max({name}), 1), max({name}) > 0"
+        go_on = f"SELECT setval({in_text(sequence)}, {last}) FROM {table}"
+        return Fault(
+            f"numbered by the sequence {found.default}",
+            "numbered in the order of the adds, by CACHE 1 and an INCREMENT above 0",
+            Mend((ascend, go_on)),
         )
 
     def drop_not_null(self, column: Column[Any], found: FoundColumn) -> Mend:

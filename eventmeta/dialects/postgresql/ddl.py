@@ -97,8 +97,8 @@ def _order_of_items(tables: Tables, quoted: Quoted) -> Mapping[Part, Sequence[st
     """Return a trigger for items that other writers add at the default time of the column.
 
     The default is the time at which their transaction began, in the time zone of their connection,
-    even if other items were added since then. A time that is given, as by a restore, is not
-    changed.
+    even if other items were added since then, rounded as the column says. A time that is given, as
+    by a restore, is not changed. A partition has the trigger too, and looks at the whole table.
     """
     name = tables.messages.name
     trigger = f"{name}_in_order"
@@ -111,10 +111,15 @@ IF NOT EXISTS (
 ) THEN
   CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
     EXECUTE format('SELECT greatest(timezone(''UTC'', clock_timestamp()), max(created_at)) '
-      'FROM %s WHERE session_id = $1', TG_RELID::regclass) INTO NEW.created_at USING NEW.session_id;
+      'FROM %s WHERE session_id = $1', coalesce(pg_partition_root(TG_RELID), TG_RELID)::regclass)
+      INTO NEW.created_at USING NEW.session_id;
     RETURN NEW; END$$;
-  CREATE TRIGGER "{trigger}" BEFORE INSERT ON {messages} FOR EACH ROW
-    WHEN (NEW.created_at = LOCALTIMESTAMP) EXECUTE FUNCTION {function}();
+  EXECUTE (
+    SELECT format('CREATE TRIGGER "{trigger}" BEFORE INSERT ON %s FOR EACH ROW '
+      'WHEN (NEW.created_at = LOCALTIMESTAMP::%s) EXECUTE FUNCTION %s', attrelid::regclass,
+      format_type(atttypid, atttypmod), {in_text(f"{function}()")})
+    FROM pg_attribute WHERE attrelid = {in_text(messages)}::regclass AND attname = 'created_at'
+  );
 END IF; END $do$""",
         )
     }

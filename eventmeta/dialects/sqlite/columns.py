@@ -37,10 +37,11 @@ class SQLiteColumns(DDL):
     AND NOT "index".partial AND "column".name = (
       SELECT group_concat(name) FROM pragma_index_info("index".name)
     )
-  ), "column".pk, made.sql, (SELECT count(*) FROM pragma_table_info(made.name) WHERE pk > 0)
+  ), "column".pk, made.sql, (SELECT count(*) FROM pragma_table_info(made.name) WHERE pk > 0),
+  EXISTS (SELECT 1 FROM pragma_index_list(made.name) WHERE origin = 'pk')
 FROM sqlite_master AS made JOIN pragma_table_xinfo(made.name) AS "column"
 WHERE made.type IN ('table', 'view') AND lower(made.name) IN ({names})
-UNION ALL SELECT "table", 'branches', '', '', 0, 0, 0, 0, 0, '', 0
+UNION ALL SELECT "table", 'branches', '', '', 0, 0, 0, 0, 0, '', 0, 0
 FROM pragma_foreign_key_list('{self.branches_table}') WHERE lower("from") = 'message_id'"""
 
     def found_columns(self, rows: Sequence[Row]) -> list[FoundColumn]:
@@ -96,13 +97,14 @@ def _found(
     key: int,
     sql: str,
     keys: int,
+    key_is_index: int,
 ) -> FoundColumn:
     words = " ".join((sql or "").upper().split())
     if words.startswith("CREATE VIRTUAL"):
         kind = "virtual table"
-    without_rowid = re.search(r"\) *(STRICT *, *)?WITHOUT ROWID", words) is not None
     alone = key == 1 and keys == 1
-    numbered = alone and declared.upper() == "INTEGER" and not without_rowid
+    # The row id needs no index, unlike the key of a table WITHOUT ROWID, or one that is DESC.
+    numbered = alone and declared.upper() == "INTEGER" and not key_is_index
     quoted = re.escape(name.upper())
     collated = re.search(rf'[("`\[, ]{quoted}["`\]]?\s[^,]*?COLLATE "?(NOCASE|RTRIM)', words)
     return FoundColumn(
@@ -116,6 +118,7 @@ def _found(
         bool(unique) or alone,
         numbered,
         f"COLLATE {collated[1]}" if collated else None,
+        None,
         None,
     )
 
