@@ -146,9 +146,11 @@ class DatabaseBusy(DatabaseFailure):
     """The change conflicts with other writers; nothing was changed. Try again later.
 
     The change was retried for some seconds, except inside the caller's own transaction: there the
-    caller repeats the whole transaction. The error is also raised if the server or the engine's
-    pool had no connection to give for ``retry_for`` seconds. It is raised at once if a statement
-    was cancelled from outside, or exceeded a time limit that is set for the server or the driver.
+    caller repeats the whole transaction. The error is also raised if the server had no connection
+    to give for ``retry_for`` seconds, or the engine's pool had none. Each attempt waits for the
+    pool as long as its own ``pool_timeout`` says, but all together no longer than ``timeout``. The
+    error is raised at once if a statement was cancelled from outside, or exceeded a time limit that
+    is set for the server or the driver.
 
     Attributes:
         held: Whether another client's open transaction holds the session or user.

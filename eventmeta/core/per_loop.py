@@ -28,9 +28,21 @@ class PerLoop(Generic[T]):
             return latest[1]
         found = self._made.get(loop)
         if found is None:
+            self._forget_closed()
             found = self._made[loop] = self._make()
         self._latest = weakref.ref(loop), found
         return found
+
+    def _forget_closed(self) -> None:
+        """Drop the objects of closed loops.
+
+        An object may refer to its loop, as a semaphore that was waited for does. Then it would keep
+        its own key alive.
+        """
+        for reference in self._made.keyrefs():
+            loop = reference()
+            if loop is not None and loop.is_closed():
+                self._made.pop(loop, None)
 
     @property
     def made_here(self) -> T | None:

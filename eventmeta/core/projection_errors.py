@@ -56,6 +56,7 @@ class ProjectionFailed(ProjectionError):
     """A projection in plain Python raised an error; the transaction was undone.
 
     If the projection is inline, the append was undone. Otherwise the stream of the event is parked.
+    A `CancelledError` counts as an error if the task itself was not cancelled.
     """
 
 

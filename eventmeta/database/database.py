@@ -91,11 +91,13 @@ class Database:
     def expired(self, limits: Limits, *, unknown: bool = False) -> EventMetaError:
         """Return the error of a call that did not end within ``limits``.
 
+        The call waited for work that it shares with others, which goes on with its connection.
+
         Args:
             limits: The limits of the caller.
             unknown: A change may have been recorded.
         """
-        return self.retrying.failures.expired(limits.timeout, unknown=unknown, was_lent=unknown)
+        return self.retrying.failures.expired(limits.timeout, unknown=unknown, was_lent=False)
 
     def group_read(
         self, read: Query | Lookup, limits: Limits | None = None, /, **request: Any

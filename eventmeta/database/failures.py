@@ -104,9 +104,10 @@ class Failures:
         """
         where, within = self.dialect.address, f"within {seconds:.3g} s"
         if unknown:
+            closed = ", and the connection was closed" if was_lent else ""
             return OutcomeUnknown(
-                f"no answer came from {where} {within}, and the connection was closed: the change "
-                "may or may not be recorded; repeat the call with the same event_id"
+                f"no answer came from {where} {within}{closed}: the change may or may not be "
+                "recorded; repeat the call with the same event_id"
             )
         if not was_lent and self.dialect.has_lent_all:
             return DatabaseBusy(f"no connection became free in the engine's pool {within}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -26,7 +27,9 @@ from eventmeta.tables.tables import Tables
 
 T = TypeVar("T")
 
-_SCHEMA_LOCK = "eventmeta_schema_lock"
+_SCHEMA_LOCK = "eventmeta_schema_lock_{process}"
+"""The name of the lock on an engine. A process has its own: nobody would release one that it has
+inherited by a fork."""
 
 
 class Opened(Protocol):
@@ -160,7 +163,8 @@ class Opening:
         """
         database = self._database
         engine = database.dialect.engine.sync_engine
-        lock = vars(engine).setdefault(_SCHEMA_LOCK, threading.Lock())
+        name = _SCHEMA_LOCK.format(process=os.getpid())
+        lock = vars(engine).setdefault(name, threading.Lock())
         limits = database.limits.long
         end = time.monotonic() + limits.timeout
         while not lock.acquire(blocking=False):  # polls, as callers may be in several event loops

@@ -182,7 +182,10 @@ def runs_code_of_the_app(engine: Engine) -> bool:
     Such functions may depend on whose request it is, for example if they tell the database the
     user's name.
     """
-    return is_watched(engine) or len(engine.pool.dispatch.checkout) > _LISTENERS
+    heard: Any = engine.pool.dispatch
+    return bool(
+        is_watched(engine) or len(heard.checkout) > _LISTENERS or heard.checkin or heard.reset
+    )
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

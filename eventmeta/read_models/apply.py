@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from sqlalchemy import Table
 from sqlalchemy.exc import DBAPIError
@@ -61,7 +62,7 @@ async def apply_events(
         await _release(connection, savepoint, dialect)
     except BaseException as error:
         broken = await _undo(connection, savepoint, dialect)
-        if not isinstance(error, Exception):
+        if not _is_of_apply(error):
             raise
         # An error that ends the transaction may show only as a savepoint that is gone.
         hidden = met if broken or isinstance(error, TransactionLost) else []
@@ -73,6 +74,19 @@ async def apply_events(
         if isinstance(error, ProjectionFailed):
             raise
         raise failure_of(projection, events, error) from getattr(error, "orig", error)
+
+
+def _is_of_apply(error: BaseException) -> bool:
+    """Return whether ``error`` is not a cancellation of this task, nor the end of the program.
+
+    `apply` gets a `CancelledError` without being cancelled if it awaits a task that was.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return all(map(_is_of_apply, group.exceptions))
+    task = asyncio.current_task()
+    stray = isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
+    return stray or isinstance(error, Exception)
 
 
 class TransactionLost(Exception):
@@ -133,7 +147,7 @@ def _of_the_database(
 
 
 async def _own_table_missing(
-    error: Exception, dialect: Dialect, connection: AsyncConnection, tables: Sequence[Table]
+    error: BaseException, dialect: Dialect, connection: AsyncConnection, tables: Sequence[Table]
 ) -> BaseException | None:
     """Return the error that says that a table is missing, if one of ``tables`` is missing."""
     names = {table.name.lower() for table in tables}
@@ -167,13 +181,12 @@ def _where(events: Sequence[RecordedEvent]) -> str:
 
 
 def failure_of(
-    projection: AppliedProjection, events: Sequence[RecordedEvent], error: Exception
+    projection: AppliedProjection, events: Sequence[RecordedEvent], error: BaseException
 ) -> ProjectionFailed:
     """Return `ProjectionFailed` for ``error``, without the values that SQLAlchemy's would show."""
     cause = getattr(error, "orig", None) or error
     where = _where(events)
     if isinstance(error, TransactionLost):
         return ProjectionFailed(projection.name, f"failed {where}: {error}")
-    return ProjectionFailed(
-        projection.name, f"failed {where}: {type(cause).__name__}: {cause}. Nothing was changed"
-    )
+    says = f"{type(cause).__name__}: {cause}".removesuffix(": ")
+    return ProjectionFailed(projection.name, f"failed {where}: {says}. Nothing was changed")

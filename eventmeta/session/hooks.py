@@ -5,6 +5,7 @@ This module imports the Agents SDK, so it is imported only when an app asks for 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from types import TracebackType
 from typing import Any, Self
@@ -75,8 +76,7 @@ class UsageHooks(RunHooks[Any]):
     ) -> None:
         """Record what the runs have used so far."""
         self._ended = True
-        for usage in self._used or ():
-            await run_to_completion(_finish(usage))
+        await run_to_completion(asyncio.gather(*map(_finish, self._used or ())))
 
     async def on_llm_start(
         self,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from agents.extensions.memory import SQLAlchemySession
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from eventmeta import MetadataSession, MetadataStore, NewEvent, TablesMissing, verify_projection
+from eventmeta.log import writer
 from tests.support.backends import Backend
 from tests.support.helpers import count_transactions, user, versions
 from tests.support.processes import ROOT, run_python
@@ -44,6 +47,30 @@ async def test_one_engine_serves_several_loops_in_turn(persistent_url: str) -> N
             for n in range(1, 4):
                 asyncio.run(work(n))
             asyncio.run(engine.dispose())
+
+    await asyncio.to_thread(run)
+
+
+async def test_loops_that_are_closed_are_not_kept(
+    persistent_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where callers have waited for a place, so that a semaphore knows its loop."""
+    monkeypatch.setattr(writer, "MAX_WAITING", 1)
+    engine = create_async_engine(persistent_url)
+    store = MetadataStore(engine)
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def work() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await store.create_tables()
+        await asyncio.gather(*(store.session(f"s{n}").set_metadata({"k": n}) for n in range(5)))
+
+    def run() -> None:
+        for _ in range(5):
+            asyncio.run(work())
+        gc.collect()
+        assert sum(loop() is not None for loop in loops) <= 1, "the last, until there is another"
+        asyncio.run(engine.dispose())
 
     await asyncio.to_thread(run)
 

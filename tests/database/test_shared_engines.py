@@ -237,6 +237,59 @@ print("done")
 """
 
 
+FORK_WHILE_CREATING = """
+import asyncio, os, sys
+from sqlalchemy.ext.asyncio import create_async_engine
+from eventmeta import MetadataStore
+from eventmeta.database import opening
+
+store = MetadataStore(create_async_engine(sys.argv[1]))
+create = opening.create_tables
+
+async def child():
+    async with asyncio.timeout(20):
+        await store.create_tables()
+        await store.session("child").set_metadata({"k": 1})
+
+def fork():
+    pid = os.fork()
+    if pid:
+        return pid
+    opening.create_tables = create
+    try:
+        asyncio.run(child())
+    except BaseException as error:
+        print(type(error).__name__, error, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+async def forking(*arguments, **options):
+    pid = fork()
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        await asyncio.sleep(0.02)
+    assert ended[1] == 0, ended
+    await create(*arguments, **options)
+
+async def main():
+    opening.create_tables = forking
+    await store.create_tables()
+    await store.session("parent").set_metadata({"k": 1})
+
+asyncio.run(main())
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+async def test_a_child_does_not_wait_for_tables_that_its_parent_creates(
+    persistent_url: str,
+) -> None:
+    done = await asyncio.to_thread(
+        run_python, "-c", FORK_WHILE_CREATING, persistent_url, timeout=60
+    )
+    assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("kind", ["from_url", "own"])
 async def test_parent_and_children_go_on(persistent_url: str, kind: str) -> None:

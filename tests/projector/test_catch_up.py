@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,9 @@ from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from eventmeta import MetadataStore, OutcomeUnknown, TablesMissing
+from eventmeta import MetadataStore, OutcomeUnknown, ProjectionFailed, TablesMissing
 from eventmeta.projector import worker
+from projections import AppliedProjection
 from tests.support.backends import Backend
 from tests.support.sample_projections import (
     follower_of,
@@ -206,6 +208,56 @@ async def test_a_failing_event_parks_its_stream_alone(store: MetadataStore, size
     await store.catch_up()
     log = await log_of(store)
     assert await rows(store, "trail") == await rows(store, "other") == trail_of(log)
+
+
+async def await_a_cancelled_task() -> None:
+    task = asyncio.create_task(asyncio.sleep(0))
+    task.cancel()
+    await task
+
+
+async def raise_a_group() -> None:
+    raise BaseExceptionGroup("of tasks", [asyncio.CancelledError(), ValueError("x")])
+
+
+def cancelled_within(name: str, act: Callable[[], Awaitable[None]]) -> AppliedProjection:
+    """One whose `apply` meets a cancellation that is not its own, at an ``n`` that is "bad"."""
+    inner = trail(name)
+
+    async def apply(connection: Any, events: Sequence[Any], tables: Any) -> None:
+        if any(event.data["n"] == "bad" for event in events):
+            await act()
+        await inner.apply(connection, events, tables)
+
+    return replace(inner, apply=apply)
+
+
+@pytest.mark.parametrize("act", [await_a_cancelled_task, raise_a_group])
+async def test_a_cancellation_of_something_else_parks_the_stream(
+    store: MetadataStore, act: Callable[[], Awaitable[None]]
+) -> None:
+    store.register(cancelled_within("trail", act))
+    store.register(trail("other"))
+    await store.create_tables()
+    async with store.projector():
+        bad = await store.append("a", noted("bad"))
+        last = await store.append("b", noted(2))
+        for name in ("trail", "other"):
+            await store.wait_for(last.position, name, timeout=10)
+    assert await parked(store, "trail") == [("a", bad.position, 1)]
+    assert [row[0] for row in await rows(store, "trail")] == ["b"]
+
+
+@pytest.mark.parametrize("act", [await_a_cancelled_task, raise_a_group])
+async def test_a_cancellation_of_something_else_refuses_an_append(
+    store: MetadataStore, act: Callable[[], Awaitable[None]]
+) -> None:
+    store.register(cancelled_within("trail", act), inline=True)
+    await store.create_tables()
+    with pytest.raises(ProjectionFailed, match=r"Cancelled|of tasks"):
+        await store.append("a", noted("bad"))
+    await store.append("a", noted(2))
+    assert [row[:2] for row in await rows(store, "trail")] == [("a", "1")]
 
 
 async def test_retrying_ends_at_the_next_event_that_fails(store: MetadataStore) -> None:

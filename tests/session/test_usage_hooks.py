@@ -123,6 +123,35 @@ async def test_a_cancellation(
     assert await rows(engine, "user_message_id") == [question]
 
 
+async def test_a_cancellation_of_several_runs(structured: MetadataStore) -> None:
+    """All of one block, which is cancelled again and again while it records them."""
+    sessions = [structured.session(f"s{n}") for n in range(3)]
+    reached = [asyncio.Event() for _ in sessions]
+
+    async def request() -> None:
+        async with UsageHooks() as hooks:
+            await asyncio.gather(
+                *(
+                    Runner.run(
+                        clerk(calls("hang", 5, "Rome"), tool=hanging(event)),
+                        "Hi",
+                        session=session,
+                        run_config=QUIET,
+                        hooks=hooks,
+                    )
+                    for session, event in zip(sessions, reached, strict=True)
+                )
+            )
+
+    task = asyncio.create_task(request())
+    for event in reached:
+        await event.wait()
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+    assert [(await session.get_usage()).input_tokens for session in sessions] == [5, 5, 5]
+
+
 async def test_a_run_that_ends_well_is_recorded_once(session: MetadataSession) -> None:
     result = await run(clerk(says("Hello.", 5)), session)
     await session.store_run_usage(result)
