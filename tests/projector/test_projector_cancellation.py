@@ -135,7 +135,7 @@ async def test_a_projector_can_be_stopped_when_the_database_is_gone(
     while await holder(store) is None:
         await asyncio.sleep(0.01)
     with monkeypatch.context() as patch:
-        patch.setattr(store.log, "repeated", gone)
+        patch.setattr(store.log.database, "repeated", gone)
         stopping = asyncio.create_task(projector.__aexit__(None, None, None))
         done, _ = await asyncio.wait([stopping], timeout=10)
     assert done
