@@ -9,9 +9,9 @@ from typing import NamedTuple
 class Visibility(enum.Enum):
     """The sessions that a call can see; it treats all others as missing."""
 
-    EVERYTHING = "all sessions"
-    UNCLAIMED = "the user's own, and those that never had an owner"
-    OWN = "the user's own"
+    ALL = "all sessions"
+    OWNED_OR_UNOWNED = "the user's own, and those that never had an owner"
+    OWNED = "the user's own"
 
     __hash__ = object.__hash__  # each member exists once; Enum's own hash takes longer
 
@@ -33,8 +33,8 @@ class Principal(NamedTuple):
     def reach(self) -> Visibility:
         """Return which sessions this principal can see."""
         if self.user_id is None:
-            return Visibility.EVERYTHING
-        return Visibility.UNCLAIMED if self.claims else Visibility.OWN
+            return Visibility.ALL
+        return Visibility.OWNED_OR_UNOWNED if self.claims else Visibility.OWNED
 
     def reaches(self, owner: str | None) -> bool:
         """Return whether this principal can see a session of ``owner`` (None: it never had one)."""

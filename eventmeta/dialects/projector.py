@@ -53,7 +53,7 @@ class ProjectorSQL(ConnectingDialect, ABC):
     events_per_fill: ClassVar[int] = 200_000
     """The approximate number of events that one transaction folds into a shadow table."""
 
-    breather: ClassVar[float] = 0.0
+    throttle_seconds: ClassVar[float] = 0.0
     """Seconds of a pause after such a transaction, for writers that wait for the whole database."""
 
     exports_at_once: ClassVar[int] = 1
@@ -120,7 +120,7 @@ class ProjectorSQL(ConnectingDialect, ABC):
         """Call ``give`` at each hint from any process, until the end of the block."""
         yield
 
-    def measure(self, table: Table) -> Sequence[str]:
+    def analyze(self, table: Table) -> Sequence[str]:
         """Return statements that count a table for the planner, if it learns too slowly."""
         return ()
 

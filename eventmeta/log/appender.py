@@ -149,7 +149,7 @@ class Appender:
             except Exception:
                 # Whatever failed, the commit may have succeeded before.
                 for command in with_companions(commands):
-                    command.may_be_recorded = True
+                    command.may_be_retry = True
                 raise
 
         return await self._database.retrying.retried(

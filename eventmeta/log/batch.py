@@ -56,7 +56,7 @@ def append_batch(
     everything = with_companions(commands)
     batch.heads = yield from own_heads(everything, sql)
     batch.some_held = any(head.held for head in batch.heads.values())
-    yield from batch.find_recorded(command for command in everything if command.may_be_recorded)
+    yield from batch.find_recorded(command for command in everything if command.may_be_retry)
     outcomes: list[PendingEvent | RecordedEvent | EventMetaError | None] = []
     for command in commands:
         take = batch.take_group if command.companions else batch.take
@@ -134,17 +134,17 @@ class _Batch:
         if there and self.some_held and is_held(command, self.heads):
             return DatabaseBusy("held by a transaction that stays open", held=True)
         if event is not None and (there or _gave_away(command, event)):
-            return command.repetition(event) or earlier
+            return command.check_retry(event) or earlier
         expected, version = command.expected_version, head.version if there else 0
         if expected is not None and expected != version:
             return VersionConflict(command.stream.stream_id, expected, version)
         if not (there and head.owned):
-            return command.beyond_reach()
-        if command.looks:
+            return command.when_invisible()
+        if command.reads_state:
             yield from self.flush()
         command.owner, command.recorded_at = head.user_id, head.recorded_at
         try:
-            fact = yield from command.carry_out(self.sql.commands)
+            fact = yield from command.execute(self.sql.commands)
         except (AppendRejected, InvalidInput) as refusal:
             return refusal
         if fact is None:
@@ -236,17 +236,17 @@ class _Batch:
 
     def save_heads(self) -> Program[None]:
         """Write the new versions and owners of the heads."""
-        moved = [(key, head) for key, head in sorted(self.heads.items()) if head.moved]
+        dirty = [(key, head) for key, head in sorted(self.heads.items()) if head.is_dirty]
         time_text = self.sql.dialect.time_text
-        if moved:
+        if dirty:
             yield self.sql.save_streams(
                 [
                     (*key, head.version, time_text(head.recorded_at), head.user_id)
-                    for key, head in moved
+                    for key, head in dirty
                 ]
             )
-        for _, head in moved:
-            head.moved = False
+        for _, head in dirty:
+            head.is_dirty = False
 
     def drop_unused(self) -> Program[None]:
         """Delete the heads that this batch added and in whose streams nothing was recorded."""

@@ -30,7 +30,7 @@ def is_unconditional(command: Command) -> bool:
     return (
         isinstance(command, Append)
         and command.expected_version is None
-        and not command.may_be_recorded
+        and not command.may_be_retry
         and not (isinstance(command, RecordUsage) and command.message)
     )
 

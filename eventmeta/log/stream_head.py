@@ -21,7 +21,7 @@ class StreamHead:
         recorded_at: The time of its next event: see `eventmeta.core.clocks`.
         user_id: Of a session, the owner: None if it never had one, ``NOBODY`` if the owner was
             deleted. Of a user, the user's own id while the user exists.
-        moved: Whether the head has changed and is not written yet.
+        is_dirty: Whether the head has changed and is not written yet.
         owned: Whether this transaction has locked the head. Invisible heads are not locked, nor are
             missing ones unless an event may be recorded in their streams.
         held: Whether another open transaction has locked the head, so that this one skips it.
@@ -31,7 +31,7 @@ class StreamHead:
     version: int
     recorded_at: datetime
     user_id: str | None
-    moved: bool = False
+    is_dirty: bool = False
     owned: bool = True
     held: bool = False
     added: bool = False
@@ -39,7 +39,7 @@ class StreamHead:
     def record(self, stream: StreamKey, fact: EventData) -> None:
         """Advance the head by an event that holds ``fact``."""
         self.version += 1
-        self.moved = True
+        self.is_dirty = True
         if stream.stream_type == "user":
             self.user_id = None if fact.type == USER_DELETED else stream.stream_id
         elif fact.type == USER_ASSIGNED:

@@ -32,7 +32,7 @@ from eventmeta.projector.checkpoints import (
 )
 from eventmeta.projector.lease import Lease
 from eventmeta.projector.progress import RebuildProgress, Rebuilt, Report
-from eventmeta.projector.shadow_tables import ShadowTables, measure
+from eventmeta.projector.shadow_tables import ShadowTables, analyze
 from eventmeta.projector.swap import AlreadySwapped, Swapping
 from eventmeta.projector.target import ProjectionTarget
 from eventmeta.projector.throttle import Pauses
@@ -160,7 +160,7 @@ class Rebuild:
             yield from self._shadow.drop_retired()
             yield from self._shadow.create()
             if self._target.folded is not None:
-                yield from measure(self.log.database.dialect, self.log.database.tables.events)
+                yield from analyze(self.log.database.dialect, self.log.database.tables.events)
             # Check the lease again: if DDL commits by itself, it has released the row's lock.
             found = yield from self._checkpoints.fenced(claim)
             yield self._mover.parking.free_all(**key_values(claim.key))

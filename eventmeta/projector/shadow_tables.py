@@ -73,7 +73,7 @@ class ShadowTables:
         if not self.dialect.indexes_first:
             yield from self._index()
         for table in self.tables:
-            yield from measure(self.dialect, table)
+            yield from analyze(self.dialect, table)
 
     def drop(self) -> Program[None]:
         """Drop the shadow tables."""
@@ -121,9 +121,9 @@ class ShadowTables:
                 yield Statement(f"DROP TABLE {self.dialect.named(name)}", ())()
 
 
-def measure(dialect: Dialect, table: Table) -> Program[None]:
+def analyze(dialect: Dialect, table: Table) -> Program[None]:
     """Analyze ``table``, so that the planner knows how large it is."""
-    for statement in dialect.measure(table):
+    for statement in dialect.analyze(table):
         yield Statement(statement, ())()
 
 

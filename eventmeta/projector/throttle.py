@@ -24,7 +24,7 @@ class Pauses:
 
     async def take(self) -> None:
         """Pause if other writers may be waiting. Call this after each transaction."""
-        seconds = self._log.database.dialect.breather
+        seconds = self._log.database.dialect.throttle_seconds
         if not seconds:
             return
         self._turns += 1

@@ -36,7 +36,7 @@ class OwnerFilter:
     @property
     def is_limited(self) -> bool:
         """Return whether anything is invisible."""
-        return self.reach is not Visibility.EVERYTHING
+        return self.reach is not Visibility.ALL
 
     def of_session(
         self, session_id: ColumnElement[str], user: ColumnElement[str] | None = None
@@ -60,7 +60,7 @@ class OwnerFilter:
             .correlate_except(heads)
             .scalar_subquery()
         )
-        if self.reach is Visibility.UNCLAIMED:
+        if self.reach is Visibility.OWNED_OR_UNOWNED:
             owner = func.coalesce(owner, user)
         return [owner == user]
 

@@ -114,7 +114,7 @@ class Entry:
 
     def try_now(self) -> RecordUsage:
         """Return the command for an attempt, and note that the attempt is made."""
-        self.command.may_be_recorded = self.tried
+        self.command.may_be_retry = self.tried
         self.tried = True
         return self.command
 

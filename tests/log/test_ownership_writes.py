@@ -167,7 +167,7 @@ async def test_a_foreign_session_is_as_if_missing_to_writes(
     await submit(store, BOB.add("foreign"))
     refusals = []
     for session_id in ("foreign", "missing"):
-        for options in ({}, {"may_be_recorded": True}, {"expected_version": 0}):
+        for options in ({}, {"may_be_retry": True}, {"expected_version": 0}):
             command = write(ALICE_OWN, session_id)
             vars(command).update(options)
             with pytest.raises(SessionNotFound) as refusal:
@@ -205,8 +205,8 @@ async def test_what_is_recorded_in_a_foreign_session_is_not_told(store: Metadata
     event_id = new_event_id()
     await submit(store, BOB.add("foreign", event_id=event_id))
     with pytest.raises(SessionNotFound):
-        await submit(store, ALICE.add("foreign", event_id=event_id, may_be_recorded=True))
-    retried = BOB.add("foreign", event_id=event_id, may_be_recorded=True)
+        await submit(store, ALICE.add("foreign", event_id=event_id, may_be_retry=True))
+    retried = BOB.add("foreign", event_id=event_id, may_be_retry=True)
     assert (await submit(store, retried)).event_id == event_id
 
 
@@ -238,11 +238,11 @@ async def test_create_writes_the_rows_at_once(store: MetadataStore) -> None:
 async def test_create_can_be_repeated_under_its_event_id(store: MetadataStore) -> None:
     event_id = new_event_id()
     first = await submit(store, ALICE.create("s", event_id=event_id))
-    retried = ALICE.create("s", event_id=event_id, may_be_recorded=True)
+    retried = ALICE.create("s", event_id=event_id, may_be_retry=True)
     assert await submit(store, retried) == first
     await submit(store, ADMIN.transfer("s", "bob"))
     with pytest.raises(EventIdReused):
-        await submit(store, BOB.create("s", event_id=event_id, may_be_recorded=True))
+        await submit(store, BOB.create("s", event_id=event_id, may_be_retry=True))
 
 
 async def test_transfer_by_the_owner_and_by_the_administrator(store: MetadataStore) -> None:
@@ -278,7 +278,7 @@ async def test_a_transfer_can_be_repeated_though_it_is_out_of_reach(store: Metad
     await submit(store, ALICE.add("s"))
     event_id = new_event_id()
     first = await submit(store, ALICE.transfer("s", "bob", event_id=event_id))
-    again = {"event_id": event_id, "may_be_recorded": True}
+    again = {"event_id": event_id, "may_be_retry": True}
     assert await submit(store, ALICE.transfer("s", "bob", **again)) == first
     with pytest.raises(EventIdReused):
         await submit(store, ALICE.transfer("s", "carol", **again))
@@ -534,7 +534,7 @@ async def test_a_claim_that_is_cancelled_is_complete_or_absent(
         there = bool(await types(store, name))
         assert there or outcome.cancelled
         assert await owner(store, name) == (user_id if there else None)
-        again = Actor(user_id).add(name, event_id=event_id, may_be_recorded=True)
+        again = Actor(user_id).add(name, event_id=event_id, may_be_retry=True)
         assert (await submit(store, again)).event_id == event_id
         assert await types(store, name) == ["user_assigned", "items_added"]
         assert await types(store, user_id, "user") == ["user_created"]

@@ -487,7 +487,7 @@ async def test_pauses_are_for_those_who_write(
         nonlocal sleeps
         sleeps += 1
 
-    monkeypatch.setattr(type(log.database.dialect), "breather", 0.01)
+    monkeypatch.setattr(type(log.database.dialect), "throttle_seconds", 0.01)
     monkeypatch.setattr(pauses, "asyncio", SimpleNamespace(sleep=sleep))
     await store.session("s").set_metadata({"a": 0})
     between = pauses.Pauses(log)

@@ -99,7 +99,7 @@ async def test_the_document_has_a_limit(store: MetadataStore) -> None:
 
 async def test_versions_and_event_ids_of_a_user(store: MetadataStore) -> None:
     event_id = new_event_id()
-    again: dict[str, Any] = {"event_id": event_id, "may_be_recorded": True}
+    again: dict[str, Any] = {"event_id": event_id, "may_be_retry": True}
     first = await submit(
         store, ADMIN.set_user("a", {"k": 1}, event_id=event_id, expected_version=0)
     )
@@ -197,7 +197,7 @@ async def test_delete_can_be_repeated_under_its_event_id(store: MetadataStore) -
     event_id = new_event_id()
     first = await submit(store, ADMIN.delete_user("alice", event_id=event_id))
     await submit(store, ALICE.add("t"))
-    again = ADMIN.delete_user("alice", event_id=event_id, may_be_recorded=True)
+    again = ADMIN.delete_user("alice", event_id=event_id, may_be_retry=True)
     assert await submit(store, again) == first
     assert await owner(store, "t") == "alice"
 

@@ -58,7 +58,7 @@ class PostgreSQLProjecting(ProjectorSQL):
             return func.timezone("UTC", column)
         return super().plain(column)
 
-    def measure(self, table: Table) -> Sequence[str]:
+    def analyze(self, table: Table) -> Sequence[str]:
         """Return ANALYZE; without it, the planner takes a new or quickly grown table for small."""
         return (f"ANALYZE {self.quoted(table.name)}",)
 

@@ -19,7 +19,7 @@ class SQLiteProjecting(ProjectorSQL):
     """The SQL of SQLite for the projector."""
 
     events_per_fill: ClassVar[int] = 2_000
-    breather: ClassVar[float] = 0.01
+    throttle_seconds: ClassVar[float] = 0.01
     indexes_first: ClassVar[bool] = True
 
     def now_ms(self) -> ColumnElement[int]:

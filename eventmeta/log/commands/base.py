@@ -29,7 +29,7 @@ class Command:
     Attributes:
         stream: The stream.
         event_id: The id of the event it becomes.
-        may_be_recorded: The command may have been carried out before: the caller gave the id, or
+        may_be_retry: The command may have been carried out before: the caller gave the id, or
             the outcome of an attempt is unknown.
         expected_version: The version that the stream must have; None for any.
         actor: The actor who makes the change.
@@ -44,7 +44,7 @@ class Command:
 
     stream: StreamKey
     event_id: str
-    may_be_recorded: bool = False
+    may_be_retry: bool = False
     expected_version: int | None = None
     actor: str | None = None
     context: str | None = None
@@ -54,13 +54,13 @@ class Command:
     recorded_at: datetime | None = field(default=None, init=False)
 
     creates_session: ClassVar[bool] = False
-    looks: ClassVar[bool] = True
+    reads_state: ClassVar[bool] = True
     """Whether the pending events of the batch must be written before the command."""
     locks_row: ClassVar[bool] = False
     """Whether the command may have to wait for the row of the session or user, too."""
     type: ClassVar[str]
 
-    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
+    def execute(self, sql: CommandStatements) -> Program[EventData | None]:
         """Carry out the command, and return what to record; None if there was nothing to do.
 
         Raises:
@@ -73,11 +73,11 @@ class Command:
         """Return whether the command may record the first event of its stream."""
         return False
 
-    def beyond_reach(self) -> AppendRejected | None:
+    def when_invisible(self) -> AppendRejected | None:
         """Return the outcome if the principal cannot see the stream; None: nothing to do."""
         return None
 
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+    def check_retry(self, recorded: RecordedEvent) -> AppendRejected | None:
         """Return an error unless ``recorded`` is the outcome of an earlier attempt.
 
         Args:
@@ -105,9 +105,9 @@ class Append(Command):
     fact: EventData
     data_size: int = 0
 
-    looks: ClassVar[bool] = False
+    reads_state: ClassVar[bool] = False
 
-    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
+    def execute(self, sql: CommandStatements) -> Program[EventData | None]:
         """Return what to record, without reading anything."""
         yield from ()
         return self.fact
@@ -117,11 +117,11 @@ class Append(Command):
         """Return True, as the event may be the first one."""
         return True
 
-    def beyond_reach(self) -> AppendRejected | None:
+    def when_invisible(self) -> AppendRejected | None:
         """Return `SessionNotFound`, as there is no stream to append to."""
         return SessionNotFound(self.stream.stream_id)
 
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+    def check_retry(self, recorded: RecordedEvent) -> AppendRejected | None:
         """Return an error unless ``recorded`` has the same type and data."""
         if recorded.type != self.fact.type or _differ(recorded.data, self.fact.data):
             return EventIdReused(self.event_id, recorded.type)

@@ -41,7 +41,7 @@ class AddItems(Append):
     creates_session: ClassVar[bool] = True
     locks_row: ClassVar[bool] = True
 
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+    def check_retry(self, recorded: RecordedEvent) -> AppendRejected | None:
         """Return an error unless ``recorded`` added as many items."""
         if recorded.type != ITEMS_ADDED or len(recorded.data["item_ids"]) != len(self.items):
             return EventIdReused(self.event_id, recorded.type)
@@ -86,7 +86,7 @@ class RecordUsage(Append):
         message_id = self.message.added.item_ids[self.message.place]
         return EventData(self.fact.type, {**self.fact.data, "user_message_id": message_id})
 
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+    def check_retry(self, recorded: RecordedEvent) -> AppendRejected | None:
         """Return an error unless ``recorded`` is of the same type.
 
         Data is not compared: the event id was made for this usage, and only the message's id can
@@ -132,7 +132,7 @@ class PopItem(Command):
     type: ClassVar[str] = ITEM_POPPED
     locks_row: ClassVar[bool] = True
 
-    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
+    def execute(self, sql: CommandStatements) -> Program[EventData | None]:
         """Delete the latest item under the lock of the session's row.
 
         The lock keeps upstream's own writers out.
@@ -148,11 +148,11 @@ class PopItem(Command):
         self.popped = item_id, text
         return EventData(ITEM_POPPED, {"item_id": item_id})
 
-    def beyond_reach(self) -> None:
+    def when_invisible(self) -> None:
         """Return None, as there is no item to remove."""
         self.popped = None
 
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+    def check_retry(self, recorded: RecordedEvent) -> AppendRejected | None:
         """Return an error unless this command still holds the item that was removed.
 
         The item's text is in no table any more.
@@ -174,7 +174,7 @@ class ClearSession(Command):
     type: ClassVar[str] = SESSION_CLEARED
     locks_row: ClassVar[bool] = True
 
-    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
+    def execute(self, sql: CommandStatements) -> Program[EventData | None]:
         """Delete everything, and name every deleted item and key in the event."""
         session_id = self.stream.stream_id
         exists = yield sql.lock_session(session_id=session_id)
@@ -190,7 +190,7 @@ class ClearSession(Command):
             return None
         return EventData(SESSION_CLEARED, {"item_ids": item_ids, "changes": removals(keys)})
 
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+    def check_retry(self, recorded: RecordedEvent) -> AppendRejected | None:
         """Return an error if ``recorded`` removed metadata that this command keeps."""
         kept = not recorded.data.get("changes")
         if recorded.type != self.type or (self.keep_metadata and not kept):
@@ -217,7 +217,7 @@ class ReplaceItems(Command):
     type: ClassVar[str] = ITEMS_REPLACED
     locks_row: ClassVar[bool] = True
 
-    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
+    def execute(self, sql: CommandStatements) -> Program[EventData | None]:
         """Compare the items under the lock of the session's row, then replace them."""
         self.replaced = False
         session_id = self.stream.stream_id
@@ -242,7 +242,7 @@ class ReplaceItems(Command):
         """Return whether all items are replaced, as there may be none."""
         return self.expected is None
 
-    def beyond_reach(self) -> AppendRejected | None:
+    def when_invisible(self) -> AppendRejected | None:
         """Return `SessionNotFound` if all items are to be replaced; otherwise nothing is done."""
         self.replaced = False
         return SessionNotFound(self.stream.stream_id) if self.expected is None else None
@@ -278,7 +278,7 @@ class ReplaceItems(Command):
             expired = [item_id for item_id in expired if item_id in present]
         return [*expired, *(item_id for item_id, _ in self.expected or ())]
 
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+    def check_retry(self, recorded: RecordedEvent) -> AppendRejected | None:
         """Return an error unless ``recorded`` is of the same type, and set `replaced`."""
         self.replaced = recorded.type == self.type
-        return super().repetition(recorded)
+        return super().check_retry(recorded)

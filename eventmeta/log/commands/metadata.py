@@ -35,12 +35,12 @@ class DeleteMetadata(Command):
 
     type: ClassVar[str] = METADATA_DELETED
 
-    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
+    def execute(self, sql: CommandStatements) -> Program[EventData | None]:
         """Return an event that names exactly the existing keys among those to remove."""
         removed = yield from keys_of(sql, self.stream.stream_id, self.keys)
         return EventData(METADATA_DELETED, {"changes": removals(removed)}) if removed else None
 
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+    def check_retry(self, recorded: RecordedEvent) -> AppendRejected | None:
         """Return an error if ``recorded`` removed other keys than those asked for."""
         return unless_removed(self.keys, self, recorded)
 

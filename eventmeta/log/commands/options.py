@@ -118,7 +118,7 @@ def command_fields(
     context = {**ambient.context, **extra_context}
     return {
         "event_id": new_event_id() if event_id is None else check_event_id(event_id),
-        "may_be_recorded": event_id is not None,
+        "may_be_retry": event_id is not None,
         "expected_version": expected,
         "actor": ambient.name if actor is None else check_actor(actor),
         "context": context_text(context),

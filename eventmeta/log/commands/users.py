@@ -32,7 +32,7 @@ class CreateSession(Command):
     """A command to create a session with its row. The principal must be a user, who owns it."""
 
     creates_session: ClassVar[bool] = True
-    looks: ClassVar[bool] = False
+    reads_state: ClassVar[bool] = False
     locks_row: ClassVar[bool] = True
     type: ClassVar[str] = USER_ASSIGNED
 
@@ -41,7 +41,7 @@ class CreateSession(Command):
         """Return True, as the session may be new."""
         return True
 
-    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
+    def execute(self, sql: CommandStatements) -> Program[EventData | None]:
         """Return the claim as the event. If the user owns the session already, add its row only."""
         if self.owner is None:
             return assignment(self.access.user_id, None)
@@ -49,11 +49,11 @@ class CreateSession(Command):
         yield sql.create_sessions(sessions=recordset(session))
         return None
 
-    def beyond_reach(self) -> AppendRejected:
+    def when_invisible(self) -> AppendRejected:
         """Return `SessionNotFound`, as the id is taken."""
         return SessionNotFound(self.stream.stream_id)
 
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+    def check_retry(self, recorded: RecordedEvent) -> AppendRejected | None:
         """Return an error unless ``recorded`` assigned the session to the same user."""
         return _unless_assigned_to(self.access.user_id, self, recorded)
 
@@ -74,7 +74,7 @@ class TransferSession(Command):
     type: ClassVar[str] = USER_ASSIGNED
     locks_row: ClassVar[bool] = True
 
-    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
+    def execute(self, sql: CommandStatements) -> Program[EventData | None]:
         """Return the assignment as the event; None if the user owns the session already.
 
         A user may transfer only their own sessions. The administrator may transfer any session.
@@ -101,11 +101,11 @@ class TransferSession(Command):
         rows = yield sql.seen_since(session_id=self.stream.stream_id)
         return rows[0][0] if rows else 0
 
-    def beyond_reach(self) -> AppendRejected:
+    def when_invisible(self) -> AppendRejected:
         """Return `SessionNotFound`, as there is no session to transfer."""
         return SessionNotFound(self.stream.stream_id)
 
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+    def check_retry(self, recorded: RecordedEvent) -> AppendRejected | None:
         """Return an error unless ``recorded`` has the same new owner and ``with_history``."""
         if recorded.data.get("with_history", self.with_history) is not self.with_history:
             return EventIdReused(self.event_id, recorded.type)
@@ -158,7 +158,7 @@ class SetUserMetadata(_UserCommand):
         """Return True, as the user may be new."""
         return True
 
-    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
+    def execute(self, sql: CommandStatements) -> Program[EventData | None]:
         """Return the changes and the whole new document as the event.
 
         Raises:
@@ -172,11 +172,11 @@ class SetUserMetadata(_UserCommand):
             raise ValueTooLarge("metadata", size, self.max_value_bytes)
         return EventData(METADATA_SET, {"changes": self.changes, "metadata": text})
 
-    def beyond_reach(self) -> AppendRejected:
+    def when_invisible(self) -> AppendRejected:
         """Return `UserNotFound`: a user may write only their own metadata."""
         return UserNotFound(self.stream.stream_id)
 
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+    def check_retry(self, recorded: RecordedEvent) -> AppendRejected | None:
         """Return an error unless ``recorded`` has the same changes."""
         if recorded.type != self.type or recorded.data["changes"] != self.changes:
             return EventIdReused(self.event_id, recorded.type)
@@ -196,7 +196,7 @@ class DeleteUserMetadata(_UserCommand):
 
     type: ClassVar[str] = METADATA_DELETED
 
-    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
+    def execute(self, sql: CommandStatements) -> Program[EventData | None]:
         """Return an event that names exactly the existing keys among those to remove."""
         document = yield from self._document(sql)
         removed = sorted(document if self.keys is None else document.keys() & {*self.keys})
@@ -206,7 +206,7 @@ class DeleteUserMetadata(_UserCommand):
         text = dump_canonical(kept, "metadata")
         return EventData(METADATA_DELETED, {"changes": removals(removed), "metadata": text})
 
-    def repetition(self, recorded: RecordedEvent) -> AppendRejected | None:
+    def check_retry(self, recorded: RecordedEvent) -> AppendRejected | None:
         """Return an error if ``recorded`` removed other keys than those asked for."""
         return unless_removed(self.keys, self, recorded)
 
@@ -217,7 +217,7 @@ class DeleteUser(_UserCommand):
 
     type: ClassVar[str] = USER_DELETED
 
-    def carry_out(self, sql: CommandStatements) -> Program[EventData | None]:
+    def execute(self, sql: CommandStatements) -> Program[EventData | None]:
         """Return an event that names the user's metadata keys and sessions.
 
         These sessions have no owner from then on.
