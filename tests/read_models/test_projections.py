@@ -282,7 +282,7 @@ async def roll_back(connection: AsyncConnection) -> None:
 
 
 TOLD: dict[Any, str] = {
-    do_nothing: "went on after an error of the database that undid the transaction",
+    do_nothing: "went on after an error with which the database undid the transaction",
     roll_back: "would end the transaction",
 }
 
