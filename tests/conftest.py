@@ -48,7 +48,7 @@ SHORTER = {"each_dialect": {"sqlite-file"}, "two_dialects": {"sqlite-file", "mar
 QUICK_BACKENDS = 2
 """On how many of its backends a test is run with ``--quick``."""
 
-QUICK_CASES = 2
+QUICK_CASES = 1
 """With how many of its parameters it is run on each of them."""
 
 CHECK_IN_TURNS = 100
