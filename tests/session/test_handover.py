@@ -256,7 +256,7 @@ async def test_older_transfers_stay_what_they_were(
         return assignment(self.to_user, self.owner)
 
     await with_a_past(store)
-    monkeypatch.setattr(TransferSession, "carry_out", as_it_was)
+    monkeypatch.setattr(TransferSession, "execute", as_it_was)
     handed = await store.session("s", user_id="alice").transfer("bob")
     assert handed is not None
     assert handed.data == {"user_id": "bob", "previous": "alice"}
