@@ -125,7 +125,7 @@ class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
 
         return put
 
-    def group_read(
+    def look_up(
         self,
         wanted: FromClause,
         columns: Sequence[ColumnElement[Any]],
@@ -148,7 +148,7 @@ class Dialect(EventSQL, ItemSQL, ItemTimes, StreamSQL, RunningDialect):
         order: Sequence[ColumnElement[Any]],
         *also: ColumnElement[Any],
     ) -> AnySelect | None:
-        """Select as `group_read` does, but only the last ``wanted.limit`` rows in ``order``.
+        """Select as `look_up` does, but only the last ``wanted.limit`` rows in ``order``.
 
         The last row comes first.
 

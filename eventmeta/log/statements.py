@@ -116,7 +116,7 @@ class AppendStatements:
         log = self.tables.events
         wanted = self.dialect.recordset("events", {**_KEY, "event_id": log.c.event_id.type})
         same = and_(*(log.c[name] == wanted.c[name] for name in wanted.c.keys()))  # noqa: SIM118
-        found = self.dialect.group_read(wanted, [log.c[name] for name in EVENT_COLUMNS], same)
+        found = self.dialect.look_up(wanted, [log.c[name] for name in EVENT_COLUMNS], same)
         return self._one(self.dialect.current(found, waits=self.waits_within))
 
     # --- Events ---------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ class ReadStatements:
             *self.ownership.of_session(requests.c.session_id, requests.c.get(OWNER)),
         )
         found = (current.key, current.value)
-        return self.dialect.compile(self.dialect.group_read(requests, found, same, requests.c.n))
+        return self.dialect.compile(self.dialect.look_up(requests, found, same, requests.c.n))
 
     def _look_up_alone(self, *wanted: ColumnElement[bool]) -> Statement:
         current = self.tables.session_metadata.table.c

@@ -34,7 +34,7 @@ def provenance_by_event(tables: Tables, dialect: Dialect, given: FromClause | No
         events = select(*columns).where(known)
     else:
         same = log.stream_id == given.c.session_id
-        events = dialect.group_read(given, columns, and_(same, known))
+        events = dialect.look_up(given, columns, and_(same, known))
     event = events.offset(0).subquery("adding")
     item = dialect.select_item_ids(
         event, [event.c.stream_id, event.c.version, event.c.context]

@@ -109,7 +109,7 @@ class ItemRelations:
         """Return the ``columns`` of tool calls, found by the index on session and ``by``."""
         row = self._tool_calls
         index = f"idx_{row.id.table.name}_session_{by}"
-        return self.dialect.group_read(wanted, [row[name] for name in columns], on, index=index)
+        return self.dialect.look_up(wanted, [row[name] for name in columns], on, index=index)
 
     def _linked(self, links: FromClause) -> AnySelect:
         """Return the stored calls and outputs of ``links``, with known columns of their rows."""
@@ -133,7 +133,7 @@ class ItemRelations:
             .subquery("linked")
         )
         message = self.tables.messages.c
-        return self.dialect.group_read(
+        return self.dialect.look_up(
             both,
             [message[name] for name in STORED],
             message.id == both.c.item_id,
@@ -189,7 +189,7 @@ class ItemRelations:
         if given is None:
             return select(*columns).where(*main).subquery("stored")
         same = and_(message.session_id == given.c.session_id, *main)
-        return self.dialect.group_read(given, columns, same).subquery("stored")
+        return self.dialect.look_up(given, columns, same).subquery("stored")
 
     def states(self, sessions: FromClause) -> AnySelect:
         """Return the query for the state of sessions before some items are added.

@@ -143,7 +143,7 @@ class ItemStatements:
         self, projection: ItemProjection, items: MessageRelation, given: FromClause
     ) -> AnySelect:
         row = projection.table.c
-        actual = self.dialect.group_read(given, list(row), row.session_id == given.c.session_id)
+        actual = self.dialect.look_up(given, list(row), row.session_id == given.c.session_id)
         others = actual.except_(projection.select(items)).subquery("others")
         return select(others.c.id)
 
@@ -181,7 +181,7 @@ class ItemStatements:
         stored = [message.id, message.session_id, message.message_data, message.created_at]
         about = [given.c[name] for name in ("context", "turn_before", "parent_before")]
         same = message.id == given.c.id
-        return self.dialect.group_read(given, stored, same, *about).subquery("added")
+        return self.dialect.look_up(given, stored, same, *about).subquery("added")
 
 
 def write_items(

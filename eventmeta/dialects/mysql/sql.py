@@ -134,7 +134,7 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting,
             {name: statement.inserted[name] for name in update} or same
         )
 
-    def group_read(
+    def look_up(
         self,
         wanted: FromClause,
         columns: Sequence[ColumnElement[Any]],
@@ -146,7 +146,7 @@ class MySQLStatements(MySQLColumns, MySQLItems, MySQLItemTimes, MySQLProjecting,
 
         The planner takes any index of a table without statistics, and would read a whole session.
         """
-        found = super().group_read(wanted, columns, on, *also, index=index)
+        found = super().look_up(wanted, columns, on, *also, index=index)
         if index is None:
             return found
         return found.with_hint(columns[0].table, f"FORCE INDEX (`{index}`)")

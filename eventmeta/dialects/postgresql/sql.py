@@ -122,7 +122,7 @@ class PostgreSQLStatements(
             set_={name: statement.excluded[name] for name in update},
         )
 
-    def group_read(
+    def look_up(
         self,
         wanted: FromClause,
         columns: Sequence[ColumnElement[Any]],
