@@ -12,6 +12,7 @@ as_of              points in the past
 clocks             the time at which an event is recorded
 usage              sums of tokens
 large_inputs       encoding large inputs without stopping the event loop
+write_order        the order of writes that are still being prepared
 deadline           the moment by which a call has ended
 timeouts           time limits of the calls that wait, with one timer
 per_loop           one object for each event loop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -94,6 +94,23 @@ class EventRelation:
         # An app's own event may have "changes" too, with another meaning.
         ours = or_(*(events.type == name for name in sorted(METADATA_EVENTS)))
         return self.dialect.select_changes(self.rows, about).where(ours)
+
+
+def select_pairs(
+    about: Iterable[ColumnElement[Any]], item: Callable[[int], ColumnElement[Any]]
+) -> AnySelect:
+    """Return ``about`` and the columns of a change, whose JSON array ``item`` takes apart.
+
+    Args:
+        about: Columns of the event.
+        item: Returns an element of the array: key, value and, if it differs, the indexed value.
+    """
+    return select(
+        *about,
+        item(0).label("key"),
+        item(1).label("value"),
+        func.coalesce(item(2), item(1)).label("indexed_value"),
+    )
 
 
 def concerns(projection: AnyProjection, events: Any) -> ColumnElement[bool]:

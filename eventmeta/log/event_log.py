@@ -13,9 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from eventmeta.core.deadline import Deadline, Limits
 from eventmeta.core.errors import EventMetaError
 from eventmeta.core.events import RecordedEvent
-from eventmeta.core.large_inputs import Order, Turn
 from eventmeta.core.per_loop import PerLoop
 from eventmeta.core.signals import Notifier
+from eventmeta.core.write_order import Order, Turn
 from eventmeta.database.database import Database
 from eventmeta.database.event_reading import LogReading
 from eventmeta.dialects.connections import connections_to_spare

@@ -16,9 +16,9 @@ from typing import Protocol
 from eventmeta.core.contexts import alike
 from eventmeta.core.deadline import Limits
 from eventmeta.core.errors import EventMetaError
-from eventmeta.core.large_inputs import Order
 from eventmeta.core.settle import fail, give, run_to_completion
 from eventmeta.core.timeouts import Timeouts
+from eventmeta.core.write_order import Order
 from eventmeta.log.commands import Command
 from eventmeta.log.lanes import MAX_IN_LINE, Batch, Commit, Entry, Lanes, carry_out
 from eventmeta.log.pending_event import Outcome

@@ -13,7 +13,7 @@ from eventmeta.core.errors import InvalidInput
 from eventmeta.core.events import StreamKey
 from eventmeta.core.validation import check_flag, check_limits, check_positive, check_session_id
 from eventmeta.database.engines import shared_engine
-from eventmeta.log.commands.options import check_options, options_of
+from eventmeta.log.commands.options import check_options, check_table_options, options_of
 from eventmeta.log.event_log import EventLog
 from eventmeta.queries.scope import Scope
 from eventmeta.session.arguments import UrlOptions
@@ -80,16 +80,10 @@ class SessionHandle(StreamMetadata):
             UnsupportedEngine: No dialect supports the engine.
         """
         self.session_id = check_session_id(session_id)
-        if table_names.keys() - TableOptions.__annotations__.keys():
-            kind = type(self)
-            check_options(f"{kind.__name__}()", table_names, options_of(kind))
-        flags = {
-            "create_tables": create_tables,
-            "ensure_ascii": ensure_ascii,
-            "clear_keeps_metadata": clear_keeps_metadata,
-        }
-        for name, value in flags.items():
-            check_flag(name, value)
+        check_table_options(type(self), table_names)
+        check_flag("create_tables", create_tables)
+        check_flag("ensure_ascii", ensure_ascii)
+        check_flag("clear_keeps_metadata", clear_keeps_metadata)
         check_positive("max_value_bytes", max_value_bytes)
         self._limits = check_limits(timeout, retry_for)
         self._log = EventLog.of(engine, TableNames.of(table_names))

@@ -12,8 +12,9 @@ from typing import Any, Unpack
 from eventmeta.core.as_of import parse_as_of
 from eventmeta.core.canonical_json import Change, encode_changes
 from eventmeta.core.events import Position, RecordedEvent, StreamKey
-from eventmeta.core.large_inputs import Order, Turn, is_large
+from eventmeta.core.large_inputs import is_large
 from eventmeta.core.validation import check_keys
+from eventmeta.core.write_order import Order, Turn
 from eventmeta.log.commands import Command
 from eventmeta.log.commands.options import WriteOptions, command_fields
 from eventmeta.log.event_log import EventLog

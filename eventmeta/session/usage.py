@@ -14,10 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eventmeta.core.canonical_json import dump_canonical, parse
 from eventmeta.core.errors import EventMetaError, InvalidInput
 from eventmeta.core.events import RecordedEvent
-from eventmeta.core.large_inputs import Turn
 from eventmeta.core.principal import Principal
 from eventmeta.core.usage import NOTHING, UsageTotals
 from eventmeta.core.validation import check_run_id
+from eventmeta.core.write_order import Turn
 from eventmeta.log.commands import AddItems, Message
 from eventmeta.log.commands.options import WriteOptions
 from eventmeta.log.event_log import own_connection

@@ -13,9 +13,10 @@ from eventmeta.core.canonical_json import dump_canonical, parse
 from eventmeta.core.deadline import Limits
 from eventmeta.core.errors import InvalidIdentifier, InvalidInput, StoreClosed, ValueTooLarge
 from eventmeta.core.events import BUILT_IN_TYPES, NewEvent, RecordedEvent, StreamKey
-from eventmeta.core.large_inputs import Turn, encoded, is_large
+from eventmeta.core.large_inputs import encoded, is_large
 from eventmeta.core.principal import Principal
 from eventmeta.core.validation import check_count, check_event_type, check_session_id, check_types
+from eventmeta.core.write_order import Turn
 from eventmeta.log.commands import Append, Command, EventData
 from eventmeta.log.commands.options import command_fields
 from eventmeta.log.event_log import EventLog

@@ -15,7 +15,13 @@ from eventmeta.core.settle import run_to_completion
 from eventmeta.core.validation import check_flag, check_limits, check_positive, check_user_id
 from eventmeta.dialects.factory import make_engine
 from eventmeta.log.commands import DeleteUser
-from eventmeta.log.commands.options import WriteOptions, check_options, command_fields, options_of
+from eventmeta.log.commands.options import (
+    WriteOptions,
+    check_options,
+    check_table_options,
+    command_fields,
+    options_of,
+)
 from eventmeta.log.event_log import EventLog
 from eventmeta.queries.scope import Scope
 from eventmeta.queries.sessions import SessionEntry, latest_sessions, list_sessions
@@ -84,9 +90,7 @@ class MetadataStore(StoreQueries, StoreLog, StoreProjections):
             UnknownOption: An option does not exist.
             UnsupportedEngine: No dialect supports the engine.
         """
-        if table_names.keys() - TableOptions.__annotations__.keys():
-            kind = type(self)
-            check_options(f"{kind.__name__}()", table_names, options_of(kind))
+        check_table_options(type(self), table_names)
         check_flag("create_tables", create_tables)
         check_flag("hints", hints)
         check_positive("max_value_bytes", max_value_bytes)

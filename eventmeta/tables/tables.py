@@ -123,9 +123,9 @@ def define_tables(names: TableNames, event_keys: Callable[[str], Keys]) -> Table
     )
 
 
-def _created_at() -> Column[object]:
+def _time(name: str) -> Column[object]:
     return Column(
-        "created_at",
+        name,
         TIMESTAMP(timezone=False),
         server_default=text("CURRENT_TIMESTAMP"),
         nullable=False,
@@ -137,13 +137,8 @@ def _sessions(metadata: MetaData, names: TableNames) -> Table:
         names.sessions_table,
         metadata,
         Column("session_id", SessionId, primary_key=True),
-        _created_at(),
-        Column(
-            "updated_at",
-            TIMESTAMP(timezone=False),
-            server_default=text("CURRENT_TIMESTAMP"),
-            nullable=False,
-        ),
+        _time("created_at"),
+        _time("updated_at"),
         Column(
             "user_id", SessionId, ForeignKey(f"{names.users_table}.user_id", ondelete="SET NULL")
         ),
@@ -163,7 +158,7 @@ def _messages(metadata: MetaData, names: TableNames) -> Table:
             nullable=False,
         ),
         Column("message_data", LongText, nullable=False),
-        _created_at(),
+        _time("created_at"),
         Index(f"idx_{names.messages_table}_session_time", "session_id", "created_at"),
         sqlite_autoincrement=True,
     )

@@ -193,14 +193,22 @@ async def test_a_hint_that_fails_or_is_cancelled_harms_no_writer(
     async with MetadataStore.from_url(url, hints=True) as store:
         await store.create_tables()
         for failure in (OSError("no connection"), asyncio.CancelledError()):
+            raised: list[BaseException] = []
 
-            async def hint(*_: object, failure: BaseException = failure) -> None:
+            async def hint(
+                *_: object,
+                failure: BaseException = failure,
+                raised: list[BaseException] = raised,
+            ) -> None:
+                raised.append(failure)
                 raise failure
 
             monkeypatch.setattr(store.log.database.dialect, "hint", hint)
             for n in range(2):
                 await store.session("s").set_metadata({"k": n})
                 await turns()
+            assert raised
+            assert await store.session("s").get_metadata() == {"k": 1}
 
 
 async def test_a_signal_reaches_all_but_the_cancelled() -> None:

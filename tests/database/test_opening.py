@@ -293,7 +293,10 @@ FIRST: dict[str, Callable[[MetadataStore], Awaitable[Any]]] = {
 async def test_a_store_creates_its_tables_at_the_first_call(
     engine: AsyncEngine, call: Callable[[MetadataStore], Awaitable[Any]]
 ) -> None:
-    await call(MetadataStore(engine, create_tables=True))
+    store = MetadataStore(engine, create_tables=True)
+    assert await MetadataStore(engine).schema_sql()
+    await call(store)
+    assert await store.schema_sql() == ""
 
 
 # --- create_session -----------------------------------------------------------------------------

@@ -203,7 +203,7 @@ async def test_what_a_checkout_has_begun_is_part_of_the_transaction(
 
 
 def transactions(engine: AsyncEngine) -> list[str]:
-    """A list that grows with whatever begins a transaction, as SQLite itself is told."""
+    """Return a list that gets each statement by which SQLite begins a transaction."""
     begun: list[str] = []
 
     def told(statement: str) -> None:

@@ -33,6 +33,7 @@ from sqlalchemy.sql.selectable import LateralFromClause
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.events import select_pairs
 from eventmeta.dialects.item_times import last_time
 from eventmeta.dialects.items import Structure
 from eventmeta.dialects.postgresql.columns import PostgreSQLColumns
@@ -100,12 +101,7 @@ class PostgreSQLStatements(
         def item(index: int) -> ColumnElement[Any]:
             return pair.c.value.op("->>", return_type=Text())(literal_column(str(index)))
 
-        return select(
-            *about,
-            item(0).label("key"),
-            item(1).label("value"),
-            func.coalesce(item(2), item(1)).label("indexed_value"),
-        ).select_from(events, pair)
+        return select_pairs(about, item).select_from(events, pair)
 
     def upsert(
         self,

@@ -28,10 +28,12 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.dialects.sqlite import Insert as SQLiteInsert
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.types import TypeEngine
 
 from eventmeta.dialects.base import Dialect
+from eventmeta.dialects.events import select_pairs
 from eventmeta.dialects.item_times import last_time
 from eventmeta.dialects.sqlite.ddl import SQLiteSchema
 from eventmeta.dialects.sqlite.items import SQLiteItems
@@ -81,12 +83,7 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
         def item(index: int) -> ColumnElement[Any]:
             return func.json_extract(pair.c.value, literal_column(f"'$[{index}]'"))
 
-        return select(
-            *about,
-            item(0).label("key"),
-            item(1).label("value"),
-            func.coalesce(item(2), item(1)).label("indexed_value"),
-        ).select_from(events, pair)
+        return select_pairs(about, item).select_from(events, pair)
 
     def upsert(
         self,
@@ -97,21 +94,15 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
     ) -> Insert:
         # Without a WHERE, SQLite would take ON CONFLICT for a join condition.
         statement = insert(table).from_select(list(columns), source.where(true()))
-        if not update:
-            return statement.on_conflict_do_nothing()
-        return statement.on_conflict_do_update(
-            index_elements=list(table.primary_key),
-            set_={name: statement.excluded[name] for name in update},
+        return (
+            _overwriting(statement, table, update) if update else statement.on_conflict_do_nothing()
         )
 
     def put_rows(self, table: Table, update: Collection[str] | None = None) -> PutRows:
         """Insert row by row, which takes SQLite less time than reading a record set."""
         statement = insert(table)
         if update is not None:
-            statement = statement.on_conflict_do_update(
-                index_elements=list(table.primary_key),
-                set_={name: statement.excluded[name] for name in update},
-            )
+            statement = _overwriting(statement, table, update)
         compiled = self.compile(statement)
         return lambda rows: Query(compiled, rows, each=True, affects=len(rows))
 
@@ -182,3 +173,11 @@ class SQLiteStatements(SQLiteItems, SQLiteSchema, SQLiteProjecting, Dialect):
         With one writer, positions that are not committed are above all that are.
         """
         return (select(func.coalesce(func.max(tables.events.c.position), 0)),)
+
+
+def _overwriting(statement: SQLiteInsert, table: Table, update: Collection[str]) -> SQLiteInsert:
+    """Return ``statement``, which overwrites ``update`` in a row of the same key."""
+    return statement.on_conflict_do_update(
+        index_elements=list(table.primary_key),
+        set_={name: statement.excluded[name] for name in update},
+    )

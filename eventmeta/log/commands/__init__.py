@@ -1,6 +1,6 @@
 """Commands: what callers ask of a stream, and how each is carried out in a transaction.
 
-base        what all commands have in common
+base        the base class of all commands
 items       commands to the items of a session, and to the session as a whole
 metadata    commands to the metadata of a session
 users       commands to users, and to the owner of a session

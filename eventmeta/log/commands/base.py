@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,7 +24,7 @@ class EventData(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class Command:
+class Command(ABC):
     """A request to append to one stream.
 
     Attributes:
@@ -60,13 +61,13 @@ class Command:
     """Whether the command may have to wait for the row of the session or user, too."""
     type: ClassVar[str]
 
+    @abstractmethod
     def execute(self, sql: CommandStatements) -> Program[EventData | None]:
         """Carry out the command, and return what to record; None if there was nothing to do.
 
         Raises:
             AppendRejected: The command cannot be carried out; nothing was done yet.
         """
-        raise NotImplementedError
 
     @property
     def begins(self) -> bool:

@@ -73,6 +73,12 @@ def _options_of(kind: Any) -> frozenset[str]:
     return frozenset(names - {"self", "session_id", "engine"})
 
 
+def check_table_options(kind: type, given: TableOptions) -> None:
+    """Raise `UnknownOption` if the constructor of ``kind`` does not take one of ``given``."""
+    if given.keys() - TableOptions.__annotations__.keys():
+        check_options(f"{kind.__name__}()", given, options_of(kind))
+
+
 def check_mapping(what: str, value: object) -> None:
     """Refuse a ``value`` that is not a mapping.
 
